@@ -1,0 +1,158 @@
+"""Configuration -> a run. The only file that sees every layer: read it first.
+
+store    <- data.dir                       memory-mapped interactions
+model    <- model, sizes from the store    the dense network, alike on every rank
+tables   <- model.tables()                 item and user rows, a shard per rank (or whole on a single rank)
+run      <- all of it, Accelerate, the optimizers and the sampler
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from eupmim_dist.checkpoint.layout import Checkpoint, resolve
+from eupmim_dist.checkpoint.load import load_model
+from eupmim_dist.checkpoint.run_dir import Start
+from eupmim_dist.checkpoint.save import CheckpointHook
+from eupmim_dist.config.schema import Config
+from eupmim_dist.data.sampler import TrainingSampler
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.hook import EvaluationHook
+from eupmim_dist.evaluation.runner import Result, evaluate_model
+from eupmim_dist.models.interface import DataShape
+from eupmim_dist.models.registry import build_model
+from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
+from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel.dense import Dense
+from eupmim_dist.parallel.sharded import ShardedTables
+from eupmim_dist.parallel.tables import LocalTables, Tables
+from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.metrics import MetricsWriter
+from eupmim_dist.telemetry.progress import TrainProgress
+from eupmim_dist.telemetry.throughput import Throughput
+from eupmim_dist.train.hooks import LogHook
+from eupmim_dist.train.loop import train
+from eupmim_dist.train.state import Assembled, Progress, Run
+
+
+def open_store(path: Path, world: World) -> InteractionStore:
+    """Opens an interaction store; one rank of each node checks the files' hashes."""
+    with agreed(world):
+        return InteractionStore.open(path, verify=world.local_rank == 0)
+
+
+def assemble(config: Config, world: World, store: InteractionStore) -> Assembled:
+    """A model with initial weights and its tables."""
+    if config.world_size not in (None, world.size):
+        raise UserError(
+            f"world_size: the configuration is for {config.world_size} ranks and {world.size} were started; "
+            f"use `eupmim-dist launch --nproc {config.world_size} -- ...`"
+        )
+    shape = DataShape(
+        num_users=store.num_users,
+        num_item_rows=store.num_item_rows,
+        attributes={attribute.name: attribute.cardinality for attribute in store.attributes},
+        history_length=config.data.history_length,
+    )
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, shape).to(world.device)
+    tables: Tables = (
+        LocalTables(model.tables(), config.seed, world.device)
+        if world.size == 1
+        else ShardedTables(model.tables(), config.seed, world)
+    )
+    return Assembled(config, world, store, model, tables)
+
+
+def assemble_run(config: Config, world: World, store: InteractionStore) -> Run:
+    """Everything a training needs, at step 0."""
+    base = assemble(config, world, store)
+    rate, l2 = config.train.learning_rate, config.train.l2
+    optimizer = TABLE_OPTIMIZERS[config.tables.optimizer]
+    return Run(
+        config=config,
+        world=world,
+        store=store,
+        model=base.model,
+        tables=base.tables,
+        sampler=TrainingSampler(
+            store,
+            seed=config.seed,
+            global_batch_size=config.train.global_batch_size,
+            history_length=config.data.history_length,
+            min_history=config.data.min_history,
+            num_negatives=config.train.num_negatives,
+            rank=world.rank,
+            world_size=world.size,
+        ),
+        dense=Dense(base.model, rate, l2, world),
+        table_optimizer=optimizer(base.tables.shards, config.tables.learning_rate or rate, l2),
+        progress=Progress(),
+    )
+
+
+def load_trained(path: Path, world: World, data: Path | None = None, which: str = "best") -> Assembled:
+    """A trained model from a run directory (its `best` or `last` checkpoint), a checkpoint or a model directory.
+
+    `data` overrides the store's path, not its content: a store with another fingerprint is refused.
+    """
+    with agreed(world):
+        checkpoint = resolve(path, which)
+        config = checkpoint.config.model_copy(update={"world_size": None})
+    store = open_store(data or config.data.dir, world)
+    with agreed(world):
+        check_same_data(checkpoint, store)
+        assembled = assemble(config, world, store)
+    load_model(assembled, checkpoint)
+    return assembled
+
+
+def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:
+    if checkpoint.data["fingerprint"] != store.fingerprint:
+        raise UserError(
+            f"{store.path}: is another store than {checkpoint.path} was trained on ({checkpoint.data['name']}); "
+            "give that one with --data"
+        )
+
+
+def run_training(run: Run, start: Start) -> None:
+    """Trains with logging, evaluation of the valid split and checkpoints attached."""
+    main, run_dir = run.world.is_main, start.run_dir
+    throughput = Throughput()
+    with (
+        MetricsWriter(run_dir, enabled=main, resume_step=run.progress.step or None) as writer,
+        TrainProgress(run.config.train.max_steps, run.progress.step, is_main=main) as progress,
+    ):
+        train(
+            run,
+            [
+                LogHook(writer, progress, throughput),
+                EvaluationHook(writer, throughput),
+                CheckpointHook(run_dir, throughput),
+            ],
+        )
+
+
+def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
+    """The best checkpoint of a finished run on the test split; also `evaluation.json` in the run directory."""
+    load_model(run, resolve(run_dir, "best"))
+    result = evaluate_model(run, "test", "strict", run.config.evaluation.top_n, progress=True)
+    if run.world.is_main:
+        content = {**result.as_dict(), "step": run.progress.best_step}
+        (run_dir / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return [result]
+
+
+def describe(run: Run) -> list[str]:
+    """What is about to be trained, on what, in a few lines."""
+    store, world, config = run.store, run.world, run.config
+    dense = sum(p.numel() for p in run.model.parameters())
+    tables = ", ".join(f"{s.spec.name} {s.spec.rows:,} x {s.spec.dim}" for s in run.tables.shards.values())
+    dropped = f" ({run.sampler.num_dropped:,} dropped: too short)" if run.sampler.num_dropped else ""
+    return [
+        f"data    {store.path}: {len(run.sampler.users):,} training users{dropped}, {store.num_item_rows - 1:,} items",
+        f"model   {config.model.name}: {dense:,} dense parameters; tables {tables}, {config.tables.optimizer}",
+        f"ranks   {world.size} on {world.device.type}, global batch {config.train.global_batch_size}",
+    ]

@@ -1,0 +1,76 @@
+"""Speed of the full training step and of the evaluation, on the ranks and threads it is started with."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from eupmim_dist.assemble import assemble_run, open_store
+from eupmim_dist.config.schema import Config
+from eupmim_dist.evaluation.runner import evaluate_model
+from eupmim_dist.parallel.world import World
+from eupmim_dist.train.step import train_step
+
+WARM_UP_STEPS = 10
+
+
+def measure_step(config: Config, world: World, steps: int, repeats: int) -> dict[str, object]:
+    """Medians over `repeats` of training samples/s (`steps` steps each) and of evaluation users/s."""
+    run = assemble_run(config, world, open_store(config.data.dir, world))
+    run.dense.module.train()
+    for step in range(WARM_UP_STEPS):
+        train_step(run, step)
+
+    def some_steps() -> None:
+        for _ in range(steps):
+            train_step(run, run.progress.step)
+            run.progress.step += 1
+
+    training = _median_seconds(some_steps, repeats, world)
+    protocol, cutoffs = config.evaluation.protocol, config.evaluation.top_n
+    num_users = evaluate_model(run, "test", protocol, cutoffs).users  # the first one warms up
+    evaluation = _median_seconds(lambda: evaluate_model(run, "test", protocol, cutoffs), repeats, world)
+    return {
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else _cpu_name(),
+        "ranks": world.size,
+        "threads per rank": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "data": run.store.name,
+        "global batch": config.train.global_batch_size,
+        "training ms/step": 1000 * training / steps,
+        "training samples/s": config.train.global_batch_size * steps / training,
+        "evaluation protocol": protocol,
+        "evaluation users": num_users,
+        "evaluation users/s": num_users / evaluation,
+    }
+
+
+def _median_seconds(work: Callable[[], object], repeats: int, world: World) -> float:
+    taken = []
+    for _ in range(repeats):
+        _wait(world)
+        started = time.perf_counter()
+        work()
+        _wait(world)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def _wait(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+    if world.size > 1:
+        dist.barrier()
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"

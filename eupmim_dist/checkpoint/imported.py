@@ -1,0 +1,108 @@
+"""The E-UPMiM authors' released `model.pt` -> our tensors. Which model it is is read from its tensors."""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError
+
+ATTRIBUTE_NAMES = {"age": "user_age_embedding_matrix", "gender": "user_gender_embedding_matrix"}
+ATTRIBUTE_NAMES["occupation"] = "user_occup_embedding_matrix"
+
+# Ours <- theirs, by whole name or prefix; {} is a number that both have.
+EUPMIM_NAMES = {
+    "extractor.encoder.layers.{}.attention.qkv.weight": "multi_interest_network.encoder.layers.{}.self_attn.in_proj_weight",
+    "extractor.encoder.layers.{}.attention.qkv.bias": "multi_interest_network.encoder.layers.{}.self_attn.in_proj_bias",
+    "extractor.encoder.layers.{}.attention.out.": "multi_interest_network.encoder.layers.{}.self_attn.out_proj.",
+    "extractor.encoder.layers.{}.": "multi_interest_network.encoder.layers.{}.",
+    "extractor.query.": "multi_interest_network.W_q.",
+    "extractor.key.": "multi_interest_network.W_h.",
+    "extractor.score.": "multi_interest_network.W_a.",
+    "extractor.next_query.": "multi_interest_network.query_mlps.",
+    "attention.weights1.": "_user_profile_interest_attention.fc_layers.0.",
+    "attention.weights2.": "_user_profile_interest_attention.fc_layers.2.",
+    "attention.mix1.": "fc_layers.0.",
+    "attention.mix2.": "fc_layers.1.",
+    **{f"profile.attributes.{name}.": f"{theirs}." for name, theirs in ATTRIBUTE_NAMES.items()},
+}
+COMIREC_NAMES = {"capsules.weights": "capsule_network.weights"}
+ITEMS, USERS = "mid_embeddings_var.weight", "user_embeddings_var.weight"
+
+
+def read_release(file: Path) -> dict[str, Tensor]:
+    """The tensors of a released checkpoint; nothing but tensors is ever unpickled."""
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{file}: is not a checkpoint of tensors alone, so it is not loaded ({reason})"
+        ) from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(
+            f"{file}: does not hold a state_dict of tensors; import the authors' released model.pt"
+        )
+    return tensors
+
+
+def model_settings(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
+    """The configuration that the tensors tell: the model's section and, where known, the history length."""
+    if ITEMS not in tensors:
+        raise UserError(f"{file}: holds no {ITEMS}, so it is neither E-UPMiM nor ComiRec as released")
+    dim = tensors[ITEMS].shape[1]
+    if "capsule_network.weights" in tensors:
+        weights = tensors["capsule_network.weights"]
+        model: dict[str, Any] = {"name": "comirec", "dim": dim, "num_interests": weights.shape[2] // dim}
+        # The release ranks by the raw capsules, before its projection (reference, "The authors' ComiRec port").
+        return {"model": {**model, "projection": False}, "data": {"history_length": weights.shape[1]}}
+    prefix = r"multi_interest_network\."
+    queries = _count(tensors, prefix + r"query_mlps\.(\d+)\.")
+    layers = _count(tensors, prefix + r"encoder\.layers\.(\d+)\.")
+    if not layers or "fc_layers.0.weight" not in tensors:
+        raise UserError(f"{file}: its tensors are neither those of E-UPMiM nor of ComiRec as released")
+    model = {"name": "eupmim", "dim": dim, "num_interests": queries + 1, "num_encoder_layers": layers}
+    return {"model": {**model, "unseen_users": "table"}}
+
+
+def renamed(
+    tensors: dict[str, Tensor], model_name: str, ours: list[str], store: InteractionStore
+) -> dict[str, Tensor]:
+    """Our tensor names (`dense.`, `table.`) -> the released tensors. `ours` names the dense parameters."""
+    found = {"table.item": tensors[ITEMS]}
+    if model_name == "eupmim":
+        unknown = [a.name for a in store.attributes if a.name not in ATTRIBUTE_NAMES]
+        if unknown:
+            raise UserError(
+                f"{store.path}: the release has no table for the attribute {unknown[0]}; it knows "
+                f"{', '.join(ATTRIBUTE_NAMES)}"
+            )
+        found["table.user"] = tensors[USERS]
+    names = EUPMIM_NAMES if model_name == "eupmim" else COMIREC_NAMES
+    for name in ours:
+        theirs = _their_name(name, names)
+        if theirs not in tensors:
+            raise UserError(
+                f"the release has no tensor {theirs} for {name}; is it another version of the model?"
+            )
+        found[f"dense.{name}"] = tensors[theirs]
+    return found
+
+
+def _their_name(name: str, names: dict[str, str]) -> str:
+    for ours, theirs in names.items():
+        pattern = re.escape(ours).replace(r"\{\}", r"(\d+)")
+        if match := re.match(pattern, name):
+            return theirs.format(*match.groups()) + name[match.end() :]
+    return name
+
+
+def _count(tensors: dict[str, Tensor], pattern: str) -> int:
+    numbers = {int(match[1]) for name in tensors if (match := re.match(pattern, name))}
+    return len(numbers)

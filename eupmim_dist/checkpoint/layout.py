@@ -1,0 +1,120 @@
+"""Where checkpoints lie and what makes one: a directory of safetensors files and, written last, a manifest.
+
+`RUN/checkpoints/step-000001000/` holds a training state, with `manifest.json`; a consolidated or imported model is
+a directory of the same kind with `config.json` and one `model.safetensors`, without optimizer state. No pickle.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eupmim_dist.config.load import parse_config
+from eupmim_dist.config.schema import Config
+from eupmim_dist.errors import UserError
+
+FORMAT_VERSION = 1
+STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint or consolidated model. `training` is the loop's state; empty for a model."""
+
+    path: Path
+    step: int
+    config: Config
+    training: dict[str, Any]
+    tables: dict[str, list[int]]  # name -> [rows, dim]
+    data: dict[str, Any]  # name and fingerprint of the store it was trained on
+
+    @property
+    def is_model(self) -> bool:
+        return (self.path / MODEL_MANIFEST).is_file()
+
+
+def step_dir(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:09d}"
+
+
+def complete_steps(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(p.parent for p in (run_dir / "checkpoints").glob(f"step-*/{STEP_MANIFEST}"))
+
+
+def resolve(path: Path, which: str = "best") -> Checkpoint:
+    """The checkpoint that a path means: itself, or of a run directory the `best` or the `last`.
+
+    Raises UserError if there is none, or if a file of it is missing, has another size or another version.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory; give a run directory, a checkpoint or a model")
+    if path.is_file():
+        raise UserError(
+            f"{path}: is a file; give the directory it is in, or `import` a released model.pt first"
+        )
+    if (path / STEP_MANIFEST).is_file() or (path / MODEL_MANIFEST).is_file():
+        return open_checkpoint(path)
+    steps = complete_steps(path)
+    if not steps:
+        raise UserError(f"{path}: neither a run with a complete checkpoint nor a checkpoint; train one first")
+    last = open_checkpoint(steps[-1])
+    best_step = last.training.get("best_step")
+    if which == "last" or best_step is None or not (best := step_dir(path, best_step)).is_dir():
+        return last
+    return open_checkpoint(best)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Reads and checks a checkpoint's manifest and its files' sizes."""
+    manifest = next(p for p in (path / STEP_MANIFEST, path / MODEL_MANIFEST) if p.is_file())
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        if content["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{manifest}: format version {content['format_version']}, this program reads {FORMAT_VERSION}; "
+                "update eupmim-dist"
+            )
+        for name, entry in content["files"].items():
+            file = path / name
+            if not file.is_file() or file.stat().st_size != entry["size"]:
+                raise UserError(f"{file}: missing or cut short; use another checkpoint or consolidate again")
+        return Checkpoint(
+            path=path,
+            step=content["step"],
+            config=parse_config(content["config"], source=str(manifest)),
+            training=content["training"],
+            tables=content["tables"],
+            data=content["data"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint"
+        ) from None
+
+
+def verify_hashes(path: Path) -> None:
+    """Reads every file of a checkpoint and compares its SHA-256 with the manifest's."""
+    manifest = next(p for p in (path / STEP_MANIFEST, path / MODEL_MANIFEST) if p.is_file())
+    for name, entry in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
+        if sha256(path / name) != entry["sha256"]:
+            raise UserError(
+                f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint"
+            )
+
+
+def write_manifest(directory: Path, name: str, content: dict[str, Any]) -> None:
+    """Completes a checkpoint: lists its files with sizes and hashes. Written last."""
+    files = {
+        p.name: {"size": p.stat().st_size, "sha256": sha256(p)}
+        for p in sorted(directory.iterdir())
+        if p.is_file()
+    }
+    text = json.dumps({"format_version": FORMAT_VERSION, **content, "files": files}, indent=1)
+    (directory / name).write_text(text + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

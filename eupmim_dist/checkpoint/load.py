@@ -1,0 +1,51 @@
+"""Reads checkpoints and consolidated models at any number of ranks: each rank reads the rows it owns."""
+
+import warnings
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+from eupmim_dist.checkpoint.layout import Checkpoint, verify_hashes
+from eupmim_dist.checkpoint.state import model_tensors, training_tensors
+from eupmim_dist.errors import UserError
+from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel.world import World
+from eupmim_dist.train.state import Assembled, Progress, Run
+
+
+def load_model(assembled: Assembled, checkpoint: Checkpoint) -> None:
+    """Sets the weights, dense and tables; collective. Raises UserError for another model's checkpoint."""
+    tensors = model_tensors(assembled.model, assembled.tables, assembled.world)
+    _read(tensors, checkpoint, assembled.world)
+
+
+def load_training(run: Run, checkpoint: Checkpoint) -> None:
+    """Sets the weights, the optimizers' state and the progress; collective."""
+    tensors = training_tensors(run)
+    _read(tensors, checkpoint, run.world)
+    run.progress = Progress(**checkpoint.training)
+    run.table_optimizer.num_steps = run.progress.step
+    prefix = "dense_optimizer."
+    run.dense.restore_optimizer(
+        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
+        run.progress.step,
+    )
+
+
+def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World) -> None:
+    with agreed(world):
+        if world.is_main:
+            verify_hashes(checkpoint.path)
+    reader = HuggingFaceStorageReader(str(checkpoint.path))
+    held = {name: tuple(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    for name, tensor in tensors.items():
+        if held.get(name) != tuple(tensor.shape):
+            found = f"holds it as {held[name]}" if name in held else "does not hold it"
+            raise UserError(
+                f"{checkpoint.path}: is of another model: {name} should be {tuple(tensor.shape)}, the checkpoint "
+                f"{found}; use the configuration and data it was trained with"
+            )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
+        dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)

@@ -1,0 +1,87 @@
+"""A run directory at the start of a run: new, resumed, or refused."""
+
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from eupmim_dist.checkpoint.layout import Checkpoint, complete_steps, open_checkpoint, resolve
+from eupmim_dist.config.load import dump_config
+from eupmim_dist.config.schema import Config
+from eupmim_dist.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+FREE_KEYS = ("world_size", "train.max_steps", "train.log_every", "evaluation", "checkpoint", "data.dir")
+"""What a resumed run may change: nothing that the weights so far depend on."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run writes, and the checkpoint it goes on from, if any."""
+
+    run_dir: Path
+    checkpoint: Checkpoint | None
+
+
+def find_start(run_dir: Path, resume: str, config: Config) -> Start:
+    """Decides how to start; writes nothing.
+
+    `resume`: `auto` goes on from the run's last complete checkpoint, if there is one; `never` wants a new
+    directory; anything else is the path of a checkpoint or run to go on from.
+
+    Raises UserError if the directory holds something else, or a run of another configuration.
+    """
+    holds_run = (run_dir / CONFIG_FILE).is_file()
+    if run_dir.exists() and not holds_run and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UserError(f"{run_dir}: already holds something that is not a run; give another --run-dir")
+    if resume == "never" and holds_run:
+        raise UserError(
+            f"{run_dir}: already holds a run; use --resume auto to go on with it or another --run-dir"
+        )
+    checkpoint = None
+    if resume not in ("auto", "never"):
+        checkpoint = resolve(Path(resume), "last")
+        if checkpoint.is_model:
+            raise UserError(
+                f"--resume {resume}: is a model without training state; give a run or a checkpoint of one"
+            )
+    elif resume == "auto" and (steps := complete_steps(run_dir)):
+        checkpoint = open_checkpoint(steps[-1])
+    if checkpoint is not None:
+        _check_compatible(checkpoint, config)
+    return Start(run_dir, checkpoint)
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """The resolved configuration, with what it ran under as comments."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    header = f"# eupmim-dist {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}\n"
+    (run_dir / CONFIG_FILE).write_text(header + dump_config(config), encoding="utf-8")
+
+
+def _check_compatible(checkpoint: Checkpoint, config: Config) -> None:
+    before, now = _fixed(checkpoint.config), _fixed(config)
+    for key in before.keys() | now.keys():
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{key}: {now.get(key)!r}, but {checkpoint.path} was trained with {before.get(key)!r}; "
+                "set it back or give another --run-dir"
+            )
+
+
+def _fixed(config: Config) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in config.model_dump(mode="json").items():
+        inner = value if isinstance(value, dict) else {}
+        flat.update({f"{name}.{key}": v for key, v in inner.items()} or {name: value})
+    return {k: v for k, v in flat.items() if k not in FREE_KEYS and k.partition(".")[0] not in FREE_KEYS}
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,56 @@
+"""The tensors of a checkpoint by name, tables as DTensor views of the shards, so that any number of ranks loads them.
+
+dense.<parameter>                      the replicated network
+table.<table>                          an embedding table, [rows, dim]
+dense_optimizer.<moment>.<parameter>   Adam's moments of the network
+table_optimizer.<table>.<state>        the table optimizer's state, one entry per row
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import Shard as ShardPlacement
+
+from eupmim_dist.models.interface import Recommender
+from eupmim_dist.parallel.tables import Shard, Tables
+from eupmim_dist.parallel.world import World
+from eupmim_dist.train.state import Run
+
+
+def model_tensors(model: Recommender, tables: Tables, world: World) -> dict[str, Tensor]:
+    """Views of the weights: loading into them sets the model."""
+    dense = {f"dense.{name}": p.detach() for name, p in model.named_parameters()}
+    views = row_views(
+        {f"table.{name}": (shard, shard.weight) for name, shard in tables.shards.items()}, world
+    )
+    return {**dense, **views}
+
+
+def training_tensors(run: Run) -> dict[str, Tensor]:
+    """Views of the weights and of every optimizer state."""
+    state = {
+        f"table_optimizer.{name}.{key}": (run.tables.shards[name], value)
+        for name, by_key in run.table_optimizer.row_state.items()
+        for key, value in by_key.items()
+    }
+    return {
+        **model_tensors(run.model, run.tables, run.world),
+        **{f"dense_optimizer.{name}": value for name, value in run.dense.optimizer_state().items()},
+        **row_views(state, run.world),
+    }
+
+
+def row_views(shards: Mapping[str, tuple[Shard, Tensor]], world: World) -> dict[str, Tensor]:
+    """A tensor with one entry per row of a shard -> the whole as a DTensor over the ranks, without a copy."""
+    if world.size == 1:
+        return {name: tensor for name, (_, tensor) in shards.items()}
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    views: dict[str, Tensor] = {}
+    for name, (shard, tensor) in shards.items():
+        shape = torch.Size([shard.spec.rows, *tensor.shape[1:]])
+        stride = torch.empty(shape, device="meta").stride()
+        views[name] = DTensor.from_local(tensor, mesh, [ShardPlacement(0)], shape=shape, stride=stride)
+    return views

@@ -1,0 +1,90 @@
+"""The Typer application: one file per subcommand, registered here; an error becomes one line and an exit code."""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from eupmim_dist import __version__
+from eupmim_dist.cli.bench import bench
+from eupmim_dist.cli.config import config
+from eupmim_dist.cli.consolidate import consolidate
+from eupmim_dist.cli.evaluate import evaluate
+from eupmim_dist.cli.import_model import import_model
+from eupmim_dist.cli.launch import launch
+from eupmim_dist.cli.prepare import prepare
+from eupmim_dist.cli.recommend import recommend
+from eupmim_dist.cli.synth import synth
+from eupmim_dist.cli.train import train
+from eupmim_dist.errors import UserError
+
+DEBUG_VARIABLE = "EUPMIM_DEBUG"
+
+app = typer.Typer(
+    name="eupmim-dist",
+    help="Train, evaluate and serve multi-interest recommenders whose embedding tables are sharded over the ranks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(synth)
+app.command()(prepare)
+app.command()(train)
+app.command()(evaluate)
+app.command()(recommend)
+app.command()(consolidate)
+app.command("import")(import_model)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(launch)
+app.add_typer(config, name="config")
+app.add_typer(bench, name="bench")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"  # the environment reaches the ranks that `launch` starts
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Runs the command line. Exits with 0 on success, 2 for the user's mistake, 1 for any other failure."""
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        code = _report(error)
+    sys.stdout.flush()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: BaseException) -> int:
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exc()
+    mistake = isinstance(error, UserError)
+    if "torch.distributed" in sys.modules:  # a rank: another one may have the reason to tell
+        from eupmim_dist.parallel.agreement import let_the_first_failure_speak
+
+        let_the_first_failure_speak(error)
+    if not getattr(error, "reported_elsewhere", False):
+        hint = "" if mistake or os.environ.get(DEBUG_VARIABLE) else " (eupmim-dist --debug shows where)"
+        reason = str(error) if mistake else f"{type(error).__name__}: {error}"
+        print(f"error: {' '.join(reason.split())}{hint}", file=sys.stderr, flush=True)
+    return 2 if mistake else 1

@@ -1,0 +1,42 @@
+"""`eupmim-dist config show`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+config = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+
+
+@config.callback()
+def _group() -> None:
+    """Look at configurations."""
+
+
+@config.command()
+def show(
+    file: Annotated[
+        Path | None, typer.Argument(help="YAML configuration; the defaults where not given.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
+    ] = None,
+    describe: Annotated[bool, typer.Option("--describe", help="Explain every key instead.")] = False,
+) -> None:
+    """Print a configuration with every default filled in, or explain the keys.
+
+    **Examples**
+
+    `eupmim-dist config show configs/eupmim_movielens.yaml`
+
+    `eupmim-dist config show --describe`
+    """
+    from eupmim_dist.config.load import dump_config, fields, load_config
+
+    if not describe:
+        typer.echo(dump_config(load_config(file, set_ or [])), nl=False)
+        return
+    for key, field in fields():
+        default = "" if field.is_required() else f" [{field.get_default(call_default_factory=True)}]"
+        typer.echo(f"{key}{default}\n    {field.description or ''}")

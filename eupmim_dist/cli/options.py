@@ -1,0 +1,32 @@
+"""Options that several subcommands share, and how their values are read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eupmim_dist.errors import UserError
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Interaction store, if it no longer lies where the run found it."),
+]
+LastOption = Annotated[
+    bool, typer.Option("--last", help="Of a run directory take the last checkpoint, not the best.")
+]
+
+
+def comma_separated(values: list[str]) -> list[str]:
+    """`["a,b", "c"]` -> `["a", "b", "c"]`, without repeats."""
+    return list(dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip()))
+
+
+def cutoffs(text: str) -> list[int]:
+    """`10,20` -> `[10, 20]`."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 1:
+        raise UserError(f"--top-n {text}: give whole numbers from 1, separated by commas, such as 10,20,50")
+    return numbers

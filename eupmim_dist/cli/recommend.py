@@ -1,0 +1,62 @@
+"""`eupmim-dist recommend`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eupmim_dist.cli.options import DataOption, LastOption
+
+
+def recommend(
+    run_or_checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or a consolidated or imported model.")
+    ],
+    user: Annotated[list[str], typer.Option(help="Raw user id, as in the source data; may be repeated.")],
+    top_n: Annotated[int, typer.Option(min=1, help="Items per user.")] = 10,
+    data: DataOption = None,
+    last: LastOption = False,
+    include_seen: Annotated[bool, typer.Option(help="Recommend also what the user had already.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the recommendations to this file.")
+    ] = None,
+) -> None:
+    """Recommend items to users, from their whole history, with the interest that each item answers to.
+
+    **Examples**
+
+    `eupmim-dist recommend runs/example --user 42 --top-n 5`
+
+    `eupmim-dist recommend models/released --user 17 --user 23 --json recommendations.json`
+    """
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from eupmim_dist import assemble
+    from eupmim_dist.cli.options import comma_separated
+    from eupmim_dist.errors import UserError
+    from eupmim_dist.evaluation.recommend import recommend_items
+    from eupmim_dist.parallel.world import init_world
+
+    world = init_world(cpu=True)
+    if world.size > 1:
+        raise UserError("recommend: runs on one rank; start it without a launcher")
+    trained = assemble.load_trained(run_or_checkpoint, world, data, "last" if last else "best")
+    found = recommend_items(trained, comma_separated(user), top_n, exclude_seen=not include_seen)
+    console = Console()
+    for entry in found:
+        recent = ", ".join(item.label for item in entry.recent) or "nothing"
+        table = Table(title=f"user {entry.user}, after {recent}", title_justify="left")
+        for column in ("#", "item", "title", "score", "interest"):
+            table.add_column(column, justify="right" if column in ("#", "score", "interest") else "left")
+        for rank, item in enumerate(entry.items, start=1):
+            table.add_row(str(rank), item.raw_id, item.title or "", f"{item.score:.3f}", str(item.interest))
+        console.print(table)
+    if json_file:
+        content = [entry.as_dict() for entry in found]
+        try:
+            json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from None

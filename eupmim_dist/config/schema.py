@@ -1,0 +1,140 @@
+"""Every setting of a run: type, default and a one-line docstring each. Unknown keys are errors."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Protocol = Literal["strict", "comirec", "seed"]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class DataConfig(Section):
+    dir: Path = Path("data/example")
+    """Interaction store, as written by `prepare` or `synth`."""
+    history_length: int = Field(10, ge=1)
+    """L: the last so many items before the target are the model's input."""
+    min_history: int = Field(4, ge=1)
+    """Smallest number of items before a training target; users with fewer are dropped and counted."""
+
+
+class ModelConfig(Section):
+    """What every model has."""
+
+    dim: int = Field(32, ge=2)
+    """D: width of the embeddings."""
+    num_interests: int = Field(3, ge=1)
+    """K: interest vectors per user."""
+
+
+class EUPMiMConfig(ModelConfig):
+    """E-UPMiM; the defaults are the authors' for MovieLens-1M."""
+
+    name: Literal["eupmim"] = "eupmim"
+    extractor: Literal["transformer", "linear", "capsule"] = "transformer"
+    """What turns a level into interests: ARMIENet over a Transformer or a linear encoder, or capsule routing."""
+    num_levels: int = Field(3, ge=1)
+    """P: propagation levels over the user-aware graph (the authors' num_layer minus 1)."""
+    num_encoder_layers: int = Field(4, ge=1)
+    """Layers of the Transformer encoder."""
+    num_heads: int = Field(4, ge=1)
+    """Attention heads of the Transformer encoder; divides dim."""
+    dropout: Probability = 0.1
+    """Dropout inside the Transformer encoder."""
+    profile_attention: Literal["seed", "full", "none"] = "seed"
+    """`seed`: weights for the profile's first three coordinates, as released; `full`: for all; `none`: off."""
+    attention_dropout: Probability = 0.3
+    """Dropout after each layer of the profile attention."""
+    graph: bool = True
+    """Propagate over the user-aware graph; off: the extractor reads the item embeddings themselves."""
+    profile: bool = True
+    """Use the user id and attributes; off: the graph weighs coordinates equally, profile_attention is none."""
+    orthogonal: bool = True
+    """Gram-Schmidt the interests of ARMIENet against the earlier ones."""
+    adjacency_l1: float = Field(1e-5, ge=0)
+    """Weight of the adjacency's sum over the global batch."""
+    unseen_users: Literal["zero", "table"] = "zero"
+    """Id row of a user never seen in training: `zero`, or what the table holds."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EUPMiMConfig":
+        if self.extractor == "transformer" and self.dim % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} must divide dim {self.dim}")
+        if not self.profile and self.profile_attention != "none":
+            raise ValueError("profile_attention needs the profile: set model.profile_attention=none too")
+        if self.profile_attention == "seed" and self.dim < 3:
+            raise ValueError("profile_attention seed needs dim >= 3")
+        return self
+
+
+class ComiRecConfig(ModelConfig):
+    """ComiRec-DR as the authors of E-UPMiM ported it, with the loss written right."""
+
+    name: Literal["comirec"] = "comirec"
+    dim: int = Field(64, ge=2)
+    """D: width of the embeddings."""
+    num_interests: int = Field(4, ge=1)
+    """K: interest vectors per user."""
+    projection: bool = True
+    """relu(Linear(D, D)) after the capsules; off for the authors' released weights, evaluated without it."""
+
+
+class TablesConfig(Section):
+    optimizer: Literal["exact", "rowwise_adagrad", "lazy_adam"] = "exact"
+    """`exact`: dense Adam + L2 over each shard; the others move only the touched rows."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Learning rate of the sharded tables; train.learning_rate if not given."""
+
+
+class TrainConfig(Section):
+    global_batch_size: int = Field(128, ge=1)
+    """B: samples a step over all ranks together; results do not depend on the number of ranks."""
+    num_negatives: int = Field(10, ge=1)
+    """N: sampled negatives per target."""
+    max_steps: int = Field(8000, ge=1)
+    """Steps after which training ends, if early stopping does not end it before."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Adam's learning rate."""
+    l2: float = Field(1e-5, ge=0)
+    """Adds l2/2 times the sum of squares of every parameter to the loss, through the optimizers."""
+    log_every: int = Field(50, ge=1)
+    """Steps between two lines of the log."""
+
+
+class EvaluationConfig(Section):
+    every: int = Field(50, ge=1)
+    """Steps between two evaluations of the valid split."""
+    protocol: Protocol = "strict"
+    """Protocol that early stopping and `best` go by."""
+    metric: str = Field("recall@10", pattern=r"^(recall|hit_rate|precision|ndcg)@[1-9]\d*$")
+    """Metric that early stopping and `best` go by: recall, hit_rate, precision or ndcg at a top-N."""
+    patience: int = Field(20, ge=0)
+    """Evaluations without a better value after which training stops; 0 never stops."""
+    top_n: list[Annotated[int, Field(ge=1)]] = [10, 20, 50]
+    """Cut-offs of the reported metrics."""
+    exclude_seen: bool = True
+    """Under `strict`, leave out what the user had before the cut; off where people buy a thing twice."""
+    batch_size: int = Field(1024, ge=1)
+    """Users ranked at a time over all ranks together."""
+
+
+class CheckpointConfig(Section):
+    every: int = Field(1000, ge=1)
+    """Steps between two checkpoints; the end of training writes one too, and so does a new best."""
+
+
+class Config(Section):
+    seed: int = Field(321, ge=0)
+    """Fixes sampling and initial weights."""
+    world_size: int | None = Field(None, ge=1)
+    """Number of ranks that the run is meant for; it refuses to start with another. Any if not given."""
+    data: DataConfig = DataConfig()
+    model: Annotated[EUPMiMConfig | ComiRecConfig, Field(discriminator="name")] = EUPMiMConfig()
+    tables: TablesConfig = TablesConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()

@@ -1,0 +1,45 @@
+"""The E-UPMiM authors' prepared files: `user,age,gender,occupation,item,order`, split by user beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from eupmim_dist.data.formats.lines import ITEM, ORDER, USER, Column, Progress, read_lines, read_map
+from eupmim_dist.data.formats.movielens import read_titles
+from eupmim_dist.data.formats.options import Options
+from eupmim_dist.data.formats.sequences import SplitFile, dataset_from_splits, split_files
+from eupmim_dist.data.writer import Dataset
+
+# The ranges only have to be tight enough that a shifted column or a stray value is noticed.
+PROFILE = [
+    Column("age", "[0-9]|[1-9][0-9]|1[0-4][0-9]", "an age code 0..149"),
+    Column("gender", "[01]", "0 or 1"),
+    Column("occupation", "[0-9]|[1-9][0-9]{1,2}", "an occupation code 0..999"),
+]
+
+
+def read(source: Path, options: Options, workspace: Path, progress: Progress) -> Dataset:
+    """Read `*_train.txt`, `*_valid.txt`, `*_test.txt` and, where present, the id maps and `movies.dat`."""
+    return read_split_directory(source, PROFILE, progress)
+
+
+def read_split_directory(source: Path, profile: list[Column], progress: Progress) -> Dataset:
+    """A directory of three files `user,PROFILE...,item,order`, with optional maps and titles beside them."""
+    prefix, paths = split_files(source)
+    columns = [USER, *profile, ITEM, ORDER]
+    files = [SplitFile(path, read_lines(path, columns, progress=progress)) for path in paths.values()]
+    dataset = dataset_from_splits(files, [column.name for column in profile])
+    user_map, item_map = source / f"{prefix}_user_map.txt", source / f"{prefix}_item_map.txt"
+    if user_map.exists():
+        dataset.raw_users = read_map(user_map, len(dataset.raw_users), 0)
+    if item_map.exists():
+        dataset.raw_items = read_map(item_map, len(dataset.raw_items), 1)
+        movies = source / "movies.dat"
+        if movies.exists():
+            known = pl.DataFrame({"raw": dataset.raw_items})
+            dataset.titles = known.join(read_titles(movies), on="raw", how="left", maintain_order="left")[
+                "title"
+            ]
+    return dataset

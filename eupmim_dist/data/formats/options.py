@@ -1,0 +1,22 @@
+"""What `prepare` may be told about a source; a format says which of it applies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """Column names and preparation rules; None (or no attributes): not given.
+
+    `min_count`: items, and users, need as many interactions. `seed`: of the shuffle before a split by user.
+    """
+
+    user_column: str | None = None
+    item_column: str | None = None
+    time_column: str | None = None
+    attributes: tuple[str, ...] = ()
+    title_column: str | None = None
+    min_count: int | None = None
+    split: str | None = None
+    seed: int | None = None

@@ -1,0 +1,99 @@
+"""ELMRec's (and P5's) sequential.txt: a line a user, `user item item ...` in time order, ids from 1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from eupmim_dist.data.formats.lines import Progress, bad_line, blocks
+from eupmim_dist.data.formats.options import Options
+from eupmim_dist.data.formats.sequences import check_gaps, kept_ids_dataset
+from eupmim_dist.data.writer import Dataset
+from eupmim_dist.errors import UserError
+
+ID = "[1-9][0-9]{0,17}"
+
+
+def read(source: Path, options: Options, workspace: Path, progress: Progress) -> Dataset:
+    """Read sequential.txt and, where present, datamaps.json; user id u of the file becomes user u - 1."""
+    path = source / "sequential.txt"
+    user, lengths, items = _read_sequences(path, progress)
+    repeated = np.flatnonzero(~pl.Series(user).is_first_distinct().to_numpy())
+    if repeated.size:
+        raise bad_line(
+            path, repeated[0], f"user {user[repeated[0]]} is on an earlier line too; one line a user"
+        )
+    num_users = check_gaps(int(user.max()), len(user), "user", path, int(user.argmax())) - 1
+    line_of_item = int(np.searchsorted(np.cumsum(lengths), items.argmax(), side="right"))
+    num_item_rows = check_gaps(int(items.max()), len(np.unique(items)), "item", path, line_of_item)
+
+    by_user = np.argsort(user)
+    if (by_user[1:] < by_user[:-1]).any():
+        starts = np.cumsum(lengths) - lengths
+        reordered = np.repeat(
+            starts[by_user] - np.cumsum(lengths[by_user]) + lengths[by_user], lengths[by_user]
+        )
+        items = items[reordered + np.arange(len(items))]
+    row_lengths = np.zeros(num_users, np.int64)
+    row_lengths[user - 1] = lengths
+    dataset = kept_ids_dataset(
+        row_lengths,
+        items,
+        num_item_rows=num_item_rows,
+        split=np.zeros(num_users, np.uint8),
+        split_rule="leave_one_out",
+    )
+    dataset.raw_users = pl.int_range(1, num_users + 1, eager=True).cast(pl.String)
+    maps = source / "datamaps.json"
+    if maps.exists():
+        dataset.raw_users = _raw_ids(maps, "id2user", num_users)
+        dataset.raw_items = _raw_ids(maps, "id2item", num_item_rows - 1)
+    return dataset
+
+
+def _read_sequences(path: Path, progress: Progress) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User [lines], number of items [lines], and all items one line after another."""
+    users, lengths, items = [], [], []
+    line = 1
+    for lines in blocks(path, progress=progress):
+        text = pl.Series(lines, dtype=pl.String)
+        unmatched = (~text.str.contains(f"^{ID}( {ID})+$")).arg_true()
+        if unmatched.len():
+            problem = _problem(lines[unmatched[0]])
+            raise bad_line(path, unmatched[0], problem, first_line=line)
+        ids = text.str.split(" ")
+        lengths.append(ids.list.len().to_numpy().astype(np.int64) - 1)
+        users.append(ids.list.first().cast(pl.Int64).to_numpy())
+        items.append(ids.list.slice(1).explode().cast(pl.Int64).to_numpy())
+        line += len(lines)
+    return np.concatenate(users), np.concatenate(lengths), np.concatenate(items)
+
+
+def _problem(line: str) -> str:
+    if not line:
+        return "the line is blank; delete it"
+    fields = line.split(" ")
+    wrong = next(
+        (field for field in fields if not (field.isascii() and field.isdigit() and field[0] != "0")), None
+    )
+    if wrong is not None:
+        return f"{wrong!r} is no id: ids are integers from 1, single spaces between them"
+    return (
+        f"{len(fields)} ids, expected a user and at least one item"
+        if len(fields) < 2
+        else "an id is too large"
+    )
+
+
+def _raw_ids(path: Path, key: str, count: int) -> pl.Series:
+    """Raw ids of ids 1..count from datamaps.json; null where it names none."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))[key]
+        return pl.Series([names.get(str(i)) for i in range(1, count + 1)], dtype=pl.String)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"{path}: no map of id to raw id under the key {key!r} ({error}); mend or remove it"
+        ) from None

@@ -1,0 +1,108 @@
+"""From a source in one of the formats to an interaction store: checks, counts, writing."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eupmim_dist.data.formats import FORMATS, Options, Progress
+from eupmim_dist.data.store import NO_SPLIT, SPLITS
+from eupmim_dist.data.writer import Dataset, check_replaceable, write_dataset
+from eupmim_dist.errors import UserError
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def prepare_store(
+    source: Path,
+    out: Path,
+    format_name: str,
+    options: Options | None = None,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Read `source` and write the store `out` (named `name`, else as its directory); return its manifest.
+
+    `force` replaces an earlier store at `out`. On any failure `out` is as it was before.
+
+    Raises:
+        UserError: a wrong option, a bad source (names file and line) or an `out` that is in use.
+    """
+    options = options or Options()
+    if format_name not in FORMATS:
+        raise UserError(f"--format {format_name}: unknown; one of {', '.join(FORMATS)}")
+    if not FORMATS[format_name].takes_options and (given := _given(options)):
+        takers = ", ".join(name for name, known in FORMATS.items() if known.takes_options)
+        raise UserError(f"{given}: does not apply to --format {format_name}, only to {takers}; leave it out")
+    if not source.exists():
+        raise UserError(f"{source}: no such file or directory")
+    check_replaceable(out, force=force)
+    # Beside the output, because that is where room for the data was made; the system's /tmp may be small.
+    existing = next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        workspace = tempfile.TemporaryDirectory(prefix=f".{out.name}.work-", dir=existing)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
+    with workspace:
+        dataset = FORMATS[format_name].read(source, options, Path(workspace.name), progress)
+    _check_splits(source, dataset)
+    dataset.report |= unseen_items(dataset)
+    progress("writing", 0, 0)
+    return write_dataset(
+        dataset, out, name=name or out.absolute().name, source=f"{format_name} {source.name}", force=force
+    )
+
+
+def unseen_items(dataset: Dataset) -> dict[str, int]:
+    """Distinct items in the interactions of valid and of test that training never sees."""
+    split_of = _split_of_interactions(dataset)
+    seen = np.zeros((len(SPLITS), len(dataset.raw_items) + 1), bool)
+    for code in range(len(SPLITS)):
+        seen[code, dataset.items[split_of == code]] = True
+    return {
+        f"{name}_items_unseen_in_training": int(np.count_nonzero(seen[code] & ~seen[0]))
+        for code, name in enumerate(SPLITS)
+        if code
+    }
+
+
+def _split_of_interactions(dataset: Dataset) -> np.ndarray:
+    """uint8 [interactions]: the split each belongs to; leave_one_out holds out the last two of every user."""
+    split_of = np.repeat(dataset.split, np.diff(dataset.offsets))
+    if dataset.split_rule == "leave_one_out":
+        ends = dataset.offsets[1:][dataset.split != NO_SPLIT]
+        split_of[ends - 1] = SPLITS.index("test")
+        split_of[ends - 2] = SPLITS.index("valid")
+    return split_of
+
+
+def _check_splits(source: Path, dataset: Dataset) -> None:
+    in_split = dataset.split[dataset.split != NO_SPLIT]
+    if not len(in_split):
+        raise UserError(f"{source}: no user has 5 interactions or more; bring longer histories")
+    if dataset.split_rule == "leave_one_out":
+        return
+    for code, name in enumerate(SPLITS):
+        if not (in_split == code).any():
+            mend = "put some there" if dataset.split_rule == "given" else "10 are enough for 80/10/10"
+            raise UserError(
+                f"{source}: the {name} split has no user ({len(in_split)} users are left); {mend}"
+            )
+
+
+def _given(options: Options) -> str:
+    """The flag of the first option that is set, or nothing."""
+    for option in fields(options):
+        if getattr(options, option.name) != option.default:
+            return "--" + option.name.replace("_", "-").removesuffix(
+                "s" if option.name == "attributes" else ""
+            )
+    return ""

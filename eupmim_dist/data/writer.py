@@ -1,0 +1,225 @@
+"""Writes an interaction store: into a directory beside its place, renamed there once it is whole."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from eupmim_dist.data.store import (
+    ARRAYS,
+    FORMAT_VERSION,
+    MANIFEST,
+    NO_SPLIT,
+    SPLITS,
+    TABLES,
+    Attribute,
+    read_manifest,
+    sha256_of,
+)
+from eupmim_dist.errors import UserError
+
+
+@dataclass
+class Dataset:
+    """What a store holds, in memory. U users, A attributes, I interactions, M items (padding not counted).
+
+    `offsets` int64 [U+1], `items` int [I], `timestamps` int64 [I] or None, `attribute_values` int [U, A],
+    `split` uint8 [U] (255: no split), `raw_users` String [U], `raw_items` and `titles` String [M] (entry i is
+    item i+1). `attribute_labels`: the source's value of each code, for an attribute that was encoded.
+    `report`: counts of what was dropped.
+    """
+
+    offsets: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray | None
+    attributes: Sequence[Attribute]
+    attribute_values: np.ndarray
+    split: np.ndarray
+    split_rule: str
+    raw_users: pl.Series
+    raw_items: pl.Series
+    titles: pl.Series | None = None
+    attribute_labels: Mapping[str, list[str]] = field(default_factory=dict)
+    report: dict[str, int] = field(default_factory=dict)
+
+
+def item_dtype(num_item_rows: int) -> type[np.signedinteger]:
+    """The narrowest of int32 and int64 that holds every item id."""
+    return np.int32 if num_item_rows <= np.iinfo(np.int32).max else np.int64
+
+
+class StoreWriter:
+    """Context manager: fill `directory`, then call `commit`; without a commit nothing is left behind.
+
+    `force` replaces a store that `out` already holds. Anything else there is never touched.
+
+    Raises:
+        UserError: `out` is a file, holds something that is no store, or holds a store and `force` is not set.
+    """
+
+    def __init__(self, out: Path, *, force: bool = False) -> None:
+        self.out = out
+        check_replaceable(out, force=force)
+        self.directory = out.absolute().parent / f".{out.name}.partial-{secrets.token_hex(4)}"
+
+    def __enter__(self) -> StoreWriter:
+        try:
+            self.directory.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot be written ({error.strerror})") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk, most of all
+            raise UserError(f"{self.out}: cannot be written ({error.strerror})") from error
+
+    def commit(
+        self,
+        *,
+        name: str,
+        source: str,
+        split_rule: str,
+        attributes: Sequence[Attribute],
+        num_item_rows: int,
+        attribute_labels: Mapping[str, list[str]] | None = None,
+        report: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]:
+        """Write `dataset.json` over the arrays and tables that lie in `directory`, and move all into place.
+
+        Returns the manifest. `source` says what the data was made from.
+        """
+        files = [self.directory / f"{array}.npy" for array in ARRAYS]
+        files = [file for file in files if file.exists()] + [self.directory / table for table in TABLES]
+        offsets = np.load(self.directory / "offsets.npy", mmap_mode="r")
+        split = np.load(self.directory / "split.npy", mmap_mode="r")
+        labels = attribute_labels or {}
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "source": source,
+            "counts": {
+                "users": len(split),
+                "users_in_a_split": int(np.count_nonzero(split != NO_SPLIT)),
+                "items": num_item_rows - 1,
+                "item_rows": num_item_rows,
+                "interactions": int(offsets[-1]),
+            },
+            "split_rule": split_rule,
+            "split_users": _split_users(split, split_rule),
+            "attributes": [
+                {"name": a.name, "cardinality": a.cardinality}
+                | ({"labels": labels[a.name]} if a.name in labels else {})
+                for a in attributes
+            ],
+            "timestamp_ties": _timestamp_ties(self.directory, offsets),
+            "report": dict(report or {}),
+            "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
+        }
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        (self.directory / MANIFEST).write_text(text, encoding="utf-8")
+        self._move_into_place()
+        return manifest
+
+    def _move_into_place(self) -> None:
+        old = self.directory.with_name(self.directory.name.replace(".partial-", ".replaced-"))
+        replaced = self.out.exists()
+        if replaced:
+            self.out.rename(old)
+        try:
+            self.directory.rename(self.out)
+        except OSError:
+            if replaced:
+                old.rename(self.out)
+            raise
+        if replaced:
+            shutil.rmtree(old)
+
+
+def check_replaceable(out: Path, *, force: bool) -> None:
+    """UserError unless `out` is absent, an empty directory or, with `force`, a store and nothing else."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out}: is a file; name a directory with --out")
+    present = {entry.name for entry in out.iterdir()}
+    if not present:
+        return
+    if MANIFEST not in present:
+        raise UserError(
+            f"{out}: holds other files ({min(present)}); name an empty or new directory with --out"
+        )
+    strangers = present - {MANIFEST, *TABLES, *(f"{array}.npy" for array in ARRAYS)}
+    if strangers:
+        raise UserError(f"{out}: holds {min(strangers)} beside a store; name another directory with --out")
+    if not force:
+        name = read_manifest(out).get("name")
+        raise UserError(
+            f"{out}: already holds the store {name!r}; replace it with --force or name another --out"
+        )
+
+
+def write_dataset(
+    dataset: Dataset, out: Path, *, name: str, source: str, force: bool = False
+) -> dict[str, Any]:
+    """Write `dataset` as a store at `out` and return its manifest."""
+    num_item_rows = len(dataset.raw_items) + 1
+    with StoreWriter(out, force=force) as writer:
+        arrays = {
+            "offsets": dataset.offsets.astype(np.int64, copy=False),
+            "items": dataset.items.astype(item_dtype(num_item_rows), copy=False),
+            "attributes": dataset.attribute_values.astype(np.int32, copy=False),
+            "split": dataset.split.astype(np.uint8, copy=False),
+        }
+        if dataset.timestamps is not None:
+            arrays["timestamps"] = dataset.timestamps.astype(np.int64, copy=False)
+        for array, values in arrays.items():
+            np.save(writer.directory / f"{array}.npy", values, allow_pickle=False)
+        titles = {} if dataset.titles is None else {"title": dataset.titles}
+        write_table(writer.directory / "users.parquet", 0, {"raw_id": dataset.raw_users})
+        write_table(writer.directory / "items.parquet", 1, {"raw_id": dataset.raw_items, **titles})
+        return writer.commit(
+            name=name,
+            source=source,
+            split_rule=dataset.split_rule,
+            attributes=dataset.attributes,
+            num_item_rows=num_item_rows,
+            attribute_labels=dataset.attribute_labels,
+            report=dataset.report,
+        )
+
+
+def write_table(path: Path, first_id: int, columns: Mapping[str, pl.Series]) -> None:
+    """Write the parquet table of ids first_id, first_id + 1, ... and the String `columns` of equal length."""
+    num_rows = len(next(iter(columns.values())))
+    ids = pl.int_range(first_id, first_id + num_rows, dtype=pl.Int64, eager=True).alias("id")
+    pl.DataFrame([ids, *(values.alias(column) for column, values in columns.items())]).write_parquet(path)
+
+
+def _split_users(split: np.ndarray, split_rule: str) -> dict[str, int]:
+    if split_rule == "leave_one_out":  # every user with a history is in all three
+        return dict.fromkeys(SPLITS, int(np.count_nonzero(split != NO_SPLIT)))
+    return {name: int(np.count_nonzero(split == code)) for code, name in enumerate(SPLITS)}
+
+
+def _timestamp_ties(directory: Path, offsets: np.ndarray) -> int | None:
+    """Interactions with the timestamp of the user's interaction before; None without timestamps."""
+    file = directory / "timestamps.npy"
+    if not file.exists():
+        return None
+    timestamps = np.load(file, mmap_mode="r")
+    same = timestamps[1:] == timestamps[:-1]
+    starts = offsets[1:-1]  # a user's first interaction ties with nothing before it
+    same[starts[(starts > 0) & (starts < len(timestamps))] - 1] = False
+    return int(np.count_nonzero(same))

@@ -1,0 +1,62 @@
+"""Windowed co-occurrence: how often an item stood near one of the user's last items in the training sequences.
+
+G queries, L history.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eupmim_dist.data.blocks import block_range
+from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.evaluation.baselines.training_data import training_interactions
+from eupmim_dist.parallel.world import World
+
+WINDOW = 10
+"""Items fewer than so many positions apart co-occur."""
+
+
+class Cooccurrence:
+    """Pair counts, sparse, of this rank's items with all items; a score sums over the last L items."""
+
+    def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
+        self.rows = store.num_item_rows
+        self.first_row, self.last_row = block_range(self.rows, world.rank, world.size)
+        user, items = training_interactions(store)
+        keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        for distance in range(1, WINDOW):
+            together = user[:-distance] == user[distance:]
+            earlier, later = items[:-distance][together], items[distance:][together]
+            for near, item in ((earlier, later), (later, earlier)):
+                mine = (item >= self.first_row) & (item < self.last_row)
+                keys, counts = _add(keys, counts, near[mine] * self.rows + item[mine])
+        starts = np.searchsorted(keys, np.arange(self.rows + 1) * self.rows)
+        self.starts = torch.from_numpy(starts).to(world.device)  # of each item's neighbours
+        self.neighbours = torch.from_numpy(keys % self.rows).to(world.device)
+        self.counts = torch.from_numpy(counts).double().to(world.device)
+
+    def query(self, users: HeldOut) -> Tensor:
+        return users.batch.history.to(self.starts.device)
+
+    def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
+        inside = query >= 0
+        user = torch.arange(len(query), device=query.device)[:, None].expand_as(query)[inside]
+        first = self.starts[query[inside]]
+        lengths = self.starts[query[inside] + 1] - first
+        entry = torch.repeat_interleave(first - (lengths.cumsum(0) - lengths), lengths)
+        entry += torch.arange(len(entry), device=query.device)
+        user = torch.repeat_interleave(user, lengths)
+        item = self.neighbours[entry]
+        here = (item >= start) & (item < stop)
+        scores = self.counts.new_zeros(len(query) * (stop - start))
+        scores.index_add_(0, user[here] * (stop - start) + item[here] - start, self.counts[entry[here]])
+        return scores.view(len(query), 1, stop - start)
+
+
+def _add(keys: np.ndarray, counts: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of the distinct keys with one more for each of `new`; keys ascend."""
+    found, extra = np.unique(new, return_counts=True)
+    merged, position = np.unique(np.concatenate([keys, found]), return_inverse=True)
+    total = np.bincount(position, weights=np.concatenate([counts, extra]), minlength=len(merged))
+    return merged, total.astype(np.int64)

@@ -1,0 +1,27 @@
+"""Popularity: everybody gets the items with the most training interactions."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eupmim_dist.data.blocks import block_range
+from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.evaluation.baselines.training_data import training_interactions
+from eupmim_dist.parallel.world import World
+
+
+class Popularity:
+    def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
+        _, items = training_interactions(store)
+        counts = np.bincount(items, minlength=store.num_item_rows)
+        self.first_row, self.last_row = block_range(store.num_item_rows, world.rank, world.size)
+        self.device = world.device
+        # float64 counts every interaction exactly
+        self.counts = torch.from_numpy(counts[self.first_row : self.last_row]).double().to(world.device)
+
+    def query(self, users: HeldOut) -> Tensor:
+        return torch.zeros(len(users.batch.user), 1, device=self.device)
+
+    def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
+        return self.counts[start - self.first_row : stop - self.first_row].repeat(len(query), 1, 1)

@@ -1,0 +1,42 @@
+"""Evaluates the valid split every so many steps; early stopping and `best` go by its protocol and metric."""
+
+from torch import Tensor
+
+from eupmim_dist.evaluation.runner import Result, evaluate_model
+from eupmim_dist.telemetry.metrics import MetricsWriter
+from eupmim_dist.telemetry.throughput import Throughput
+from eupmim_dist.train.state import Run
+
+
+class EvaluationHook:
+    def __init__(self, writer: MetricsWriter, throughput: Throughput) -> None:
+        self.writer, self.throughput = writer, throughput
+
+    def after_step(self, run: Run, parts: dict[str, Tensor]) -> None:
+        if run.progress.step % run.config.evaluation.every == 0:
+            self._evaluate(run)
+
+    def at_end(self, run: Run) -> None:
+        # A run that evaluates more rarely than it trains steps still gets a best checkpoint.
+        if run.progress.step % run.config.evaluation.every:
+            self._evaluate(run)
+
+    def _evaluate(self, run: Run) -> None:
+        config = run.config.evaluation
+        with self.throughput.pause():
+            result = evaluate_model(run, "valid", config.protocol, [int(config.metric.partition("@")[2])])
+        self.writer.log(run.progress.step, _tags(result))
+        self._judge(run, result.metrics[config.metric])
+
+    def _judge(self, run: Run, value: float) -> None:
+        progress, patience = run.progress, run.config.evaluation.patience
+        if progress.best_value is None or value > progress.best_value:
+            progress.best_value, progress.best_step = value, progress.step
+            progress.evaluations_since_best = 0
+        else:
+            progress.evaluations_since_best += 1
+            progress.stopped = bool(patience) and progress.evaluations_since_best >= patience
+
+
+def _tags(result: Result) -> dict[str, float]:
+    return {f"{result.split}/{result.protocol}/{name}": value for name, value in result.metrics.items()}

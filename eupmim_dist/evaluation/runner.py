@@ -1,0 +1,130 @@
+"""Evaluates a scorer under protocols: every user of the split exactly once, at any number of ranks."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.progress import track
+
+from eupmim_dist.config.schema import Config
+from eupmim_dist.data.heldout import HeldOutUsers, Ragged
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.metrics import MetricSums
+from eupmim_dist.evaluation.protocols import PROTOCOLS, Protocol
+from eupmim_dist.evaluation.scorer import InterestScorer
+from eupmim_dist.evaluation.topn import Scorer, top_n
+from eupmim_dist.parallel.world import World
+from eupmim_dist.train.state import Assembled
+
+
+@dataclass(frozen=True)
+class Result:
+    """Metrics of one model by one protocol on one split, e.g. `metrics["recall@10"]`."""
+
+    model: str
+    protocol: str
+    split: str
+    users: int
+    metrics: dict[str, float]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    scorer: Scorer,
+    name: str,
+    users: HeldOutUsers,
+    protocol: Protocol,
+    cutoffs: Sequence[int],
+    world: World,
+    *,
+    exclude_seen: bool = True,
+    progress: bool = False,
+) -> Result:
+    """Ranks the catalogue for every user of the split and averages the metrics; collective.
+
+    Raises UserError if the split has no users or an N is larger than the catalogue.
+    """
+    store = users.store
+    check_cutoffs(cutoffs, store.num_item_rows)
+    if not len(users.users):
+        raise UserError(f"{store.path}: split {users.split} has no users")
+    sums = MetricSums(protocol, cutoffs, store.num_item_rows)
+    chunks = range(len(users))
+    description = f"{name}: {users.split} split, protocol {protocol.name}"
+    for index in track(chunks, description, transient=True) if progress and world.is_main else chunks:
+        chunk = users.chunk(index)
+        block = -(-min(users.chunk_size, len(users.users) - index * users.chunk_size) // world.size)
+        excluded = excluded_items(
+            chunk.seen,
+            len(chunk.batch.user),
+            protocol.exclude_history and exclude_seen,
+            protocol.exclude_padding,
+        )
+        sums.add(top_n(scorer, chunk, excluded, max(cutoffs), block, world), chunk.targets)
+    metrics, num_users = sums.reduce(world)
+    assert num_users == len(users.users), f"{num_users} users evaluated, the split has {len(users.users)}"
+    return Result(name, protocol.name, users.split, num_users, metrics)
+
+
+def excluded_items(seen: Ragged, num_users: int, exclude_seen: bool, exclude_padding: bool) -> Ragged:
+    """What may not be recommended to each of `num_users` users."""
+    user, item = [], []
+    if exclude_seen:
+        user.append(seen.user)
+        item.append(seen.item)
+    if exclude_padding:
+        user.append(torch.arange(num_users))
+        item.append(torch.zeros(num_users, dtype=torch.int64))
+    empty = torch.zeros(0, dtype=torch.int64)
+    return Ragged(torch.cat([*user, empty]), torch.cat([*item, empty]))
+
+
+def check_cutoffs(cutoffs: Sequence[int], num_item_rows: int) -> None:
+    if max(cutoffs) > num_item_rows - 1:
+        raise UserError(
+            f"top-N {max(cutoffs)} is larger than the catalogue of {num_item_rows - 1} items; ask for fewer"
+        )
+
+
+def evaluate_model(
+    assembled: Assembled, split: str, protocol: str, cutoffs: Sequence[int], *, progress: bool = False
+) -> Result:
+    """Evaluates a model's current weights; collective. The model is left in the mode it was in."""
+    model, config = assembled.model, assembled.config
+    training = model.training
+    model.eval()
+    try:
+        return evaluate(
+            InterestScorer(model, assembled.tables, PROTOCOLS[protocol].per_interest),
+            config.model.name,
+            held_out_users(config, assembled.store, split, assembled.world),
+            PROTOCOLS[protocol],
+            cutoffs,
+            assembled.world,
+            exclude_seen=config.evaluation.exclude_seen,
+            progress=progress,
+        )
+    finally:
+        model.train(training)
+
+
+def held_out_users(config: Config, store: InteractionStore, split: str, world: World) -> HeldOutUsers:
+    """The split's users as this configuration sees them."""
+    return HeldOutUsers(
+        store,
+        split,
+        history_length=config.data.history_length,
+        zero_unseen=zero_unseen(config),
+        chunk_size=config.evaluation.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
+def zero_unseen(config: Config) -> bool:
+    """Whether the id of a user never trained on gets a zero row; a model without user ids does not care."""
+    return getattr(config.model, "unseen_users", "zero") == "zero"

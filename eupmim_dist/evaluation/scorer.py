@@ -1,0 +1,38 @@
+"""Scores of a trained model: interests against the rows of its item table that this rank owns.
+
+G queries, K interests, D dim.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.models.interface import Recommender
+from eupmim_dist.parallel.tables import Tables
+
+
+class InterestScorer:
+    """`per_interest`: a cosine list per interest; else one list by the best dot product over the interests."""
+
+    def __init__(self, model: Recommender, tables: Tables, per_interest: bool) -> None:
+        self.model, self.tables, self.per_interest = model, tables, per_interest
+        self.shard = tables.shards[model.item_table]
+        self.first_row = self.shard.start
+        self.last_row = self.shard.start + len(self.shard.weight)
+
+    def query(self, users: HeldOut) -> Tensor:
+        """Interests [b, K, D]; collective."""
+        batch = users.batch.to(self.shard.weight.device)
+        lookup = self.tables.lookup(self.model.ids(batch))
+        interests = self.model.interests(lookup.rows, batch)
+        return F.normalize(interests, dim=-1) if self.per_interest else interests
+
+    def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
+        rows = self.shard.weight[start - self.first_row : stop - self.first_row]
+        if self.per_interest:
+            return query @ F.normalize(rows, dim=-1).T
+        best = query[:, 0] @ rows.T
+        for interest in query.unbind(1)[1:]:
+            torch.maximum(best, interest @ rows.T, out=best)
+        return best[:, None]

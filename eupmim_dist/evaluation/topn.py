@@ -1,0 +1,124 @@
+"""Exact top-N over a sharded catalogue.
+
+The queries go to the shards; each rank keeps the best N of its own rows for every query and sends them back to
+the query's rank, which merges W short lists. Excluded items are masked where they live, so N per rank are enough.
+Memory of a rank, beyond its rows: scores of G queries x S lists x ITEM_BLOCK items, and G x S x N results.
+
+b users of this rank, G = W * ceil(chunk / W) users of the chunk, S lists per user, N length of a list.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from eupmim_dist.data.heldout import HeldOut, Ragged
+from eupmim_dist.parallel.world import World
+
+ITEM_BLOCK = 8192
+"""Items scored at a time."""
+NO_ITEM = -1
+"""Fills a list when fewer than N items may be recommended."""
+
+
+class Scorer(Protocol):
+    """Scores the items first_row..last_row-1, this rank's, for queries of any rank."""
+
+    first_row: int
+    last_row: int
+
+    def query(self, users: HeldOut) -> Tensor:
+        """What the shards need to score for these users: [b, ...], the same trailing shape on every rank."""
+
+    def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
+        """Finite scores [G, S, stop - start] of items start..stop-1, higher is better."""
+
+
+def top_n(scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int, world: World) -> Tensor:
+    """The best `num` items of each list, best first, ties by smaller id: int64 [b, S, num], NO_ITEM past the end.
+
+    `block` is the most users that any rank has in this chunk; collective.
+    """
+    query = _gather(_pad(scorer.query(users), block), world)
+    gathered = _gather_pairs(excluded, block, world)
+    scores, ids = _local_best(scorer, query, gathered, num)
+    if world.size > 1:
+        scores, ids = (_to_owner(part, block, world) for part in (scores, ids))
+        scores, ids = best_of(scores, ids, num)
+    return ids.masked_fill(scores == -torch.inf, NO_ITEM)[: len(users.batch.user)]
+
+
+def best_of(scores: Tensor, ids: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The `num` best of the last dimension by falling score, ties by smaller id."""
+    by_id = ids.argsort(dim=-1)
+    scores, ids = scores.gather(-1, by_id), ids.gather(-1, by_id)
+    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :num]
+    return scores.gather(-1, order), ids.gather(-1, order)
+
+
+def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tuple[Tensor, Tensor]:
+    """Best `num` of this rank's rows: scores and ids [G, S, num], -inf past the end."""
+    best: tuple[Tensor, Tensor] | None = None
+    for start in range(scorer.first_row, max(scorer.last_row, scorer.first_row + 1), ITEM_BLOCK):
+        stop = min(start + ITEM_BLOCK, scorer.last_row)
+        scores = scorer.scores(query, start, stop)
+        here = (excluded.item >= start) & (excluded.item < stop)
+        scores.transpose(1, 2)[excluded.user[here], excluded.item[here] - start] = -torch.inf
+        found = _block_best(scores, start, num)
+        best = (
+            found
+            if best is None
+            else best_of(*(torch.cat(pair, -1) for pair in zip(best, found, strict=True)), num)
+        )
+    assert best is not None
+    return best
+
+
+def _block_best(scores: Tensor, start: int, num: int) -> tuple[Tensor, Tensor]:
+    if scores.shape[-1] <= num:
+        ids = torch.arange(start, start + num, device=scores.device).expand(*scores.shape[:-1], num)
+        return best_of(
+            torch.nn.functional.pad(scores, (0, num - scores.shape[-1]), value=-torch.inf), ids, num
+        )
+    values, columns = scores.topk(num + 1, dim=-1)
+    # topk takes any of several equal scores; where equal ones straddle the end of the list, sort to take the first.
+    cut = (values[..., num - 1] == values[..., num]) & (values[..., num] != -torch.inf)
+    values, columns = values[..., :num], columns[..., :num]
+    if cut.any():
+        order = scores[cut].argsort(dim=-1, descending=True, stable=True)[:, :num]
+        columns[cut] = order
+    return best_of(values, columns + start, num)
+
+
+def _pad(tensor: Tensor, length: int) -> Tensor:
+    return torch.cat([tensor, tensor.new_zeros(length - len(tensor), *tensor.shape[1:])])
+
+
+def _gather(tensor: Tensor, world: World) -> Tensor:
+    """[n, ...] of every rank -> [W * n, ...]; n is the same everywhere."""
+    if world.size == 1:
+        return tensor
+    out = tensor.new_empty(world.size * len(tensor), *tensor.shape[1:])
+    dist.all_gather_into_tensor(out, tensor.contiguous())
+    return out
+
+
+def _gather_pairs(pairs: Ragged, block: int, world: World) -> Ragged:
+    """Every rank's pairs, a user's position counted through the ranks' blocks of `block` users."""
+    if world.size == 1:
+        return pairs
+    both = torch.stack([pairs.user + world.rank * block, pairs.item], dim=1).to(world.device)
+    counts = _gather(torch.tensor([len(both)], device=world.device), world)
+    longest = int(counts.max())
+    filled = _gather(_pad(both, longest), world).view(world.size, longest, 2)
+    kept = filled[torch.arange(longest, device=world.device) < counts[:, None]]
+    return Ragged(kept[:, 0], kept[:, 1])
+
+
+def _to_owner(tensor: Tensor, block: int, world: World) -> Tensor:
+    """Each rank's results [G, S, N] -> the W results for this rank's queries, [block, S, W * N]."""
+    out = torch.empty_like(tensor)
+    dist.all_to_all_single(out, tensor.contiguous())
+    by_rank = out.view(world.size, block, *tensor.shape[1:])
+    return by_rank.permute(1, 2, 0, 3).flatten(2)

@@ -1,0 +1,153 @@
+"""A failure on one rank becomes the failure of all ranks, without a hang.
+
+Ranks agree through the process group's key-value store, not through a collective: a rank that failed half-way
+through a body that communicates must not answer another rank's collective with one of its own (gloo pairs
+them and hands over garbage), and a GPU that has just failed must not be needed to say so.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from eupmim_dist.errors import UserError
+from eupmim_dist.parallel.world import World, collective_timeout
+
+GRACE_SECONDS = 3.0
+"""How long ranks wait for one another once one of them is known to have failed."""
+
+_LOST_PEER = (  # what gloo, NCCL and the store say when another rank has gone or is late
+    "closed by peer",
+    "reset by peer",
+    "broken pipe",
+    "timed out",
+    "timeout",
+    "remote process exited",
+    "communicator was aborted",
+    "connection was likely closed",
+)
+
+
+class RankFailed(RuntimeError):
+    """Another rank failed; the message says which and why."""
+
+    reported_elsewhere = False
+    """True where another rank prints the reason: this one exits without a word."""
+
+
+class RankMistake(RankFailed, UserError):
+    """Another rank failed by a user's mistake."""
+
+
+_open_regions: list[str] = []  # outermost first
+_entered = [0]  # regions entered so far, at each depth
+
+
+@contextmanager
+def agreed(world: World) -> Iterator[None]:
+    """Run the body on every rank; if it raises on any, all ranks raise.
+
+    A failing rank raises its own exception, the others `RankFailed("rank 1: reason")` (`RankMistake` if the
+    reason was a UserError). All but one rank carry `reported_elsewhere = True` on what they raise. Every
+    rank must enter the same regions in the same order; they nest, and bodies may communicate. A rank that a
+    failed one has left alone inside a collective is freed when that one exits, GRACE_SECONDS later. The
+    price is a few round trips to the store, so regions belong around a command, set-up, evaluation and
+    checkpoints, not around a step.
+    """
+    if world.size == 1:
+        yield
+        return
+    _open_regions.append(f"eupmim/agreed/{'.'.join(map(str, _entered))}")
+    _entered[-1] += 1
+    _entered.append(0)
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as caught:
+        error = caught
+    regions = list(_open_regions)
+    _open_regions.pop()
+    _entered.pop()
+    try:
+        failures, reporter = _meet(world, regions, error)
+    except dist.DistError as gone:
+        raise error or RankFailed(
+            f"rank {world.rank}: lost the store that rank 0 or its launcher holds"
+        ) from gone
+    if failures:
+        first = min(failures)
+        if error is None or (first != world.rank and _is_lost_peer(error)):
+            kind = RankMistake if failures[first]["mistake"] else RankFailed
+            error = kind(f"rank {first}: {failures[first]['reason']}")
+        error.reported_elsewhere = reporter != world.rank  # type: ignore[attr-defined]
+    if error is not None:
+        raise error
+
+
+def let_the_first_failure_speak(error: BaseException) -> None:
+    """On a rank that fails only because another has gone: wait for the launcher to stop this one.
+
+    For failures outside of `agreed`. The rank with the reason is then the only one to print it, and the
+    launch ends with its exit code. Without a launcher the wait ends after GRACE_SECONDS.
+    """
+    if _is_lost_peer(error):
+        time.sleep(GRACE_SECONDS)
+
+
+def _meet(world: World, regions: list[str], error: BaseException | None) -> tuple[dict[int, dict], int]:
+    """Tell the others how the innermost of `regions` went here, and learn how it went there.
+
+    Returns what failed, by rank, and the rank that is to report it. Ranks wait for each other up to the
+    collective timeout, but GRACE_SECONDS once one has failed in this region or in one around it.
+    """
+    store, region = dist.distributed_c10d._get_default_store(), regions[-1]
+    if error is not None and not isinstance(error, RankFailed):  # which is the echo of a failure already told
+        reason = " ".join(str(error).split())
+        if not isinstance(error, UserError):
+            reason = f"{type(error).__name__}: {reason}"
+        outcome = {"reason": reason, "mistake": isinstance(error, UserError), "lost": _is_lost_peer(error)}
+        store.set(f"{region}/failed/{world.rank}", json.dumps(outcome))
+        store.set(f"{region}/failed", "")  # before arriving: who counts all arrivals finds this too
+    store.set(f"{region}/arrived/{world.rank}", "")
+    arrived = store.add(f"{region}/arrived", 1)
+
+    patience = collective_timeout() if error is None else GRACE_SECONDS if isinstance(error, Exception) else 0
+    deadline, pause = time.monotonic() + patience, 0.001
+    while arrived < world.size and time.monotonic() < deadline:
+        time.sleep(pause)  # not store.wait: on a timeout it prints warnings of its own
+        pause = min(2 * pause, 0.1)
+        if any(store.check([f"{name}/failed"]) for name in regions):
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        arrived = store.add(f"{region}/arrived", 0)
+    if arrived == world.size and not store.check([f"{region}/failed"]):
+        return {}, 0
+
+    ranks = range(world.size)
+    failures: dict[int, dict] = {}
+    for name in [region] if arrived == world.size else regions:
+        told = [rank for rank in ranks if store.check([f"{name}/failed/{rank}"])]
+        failures |= {rank: json.loads(store.get(f"{name}/failed/{rank}")) for rank in told}
+    if all(outcome["lost"] for outcome in failures.values()):
+        missing = [rank for rank in ranks if not store.check([f"{region}/arrived/{rank}"])]
+        outcome = {
+            "reason": f"gave no answer for {patience:g} s: it is gone or stuck",
+            "mistake": False,
+            "lost": False,
+        }
+        for rank in missing:
+            store.set(f"{region}/failed/{rank}", json.dumps(outcome))
+        store.set(f"{region}/failed", "")  # should a missing rank arrive after all, it fails too
+        failures = dict.fromkeys(missing, outcome) or failures
+    failures = {rank: outcome for rank, outcome in failures.items() if not outcome["lost"]} or failures
+    present = [rank for rank in ranks if store.check([f"{region}/arrived/{rank}"])]
+    reporter = min(set(failures) & set(present) or present)
+    # The first rank to conclude decides for all who reports: later ones may see more failures.
+    return failures, int(store.compare_set(f"{region}/reporter", "", str(reporter)))
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """True if `error` says no more than that another rank is gone or late: the reason is there."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER)

@@ -1,0 +1,130 @@
+"""The world a process runs in: its rank, how many there are, its device.
+
+Works unchanged under `eupmim-dist launch`, `accelerate launch`, `torchrun`, the `deepspeed` launcher and
+plain `python -m eupmim_dist` (one rank, no process group).
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from eupmim_dist.errors import UserError
+
+_LAUNCHER_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`; on one node there are `local_size` of them, each with its own `device`."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def init_world(cpu: bool = False) -> World:
+    """Join the process group a launcher prepared, or be the only rank; calling it again is harmless.
+
+    CPU ranks talk over gloo. GPU ranks get both backends: NCCL for GPU tensors, gloo for CPU tensors. CPU
+    is used when asked for (`cpu`, ACCELERATE_USE_CPU) or when there is no GPU. A collective that takes
+    longer than EUPMIM_TIMEOUT_SECONDS (default 600) fails.
+
+    Raises:
+        UserError: the world is not the one that was asked for, the launcher's environment is incomplete, or
+            there are more ranks than GPUs on this node.
+    """
+    env = os.environ
+    launched = any(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if launched and (missing := [name for name in _LAUNCHER_ENV if not env.get(name)]):
+        raise UserError(
+            f"the launcher's environment lacks {', '.join(missing)}: start the ranks with "
+            "`eupmim-dist launch`, `accelerate launch` or `torchrun`"
+        )
+    if not launched and "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env:
+        # accelerate's simple launcher was asked for several processes (else it sets no MASTER_ADDR) and
+        # started one.
+        raise UserError(
+            "accelerate launch started a single process where several were asked for: use "
+            "`eupmim-dist launch --cpu --nproc N -- ...` or "
+            "`accelerate launch --multi_gpu --num_processes N ...`"
+        )
+    rank = _integer("RANK", 0)
+    size = _integer("WORLD_SIZE", 1)
+    local_rank = _integer("LOCAL_RANK", 0)
+    local_size = _integer(
+        "LOCAL_WORLD_SIZE", _integer("LOCAL_SIZE", size)
+    )  # LOCAL_SIZE: the deepspeed launcher's
+    if (asked := _integer("EUPMIM_WORLD_SIZE", size)) != size:
+        raise UserError(
+            f"{asked} ranks were asked for (EUPMIM_WORLD_SIZE) but this world has {size}: start it with "
+            f"`eupmim-dist launch --nproc {asked} -- ...`, or unset EUPMIM_WORLD_SIZE"
+        )
+
+    cpu = (
+        cpu
+        or env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        or not torch.cuda.is_available()
+    )
+    device = torch.device("cpu") if cpu else torch.device("cuda", local_rank)
+    if not cpu:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {rank} needs GPU {local_rank} of its node, which has {torch.cuda.device_count()}: "
+                "start fewer ranks or use --cpu"
+            )
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=collective_timeout())
+    if launched and not dist.is_initialized():
+        # Created here, not by Accelerate, which has no way to ask for both backends and a bound device at
+        # once. gloo beside NCCL: agreements, object collectives and checkpoints then need no GPU
+        # synchronisation.
+        dist.init_process_group(
+            backend="gloo" if cpu else "cpu:gloo,cuda:nccl",
+            timeout=timeout,
+            device_id=None if cpu else device,
+        )
+
+    from accelerate.state import PartialState
+
+    # Without cpu=True Accelerate believes in one process on a machine without GPUs. Made before any
+    # Accelerator, so that a later one adopts this state; with the group already there it only reads it.
+    PartialState(cpu=cpu, timeout=timeout)
+    return World(rank, size, local_rank, local_size, device)
+
+
+def shutdown(world: World) -> None:
+    """Leave the process group after success. After a failure a rank just exits: waiting could hang."""
+    if not dist.is_initialized():
+        return
+    if world.size > 1:
+        # Rank 0's process may hold the store the others still read from: it leaves last.
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"eupmim/bye/{world.rank}", "")
+        if world.is_main:
+            store.wait([f"eupmim/bye/{rank}" for rank in range(world.size)], timedelta(seconds=30))
+    dist.destroy_process_group()
+
+
+def collective_timeout() -> int:
+    """Seconds after which a collective fails."""
+    seconds = _integer("EUPMIM_TIMEOUT_SECONDS", 600)
+    if seconds < 1:
+        raise UserError(f"EUPMIM_TIMEOUT_SECONDS={seconds} must be at least 1")
+    return seconds
+
+
+def _integer(name: str, default: int) -> int:
+    value = os.environ.get(name)
+    try:
+        return int(value) if value else default
+    except ValueError:
+        raise UserError(f"the environment variable {name}={value!r} is not a whole number") from None

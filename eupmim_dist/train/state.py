@@ -1,0 +1,50 @@
+"""What a training run is made of, and the little that changes while it trains."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eupmim_dist.config.schema import Config
+from eupmim_dist.data.sampler import TrainingSampler
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.models.interface import Recommender
+from eupmim_dist.optim.tables import TableOptimizer
+from eupmim_dist.parallel.dense import Dense
+from eupmim_dist.parallel.tables import Tables
+from eupmim_dist.parallel.world import World
+
+
+@dataclass
+class Progress:
+    """Where training stands; with the weights and optimizer states, all that a resumed run needs."""
+
+    step: int = 0
+    """Steps done."""
+    best_value: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+    stopped: bool = False
+    """Early stopping has ended the training."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Assembled:
+    """A model with its tables and data on one rank, as assemble.py builds it: enough to rank and to save."""
+
+    config: Config
+    world: World
+    store: InteractionStore
+    model: Recommender
+    tables: Tables
+
+
+@dataclass
+class Run(Assembled):
+    """A training run on one rank."""
+
+    sampler: TrainingSampler
+    dense: Dense
+    table_optimizer: TableOptimizer
+    progress: Progress

@@ -1,0 +1,111 @@
+"""The one way tests start several ranks: gloo on loopback, one thread each, a hard timeout that kills."""
+
+import multiprocessing
+import os
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+# Forked from a server that has imported torch once, a rank starts in about 0.1 s instead of 2 s. The server
+# imports and does nothing else, so there are no threads to lose in the fork.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["pytest", "torch", "accelerate", "eupmim_dist.parallel.world"])
+
+
+def run_ranks(
+    world_size: int,
+    fn: Callable[..., Any],
+    *args: Any,
+    timeout: float = 60,
+    collective_timeout: int | None = None,
+) -> list[Any]:
+    """Call `fn(*args)` on `world_size` ranks and return each rank's (picklable) result, in rank order.
+
+    Each rank has the environment a launcher would set, and its process group exists: `fn` may use
+    `torch.distributed` at once, and `init_world(cpu=True)` returns its World. `fn` must be a top-level
+    function. Collectives fail after `collective_timeout` seconds (default: `timeout`).
+
+    Raises:
+        AssertionError: with the traceback of every rank that raised, or naming the ranks that died or were
+            still running after `timeout` seconds; no process survives.
+    """
+    # Held by this process, as by torchrun's agent: no port to race for, and no rank's exit takes the store
+    # away.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    work = pickle.dumps((fn, args))  # plainly: multiprocessing would put tensors into memory the ranks share
+    pipes: list[Connection] = []
+    processes = []
+    for rank in range(world_size):
+        env = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+            "OMP_NUM_THREADS": "1",
+            "EUPMIM_TIMEOUT_SECONDS": str(collective_timeout or max(1, round(timeout))),
+        }
+        ours, theirs = _context.Pipe()
+        process = _context.Process(target=_rank, args=(theirs, env, work), daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    try:
+        return _collect(pipes, timeout)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _rank(pipe: Connection, env: dict[str, str], work: bytes) -> None:
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    from eupmim_dist.parallel.world import init_world
+
+    try:
+        fn, args = pickle.loads(work)
+        init_world(cpu=True)
+        pipe.send_bytes(pickle.dumps((True, fn(*args))))
+    except BaseException:
+        pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
+        return
+    # Stay until killed or the test process is gone: an early exit would break slower ranks' connections.
+    with suppress(EOFError):
+        pipe.recv_bytes()
+
+
+def _collect(pipes: list[Connection], timeout: float) -> list[Any]:
+    deadline = time.monotonic() + timeout
+    results: dict[int, Any] = {}
+    failures: dict[int, str] = {}
+    pending = dict(enumerate(pipes))
+    while pending and wait(pending.values(), max(0.0, deadline - time.monotonic())):
+        for rank in [rank for rank, pipe in pending.items() if pipe.poll()]:
+            try:
+                succeeded, value = pickle.loads(pending.pop(rank).recv_bytes())
+            except EOFError:
+                succeeded, value = False, "died without a word"
+            if succeeded:
+                results[rank] = value
+            else:
+                failures[rank] = value
+                # The others may be waiting for the failed one: let them tell, but not for long.
+                deadline = min(deadline, time.monotonic() + 5)
+    failures |= {rank: f"still running after {timeout} s" for rank in pending if not failures}
+    if failures:
+        raise AssertionError("".join(f"\nrank {rank}: {failures[rank]}" for rank in sorted(failures)))
+    return [results[rank] for rank in range(len(pipes))]

@@ -1,0 +1,50 @@
+"""`eupmim-dist` with one more subcommand, `rank`, that a test of `launch` has its ranks run.
+
+`python -m tests.e2e.ranks launch -- rank WHAT` is the real command line otherwise.
+"""
+
+import os
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+
+from eupmim_dist.cli import launch
+from eupmim_dist.cli.app import app, main
+from eupmim_dist.errors import UserError
+from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel.world import init_world, shutdown
+
+
+def rank(what: str) -> None:
+    world = init_world()
+    if what == "report":
+        total = torch.ones(1, device=world.device)
+        if world.size > 1:
+            dist.all_reduce(total)
+        threads, precision = os.environ["OMP_NUM_THREADS"], os.environ["ACCELERATE_MIXED_PRECISION"]
+        print(f"rank {world.rank}/{world.size} {world.device.type} {int(total)} {threads} {precision}")
+    elif what == "mistake":
+        with agreed(world):
+            if world.rank == world.size - 1:
+                raise UserError("data.yaml: no such key")
+    elif what == "die-alone" and world.rank == 0:
+        dist.all_reduce(torch.zeros(1))
+    elif what == "die-alone":
+        time.sleep(0.5)
+        raise OSError("disk full")
+    elif what == "killed" and world.rank == world.size - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what in ("killed", "sleep"):
+        print("ready", flush=True)
+        time.sleep(60)
+    elif what == "exit":
+        raise SystemExit(7)
+    shutdown(world)
+
+
+if __name__ == "__main__":
+    launch.MODULE = "tests.e2e.ranks"
+    app.command("rank")(rank)
+    main()

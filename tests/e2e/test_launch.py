@@ -1,0 +1,226 @@
+"""`eupmim-dist launch` starts what was asked for, reports one failure once, and leaves nothing running."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from eupmim_dist.cli import launch as launch_module
+from eupmim_dist.cli.launch import _plan
+from eupmim_dist.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [sys.executable, "-m", "tests.e2e.ranks", "launch"]
+TWO_ON_CPU = [*LAUNCH, "--cpu", "--nproc", "2", "--threads", "1"]
+LAUNCHER_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+
+
+@pytest.fixture
+def env(tmp_path):
+    """A user's environment: the programs of this Python on the path, no accelerate defaults of whoever runs this."""
+    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_NAMES}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    return env | {"PATH": programs, "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(command, env):
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+
+
+def finish(process, timeout=120):
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, sorted(out.splitlines()), err
+
+
+def run(command, env):
+    return finish(start(command, env))
+
+
+def children(pid):
+    """Processes below `pid` that are alive."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = dict(map(int, line.split()) for line in listing.splitlines())
+    found = [child for child, parent in parents.items() if parent == pid]
+    return found + [below for child in found for below in children(child)]
+
+
+def alive(pids):
+    running = []
+    for pid in pids:
+        try:
+            os.kill(pid, 0)
+            running.append(pid)
+        except ProcessLookupError:
+            pass
+    return running
+
+
+def test_two_launches_at_once_start_all_their_ranks(env):
+    first, second = (start([*TWO_ON_CPU, "--", "rank", "report"], env) for _ in range(2))
+    for process in (first, second):
+        code, out, err = finish(process)
+        assert code == 0, err
+        assert out == ["rank 0/2 cpu 2 1 no", "rank 1/2 cpu 2 1 no"]
+
+
+def test_one_rank_needs_no_process_group_and_no_separator(env):
+    code, out, err = run([*LAUNCH, "--nproc", "1", "--mixed-precision", "bf16", "rank", "report"], env)
+    assert (code, len(out)) == (0, 1), err
+    assert re.fullmatch(r"rank 0/1 cpu 1 \d+ bf16", out[0])
+
+
+def test_the_command_it_shows_does_the_same(env):
+    _, out, shown = run([*TWO_ON_CPU, "--dry-run", "--", "rank", "report"], env)
+    assert out == []
+    assert "accelerate launch --num_processes 2" in shown
+    code, out, err = run(["sh", "-c", shown], env)
+    assert code == 0, err
+    assert out == ["rank 0/2 cpu 2 1 no", "rank 1/2 cpu 2 1 no"]
+
+
+def test_torchrun_starts_the_same_program(env):
+    command = "torchrun --standalone --nproc_per_node 2 -m tests.e2e.ranks rank"
+    code, out, err = run([*shlex.split(command), "mistake"], env)
+    assert code == 1  # torchrun's own
+    assert out == []
+    assert err.count("error: data.yaml: no such key") == 1
+
+
+def test_a_world_of_the_wrong_size_is_refused(env):
+    command = "accelerate launch --cpu --num_processes 2 -m tests.e2e.ranks rank report"
+    code, out, err = run(shlex.split(command), env)
+    assert code != 0
+    assert out == []
+    assert "error: accelerate launch started a single process" in err
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "line"),
+    [
+        ("mistake", 2, "error: data.yaml: no such key"),
+        ("die-alone", 1, "error: OSError: disk full (eupmim-dist --debug shows where)"),
+        ("killed", 128 + signal.SIGKILL, "error: rank 1 was killed by SIGKILL: out of memory?"),
+    ],
+)
+def test_one_failure_is_reported_once_and_is_the_exit_code(env, what, code, line):
+    returned, _, err = run([*TWO_ON_CPU, "--", "rank", what], env)
+    shown, *rest = err.splitlines()
+    assert "accelerate launch" in shown
+    assert (returned, rest) == (code, [line])
+
+
+@pytest.mark.parametrize("nproc", ["1", "2"])
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_ranks(env, nproc, signal_):
+    process = start([*LAUNCH, "--cpu", "--nproc", nproc, "--", "rank", "sleep"], env)
+    for _ in range(int(nproc)):
+        assert process.stdout.readline() == "ready\n"
+    ranks = children(process.pid)
+    assert len(ranks) == int(nproc)
+    started = time.monotonic()
+    process.send_signal(signal_)
+    code, _, err = finish(process)
+    assert code == 128 + signal_, err
+    assert "Traceback" not in err
+    assert time.monotonic() - started < 20
+    assert alive(ranks) == []
+
+
+DEFAULTS = dict.fromkeys(["nproc", "nnodes", "node_rank", "rdzv_endpoint", "mixed_precision", "threads", "config_file"])
+
+
+def plan(**options):
+    command, env = _plan(["train", "--cpu"], **(DEFAULTS | {"cpu": False} | options))
+    return shlex.join(command), env
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    monkeypatch.setattr("accelerate.commands.config.default_config_file", "/nonexistent")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12), raising=False)
+    return lambda count: monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(0, 2), (1, 1), (8, 8)])
+def test_by_default_every_gpu_has_a_rank_and_else_there_are_two(gpus, count, ranks):
+    gpus(count)
+    command, env = plan()
+    assert f"--num_processes {ranks} " in command
+    assert ("--multi_gpu" in command) == (ranks > 1)
+    assert env == {"EUPMIM_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": str(12 // ranks)}
+    assert command.endswith("-m eupmim_dist train --cpu")
+
+
+def test_cpu_hides_the_gpus(gpus):
+    gpus(1)
+    command, env = plan(cpu=True, nproc=3)
+    assert "--num_processes 3 --num_machines 1 --main_process_port 0 --multi_gpu" in command
+    assert env["CUDA_VISIBLE_DEVICES"] == ""
+    assert env["ACCELERATE_USE_CPU"] == "true"
+
+
+def test_several_nodes(gpus):
+    gpus(4)
+    command, env = plan(nnodes=2, node_rank=1, rdzv_endpoint="node0:29500")
+    assert "--num_processes 8 --num_machines 2 --machine_rank 1" in command
+    assert "--main_process_ip node0 --main_process_port 29500 --multi_gpu" in command
+    assert env["EUPMIM_WORLD_SIZE"] == "8"
+
+
+def test_the_users_threads_stay(gpus, monkeypatch):
+    gpus(0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert plan()[1]["OMP_NUM_THREADS"] == "5"
+    assert plan(threads=3)[1]["OMP_NUM_THREADS"] == "3"
+
+
+def test_an_accelerate_configuration_gives_defaults(gpus, tmp_path):
+    gpus(8)
+    path = tmp_path / "deepspeed.yaml"
+    path.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\nnum_processes: 4\n"
+        "mixed_precision: bf16\ndeepspeed_config: {zero_stage: 2}\n"
+    )
+    command, env = plan(config_file=path)
+    assert command.startswith(f"--config_file {path} --num_processes 4 ")
+    assert "--multi_gpu" not in command  # it would win over DeepSpeed
+    assert "--mixed_precision" not in command
+    assert env["EUPMIM_WORLD_SIZE"] == "4"
+    assert plan(config_file=path, nproc=2)[1]["EUPMIM_WORLD_SIZE"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nproc": 0}, "--nproc 0"),
+        ({"nproc": 9}, "9 ranks need 9 GPUs, this machine has 8"),
+        ({"nnodes": 0}, "--nnodes 0"),
+        ({"threads": 0}, "--threads 0"),
+        ({"nnodes": 2}, "--nnodes 2 also needs --node-rank .* and --rdzv-endpoint"),
+        ({"nnodes": 2, "node_rank": 2, "rdzv_endpoint": "a:1"}, "--node-rank 2: must be 0 to 1"),
+        ({"nnodes": 2, "node_rank": 0, "rdzv_endpoint": "a"}, "--rdzv-endpoint a: must be HOST:PORT"),
+        ({"nnodes": 2, "node_rank": 0, "rdzv_endpoint": "a:99999"}, "--rdzv-endpoint a:99999"),
+        ({"config_file": Path("/nonexistent.yaml")}, "/nonexistent.yaml"),
+    ],
+)
+def test_a_mistake_is_named(gpus, options, message):
+    gpus(8)
+    with pytest.raises(UserError, match=message):
+        plan(**options)
+
+
+def test_there_must_be_something_to_launch():
+    with pytest.raises(UserError, match="nothing to launch"):
+        launch_module.launch()

@@ -1,0 +1,1 @@
+"""Plain second implementations, written from the reference alone: what the package is tested against."""

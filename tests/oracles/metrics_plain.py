@@ -1,0 +1,109 @@
+"""Naive evaluation of one user at a time (design 3.3) and the three plain baselines (reference, "What was measured").
+
+An oracle in plain numpy: whole score vectors, Python loops, no code shared with the package. Row 0 is the padding item.
+K interests (1 for a baseline), D dim, R rows of the item table, N list length.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+PROTOCOLS = ("strict", "comirec", "seed")
+METRICS = ("hit_rate", "recall", "precision", "ndcg")
+
+
+def dot_scores(interests: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """[K, D], [R, D] -> [K, R] dot products."""
+    return np.stack([items @ vector for vector in interests])
+
+
+def cosine_scores(interests: np.ndarray, items: np.ndarray, eps: float = 1e-8) -> np.ndarray:
+    """[K, D], [R, D] -> [K, R] cosines; a norm below eps counts as eps, so a zero row scores 0."""
+    rows = [vector / max(float(np.linalg.norm(vector)), eps) for vector in interests]
+    columns = [item / max(float(np.linalg.norm(item)), eps) for item in items]
+    return dot_scores(np.stack(rows), np.stack(columns))
+
+
+def protocol_scores(protocol: str, interests: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """[K, R]: cosine for `seed`, dot product for the others (design 3.3)."""
+    return cosine_scores(interests, items) if protocol == "seed" else dot_scores(interests, items)
+
+
+def top_list(scores: np.ndarray, excluded: Iterable[int], num: int) -> list[int]:
+    """The num best ids of one score vector [R], without the excluded ones; equal scores by smaller id."""
+    banned = set(excluded)
+    allowed = [j for j in range(len(scores)) if j not in banned]
+    return sorted(allowed, key=lambda j: (-scores[j], j))[:num]
+
+
+def discount(position: int) -> float:
+    """1 / log2(position + 2), position from 0."""
+    return 1.0 / math.log2(position + 2)
+
+
+def user_metrics(
+    protocol: str,
+    scores: np.ndarray,
+    seen: Sequence[int],
+    targets: Sequence[int],
+    num: int,
+    *,
+    exclude_seen: bool = True,
+) -> dict[str, float]:
+    """Design 3.3 for one user: scores [K, R], seen = every item before the cut, targets = every item from it on.
+
+    strict: the best interest's score per item; pad and seen excluded; NDCG's ideal over min(N, |targets|).
+    comirec: as strict, but seen items stay candidates; NDCG's ideal over the number of hits.
+    seed: K separate lists, pad and seen kept; hits counted per list at the list's own positions, so one item
+    counts up to K times; recall over |targets|, precision over N; NDCG's ideal over the number of hits.
+    """
+    wanted = set(targets)
+    if protocol == "seed":
+        lists = [top_list(row, (), num) for row in scores]
+    else:
+        banned = {0, *seen} if protocol == "strict" and exclude_seen else {0}
+        lists = [top_list(scores.max(axis=0), banned, num)]
+    hits, gain = 0, 0.0
+    for ranked in lists:
+        for position, item in enumerate(ranked):
+            if item in wanted:
+                hits += 1
+                gain += discount(position)
+    num_ideal = min(num, len(wanted)) if protocol == "strict" else hits
+    ideal = sum(discount(i) for i in range(num_ideal))
+    return {
+        "hit_rate": float(hits > 0),
+        "recall": hits / len(wanted),
+        "precision": hits / num,
+        "ndcg": gain / ideal if hits else 0.0,
+    }
+
+
+def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Float64 mean of every metric over the users (design 3.3: every user counts once)."""
+    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def popularity_scores(sequences: Iterable[Sequence[int]], num_rows: int) -> np.ndarray:
+    """[1, R] how often every item occurs in the training users' whole sequences."""
+    counts = np.zeros(num_rows)
+    for items in sequences:
+        for item in items:
+            counts[item] += 1
+    return counts[None]
+
+
+def ease_matrix(sequences: Sequence[Sequence[int]], num_rows: int, strength: float = 1000.0) -> np.ndarray:
+    """EASE, [R, R] with a zero diagonal: P = (X'X + strength I)^-1, B_ij = -P_ij / P_jj.
+
+    X is binary, one row per training user over the whole sequence; nothing is learned about row 0 (padding).
+    """
+    gram = np.zeros((num_rows, num_rows))
+    for items in sequences:
+        distinct = sorted(set(items))
+        gram[np.ix_(distinct, distinct)] += 1
+    precision = np.linalg.inv(gram + strength * np.eye(num_rows))
+    weights = -precision / np.diag(precision)
+    np.fill_diagonal(weights, 0.0)
+    return weights

@@ -1,0 +1,118 @@
+"""Log lines, recorded metrics, throughput and progress."""
+
+import json
+import math
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.telemetry.metrics import MetricsWriter
+from eupmim_dist.telemetry.progress import TrainProgress
+from eupmim_dist.telemetry.throughput import Throughput
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def read(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_only_rank_0_prints_and_text_is_left_alone(capsys):
+    get_logger(0).info("[bold] 20 % of /a/rather/long/path/" + "x" * 100)
+    get_logger(0).warning("careful")
+    get_logger(1).info("nothing")
+    out, err = capsys.readouterr()
+    assert out == "[bold] 20 % of /a/rather/long/path/" + "x" * 100 + "\n"
+    assert err == "warning: careful\n"
+
+
+def test_metrics_go_to_both_places(tmp_path):
+    with MetricsWriter(tmp_path, enabled=True) as metrics:
+        metrics.log(10, {"loss": torch.tensor(0.5), "loss/adjacency": 0.25, "users": 7})
+        line = read(tmp_path)[0]  # there before the file is closed
+    assert line.pop("time") > 1e9
+    assert line == {"step": 10, "loss": 0.5, "loss/adjacency": 0.25, "users": 7}
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(board.Tags()["scalars"]) == {"loss", "loss/adjacency", "users"}
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(10, 0.5)]
+
+
+def test_a_number_that_is_not_finite_leaves_valid_json(tmp_path):
+    with MetricsWriter(tmp_path, enabled=True) as metrics:
+        metrics.log(1, {"loss": math.nan, "norm": math.inf})
+    assert read(tmp_path)[0]["loss"] is None
+    assert read(tmp_path)[0]["norm"] is None
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path):
+    with MetricsWriter(tmp_path, enabled=True) as metrics:
+        for step in range(0, 50, 10):
+            metrics.log(step, {"loss": step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "lo')  # the crash
+    with MetricsWriter(tmp_path, enabled=True, resume_step=20) as metrics:
+        metrics.log(30, {"loss": 0.0})
+    assert [line["step"] for line in read(tmp_path)] == [0, 10, 20, 30]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [
+        (0, 0),
+        (10, 10),
+        (20, 20),
+        (30, 0),
+    ]
+
+
+def test_a_new_run_drops_the_old_lines(tmp_path):
+    for loss in (1.0, 2.0):
+        with MetricsWriter(tmp_path, enabled=True) as metrics:
+            metrics.log(0, {"loss": loss})
+    assert [line["loss"] for line in read(tmp_path)] == [2.0]
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    with MetricsWriter(tmp_path / "run", enabled=False) as metrics:
+        metrics.log(1, {"loss": 1.0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_throughput_leaves_pauses_out_and_starts_anew():
+    clock = Clock()
+    throughput = Throughput(clock)
+    assert throughput.rate() == 0.0
+    throughput.add(100)
+    clock.now += 2
+    with throughput.pause():
+        clock.now += 50
+    throughput.add(100)
+    clock.now += 2
+    assert throughput.rate() == pytest.approx(50)
+    clock.now += 4
+    throughput.add(100)
+    assert throughput.rate() == pytest.approx(25)
+
+
+def test_progress_prints_first_last_and_now_and_then(capsys):
+    clock = Clock()
+    with TrainProgress(100, first_step=20, every_seconds=5, clock=clock) as progress:
+        for step in (30, 31, 60, 61, 100):
+            clock.now = step - 20
+            best = ("recall@20", 0.12345) if step == 60 else None
+            progress.update(step, loss=1.5, samples_per_second=1234.5, best=best)
+    assert capsys.readouterr().out.splitlines() == [
+        "step 30/100  loss 1.5000  1,234 samples/s  0:01:10 left",
+        "step 60/100  loss 1.5000  1,234 samples/s  0:00:40 left  best recall@20 0.1235",
+        "step 100/100  loss 1.5000  1,234 samples/s  0:00:00 left",
+    ]
+
+
+def test_progress_is_silent_on_other_ranks(capsys):
+    with TrainProgress(10, is_main=False) as progress:
+        progress.update(10, loss=1.0, samples_per_second=1.0)
+    assert capsys.readouterr().out == ""
