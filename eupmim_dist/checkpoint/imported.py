@@ -86,7 +86,7 @@ def renamed(
         found["table.user"] = tensors[USERS]
     names = EUPMIM_NAMES if model_name == "eupmim" else COMIREC_NAMES
     for name in ours:
-        theirs = _their_name(name, names)
+        theirs = their_name(name, names)
         if theirs not in tensors:
             raise UserError(
                 f"the release has no tensor {theirs} for {name}; is it another version of the model?"
@@ -95,7 +95,8 @@ def renamed(
     return found
 
 
-def _their_name(name: str, names: dict[str, str]) -> str:
+def their_name(name: str, names: dict[str, str]) -> str:
+    """The released name of our parameter `name`."""
     for ours, theirs in names.items():
         pattern = re.escape(ours).replace(r"\{\}", r"(\d+)")
         if match := re.match(pattern, name):

@@ -24,20 +24,20 @@ from eupmim_dist.errors import UserError
 
 ATTRIBUTES = (Attribute("age", 7), Attribute("gender", 2), Attribute("occupation", 21))
 MIN_LENGTH = 5
-MAX_INTERESTS = 4
+MAX_INTERESTS = 6
 NUM_STYLES = 4
 MIN_TOPICS = 4
 BLOCK_USERS = 8192  # users drawn from one seed; changing it changes the data
 
 AGE_SHARES = (0.04, 0.18, 0.35, 0.20, 0.09, 0.08, 0.06)
 ZIPF_TOPICS = 0.6  # exponent of the popularity of topics
-ZIPF_ITEMS = 0.8  # ... and of the items of one style of a topic
+ZIPF_ITEMS = 1.0  # ... and of the items of one style of a topic
 OWN_TOPIC_SHARE = 0.5  # topics drawn from the ranking of the user's age and gender instead of everybody's
 TYPICAL_STYLE_SHARE = 0.9  # how often a user likes the style that is typical of his profile
 OTHER_STYLE_WEIGHT = 0.05  # how much less the other styles of a topic of his attract him
-MEAN_SESSION = 5
-FORWARD_SHARE = 0.8
-FOLLOW_SHARE = 0.85
+MEAN_SESSION = 6
+FORWARD_SHARE = 0.9
+FOLLOW_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class World:
     liked_style: np.ndarray
     following: np.ndarray
     occ_class: np.ndarray
+    age_band: np.ndarray
 
 
 def synthesize(
@@ -117,20 +118,20 @@ def synthesize(
 def make_world(num_items: int, mean_length: int, seed: int) -> World:
     """Draw topics, styles and popularity. Items that do not fill a topic are never drawn."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
-    num_topics = max(MIN_TOPICS, round(num_items / (2.5 * mean_length)))
+    num_topics = max(MIN_TOPICS, round(num_items / (1.5 * mean_length)))
     size = num_items // num_topics
     style = np.arange(size) % NUM_STYLES
     popularity = 1.0 / np.arange(1, num_topics + 1) ** ZIPF_TOPICS
-    num_groups = ATTRIBUTES[0].cardinality * ATTRIBUTES[1].cardinality
+    num_traitss = ATTRIBUTES[0].cardinality * ATTRIBUTES[1].cardinality
     everybody = np.arange(num_topics)
     return World(
         item_id=(rng.permutation(num_items) + 1)[: num_topics * size].reshape(num_topics, size),
         style=style,
         weight=1.0 / (np.arange(size) // NUM_STYLES + 1) ** ZIPF_ITEMS,
         topic_cdf=np.cumsum(popularity) / popularity.sum(),
-        ranking=np.stack([everybody, *(rng.permutation(num_topics) for _ in range(num_groups))]),
-        occ_class=rng.permutation(21)%2,
-        following=rng.integers(num_topics, size=(num_topics, 21)),
+        ranking=np.stack([everybody, *(rng.permutation(num_topics) for _ in range(num_traitss))]),
+        occ_class=rng.permutation(21)%4,
+        age_band=np.array([0,0,1,1,2,2,2]),following=rng.integers(num_topics, size=(num_topics, 4,4)),
         liked_style=rng.integers(NUM_STYLES, size=(num_topics, ATTRIBUTES[2].cardinality)),
     )
 
@@ -138,7 +139,7 @@ def make_world(num_items: int, mean_length: int, seed: int) -> World:
 def _lengths(seed: int, start: int, end: int, mean_length: int, longest: int) -> np.ndarray:
     """int64 [end - start]: 5 to `longest`, exponentially many above 5, `mean_length` on average or a bit less."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, start)))
-    drawn = MIN_LENGTH + rng.exponential(mean_length - MIN_LENGTH, end - start)
+    drawn = MIN_LENGTH + rng.gamma(3, (mean_length - MIN_LENGTH)/3, end - start)
     return np.minimum(drawn, longest).astype(np.int64)
 
 
@@ -149,11 +150,11 @@ def _users(world: World, seed: int, start: int, lengths: np.ndarray) -> tuple[np
     age = rng.choice(len(AGE_SHARES), num_users, p=AGE_SHARES)
     gender = rng.integers(2, size=num_users)
     occupation = rng.integers(ATTRIBUTES[2].cardinality, size=num_users)
-    num_interests = rng.integers(2, MAX_INTERESTS + 1, num_users)
+    num_interests = rng.integers(4, MAX_INTERESTS + 1, num_users)
 
-    segment = gender + 2 * (age >= 3) + 4 * world.occ_class[occupation]
-    topic = _topics(world, rng, segment)  # [B, K]
-    style = world.liked_style[topic, segment[:, None]]
+    traits = np.stack([world.age_band[age], gender, world.occ_class[occupation]], axis=1)
+    topic = _topics(world, rng, traits)  # [B, K]
+    style = world.liked_style[topic, np.take_along_axis(traits, topic % 3, axis=1)]
     stray = rng.random(topic.shape) > TYPICAL_STYLE_SHARE
     style = np.where(stray, rng.integers(NUM_STYLES, size=topic.shape), style)
 
@@ -176,16 +177,16 @@ def _users(world: World, seed: int, start: int, lengths: np.ndarray) -> tuple[np
     return np.stack([age, gender, occupation], axis=1), world.item_id[topic[user, k], place]
 
 
-def _topics(world: World, rng: np.random.Generator, group: np.ndarray) -> np.ndarray:
-    """int [B, MAX_INTERESTS]: distinct topics of users of `group` [B] (age and gender)."""
+def _topics(world: World, rng: np.random.Generator, traits: np.ndarray) -> np.ndarray:
+    """int [B, MAX_INTERESTS]: distinct topics of users of `traits` [B] (age and gender)."""
     num_topics = world.topic_cdf.size
-    topic = np.empty((len(group), MAX_INTERESTS), np.int64)
-    rank = lambda: np.minimum(np.searchsorted(world.topic_cdf, rng.random(len(group))), num_topics - 1)
+    topic = np.empty((len(traits), MAX_INTERESTS), np.int64)
+    rank = lambda: np.minimum(np.searchsorted(world.topic_cdf, rng.random(len(traits))), num_topics - 1)
     topic[:, 0] = rank()
     for k in range(1, MAX_INTERESTS):
         prev = topic[:, k - 1]
-        nxt = world.following[prev, group]
-        topic[:, k] = np.where(rng.random(len(group)) < FOLLOW_SHARE, nxt, rank())
+        nxt = world.following[prev, traits[np.arange(len(traits)), (prev+1)%3], traits[np.arange(len(traits)), (prev+2)%3]]
+        topic[:, k] = np.where(rng.random(len(traits)) < FOLLOW_SHARE, nxt, rank())
         while (taken := (topic[:, :k] == topic[:, k : k + 1]).any(axis=1)).any():
             topic[taken, k] = (topic[taken, k] + 1) % num_topics
     return topic

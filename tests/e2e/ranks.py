@@ -5,6 +5,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import torch
@@ -23,8 +24,9 @@ def rank(what: str) -> None:
         total = torch.ones(1, device=world.device)
         if world.size > 1:
             dist.all_reduce(total)
-        threads, precision = os.environ["OMP_NUM_THREADS"], os.environ["ACCELERATE_MIXED_PRECISION"]
-        print(f"rank {world.rank}/{world.size} {world.device.type} {int(total)} {threads} {precision}")
+        threads, precision = (os.environ.get(name) for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION"))
+        line = f"rank {world.rank}/{world.size} {world.device.type} {int(total)} {threads} {precision}\n"
+        sys.stdout.write(line)  # in one piece: the other ranks write to the same place
     elif what == "mistake":
         with agreed(world):
             if world.rank == world.size - 1:

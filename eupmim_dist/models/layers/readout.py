@@ -16,4 +16,5 @@ def hard_readout(interests: Tensor, candidates: Tensor) -> Tensor:
 def cross_entropy_share(scores: Tensor, global_size: int) -> Tensor:
     """This rank's share of the mean cross entropy of column 0 against the others; scores [B, C]."""
     target = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-    return F.cross_entropy(scores.float(), target, reduction="sum") / global_size
+    precise = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return F.cross_entropy(precise, target, reduction="sum") / global_size

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eupmim_dist.models.layers.dropout import Dropout
+from eupmim_dist.models.layers.softmax import short_softmax
 
 MASKED = -1e9
 """Score of a padded position: its weight becomes 0, and a row of padding alone stays finite."""
@@ -34,7 +35,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).view(num, length, 3, self.num_heads, head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
         scores = (query @ key.transpose(-1, -2)) * (1.0 / math.sqrt(head_dim)) + bias
-        mixed = self.dropout(scores.softmax(-1)) @ value
+        mixed = self.dropout(short_softmax(scores)) @ value
         return self.out(mixed.transpose(1, 2).reshape(num, length, dim))
 
 

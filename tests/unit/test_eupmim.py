@@ -1,0 +1,159 @@
+"""E-UPMiM against the deliberately plain implementation in tests/oracles, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eupmim_dist.checkpoint.imported import EUPMIM_NAMES, their_name
+from eupmim_dist.config.schema import ComiRecConfig, EUPMiMConfig
+from eupmim_dist.data.batch import NO_ROW, Batch
+from eupmim_dist.models.interface import DataShape, Recommender, Rows
+from eupmim_dist.models.registry import build_model
+from tests.oracles.eupmim_plain import plain_comirec, plain_eupmim, plain_loss
+
+SHAPE = DataShape(num_users=9, num_item_rows=40, attributes={"age": 7, "gender": 2, "occupation": 5}, history_length=6)
+PLAIN_NAMES = {
+    **EUPMIM_NAMES,
+    "extractor.encoder.": "multi_interest_network.encoder.",
+    "extractor.weights": "multi_interest_network.weights",
+}
+
+
+def batch(num: int = 5) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    history = torch.randint(1, 40, (num, 6), generator=generator)
+    for row, length in enumerate((6, 4, 1, 5, 2)[:num]):
+        history[row, length:] = NO_ROW
+    return Batch(
+        user=torch.randint(0, 9, (num,), generator=generator),
+        attributes=torch.stack([torch.randint(0, n, (num,), generator=generator) for n in (7, 2, 5)], dim=1),
+        history=history,
+        target=torch.randint(1, 40, (num,), generator=generator),
+        negatives=torch.randint(0, 40, (num, 3), generator=generator),
+        global_size=max(num, 1),
+    )
+
+
+def build(config: Any) -> tuple[Recommender, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = build_model(config, SHAPE).double().eval()
+    for parameter in model.parameters():  # biases too, so that every term counts
+        torch.nn.init.normal_(parameter, std=0.5)
+    tables = {spec.name: torch.randn(spec.rows, spec.dim, dtype=torch.float64) for spec in model.tables()}
+    return model, tables
+
+
+def look_up(model: Recommender, tables: dict[str, Tensor], samples: Batch) -> Rows:
+    return {
+        name: torch.where((ids == NO_ROW)[..., None], 0.0, tables[name][ids.clamp(min=0)])
+        for name, ids in model.ids(samples).items()
+    }
+
+
+def plain_weights(model: Recommender, tables: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights = {their_name(name, PLAIN_NAMES): p.detach() for name, p in model.named_parameters()}
+    unused = {their_name(f"profile.attributes.{n}.weight", PLAIN_NAMES): torch.zeros(9, 8) for n in SHAPE.attributes}
+    return {
+        **unused,
+        **weights,
+        "mid_embeddings_var.weight": tables["item"],
+        "user_embeddings_var.weight": tables.get("user", torch.zeros(9, 8, dtype=torch.float64)),
+    }
+
+
+VARIANTS = [
+    ({}, {}),
+    ({"profile_attention": "full"}, {"profile_attention": "full"}),
+    ({"profile_attention": "none"}, {"use_profile_attention": False}),
+    ({"profile_attention": "none", "profile": False}, {"use_profile_attention": False, "use_profile": False}),
+    ({"graph": False}, {"use_graph": False}),
+    ({"orthogonal": False}, {"gram_schmidt": False}),
+    ({"extractor": "linear"}, {"extractor": "linear"}),
+    ({"extractor": "capsule"}, {"extractor": "capsule"}),
+    ({"num_levels": 1, "num_interests": 1, "num_encoder_layers": 1}, {"num_levels": 1}),
+]
+
+
+@pytest.mark.parametrize(("ours", "plain"), VARIANTS, ids=[str(ours) for ours, _ in VARIANTS])
+def test_interests_and_loss_equal_the_plain_implementation(ours: dict[str, Any], plain: dict[str, Any]) -> None:
+    config = EUPMiMConfig(**{"dim": 8, "num_heads": 2, "num_levels": 2, "num_encoder_layers": 2, **ours})
+    model, tables = build(config)
+    samples = batch()
+    plain = {"num_levels": 2, "num_heads": 2, **plain}
+    mask = (samples.history != NO_ROW).double()
+    weights = plain_weights(model, tables)
+    expected = plain_eupmim(weights, samples.history.clamp(min=0), mask, samples.user, samples.attributes, **plain)
+    rows = look_up(model, tables, samples)
+    torch.testing.assert_close(model.interests(rows, samples), expected["interests"], rtol=1e-9, atol=1e-10)
+
+    fields = {
+        "history": samples.history.clamp(min=0),
+        "mask": mask,
+        "user": samples.user,
+        "attributes": samples.attributes,
+        "target": samples.target,
+        "negatives": samples.negatives,
+    }
+    parts = model(rows, samples)
+    expected_loss = plain_loss(weights, fields, l2=0.0, adjacency_weight=1e-5, **plain)
+    assert sum(float(part.detach()) for part in parts.values()) == pytest.approx(float(expected_loss["loss"]), rel=1e-6)
+
+
+def test_gradients_equal_the_plain_implementation() -> None:
+    config = EUPMiMConfig(dim=8, num_heads=2, num_levels=2, num_encoder_layers=2)
+    model, tables = build(config)
+    samples = batch()
+    rows = {name: row.requires_grad_() for name, row in look_up(model, tables, samples).items()}
+    torch.stack(list(model(rows, samples).values())).sum().backward()
+
+    weights = {name: w.clone().requires_grad_() for name, w in plain_weights(model, tables).items()}
+    fields = {
+        "history": samples.history.clamp(min=0),
+        "mask": (samples.history != NO_ROW).double(),
+        "user": samples.user,
+        "attributes": samples.attributes,
+        "target": samples.target,
+        "negatives": samples.negatives,
+    }
+    plain_loss(weights, fields, l2=0.0, adjacency_weight=1e-5, num_levels=2, num_heads=2)["loss"].backward()
+    for name, parameter in model.named_parameters():
+        theirs = weights[their_name(name, PLAIN_NAMES)].grad
+        torch.testing.assert_close(parameter.grad, theirs, rtol=1e-5, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    ids = model.ids(samples)["item"]
+    summed = torch.zeros_like(tables["item"])
+    summed.index_add_(0, ids.clamp(min=0).flatten(), rows["item"].grad.flatten(0, 1) * (ids != NO_ROW).view(-1, 1))
+    torch.testing.assert_close(summed, weights["mid_embeddings_var.weight"].grad, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("projection", [True, False])
+def test_comirec_equals_the_plain_implementation(projection: bool) -> None:
+    model, tables = build(ComiRecConfig(dim=8, num_interests=3, projection=projection))
+    samples = batch()
+    weights = {
+        "mid_embeddings_var.weight": tables["item"],
+        "capsule_network.weights": model.get_parameter("capsules.weights").detach(),
+    }
+    if projection:
+        weights["capsule_network.proj.weight"] = model.get_parameter("projection.0.weight").detach()
+        weights["capsule_network.proj.bias"] = model.get_parameter("projection.0.bias").detach()
+    mask = (samples.history != NO_ROW).double()
+    expected = plain_comirec(weights, samples.history.clamp(min=0), mask, project=projection)
+    rows = look_up(model, tables, samples)
+    torch.testing.assert_close(model.interests(rows, samples), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("config", [EUPMiMConfig(), EUPMiMConfig(extractor="capsule"), ComiRecConfig()])
+def test_empty_and_all_padding_batches_stay_finite(config: Any) -> None:
+    model, tables = build(config)
+    nobody = batch(0)
+    parts = model(look_up(model, tables, nobody), nobody)
+    assert all(float(part) == 0.0 for part in parts.values())
+    torch.stack(list(parts.values())).sum().backward()
+    padding = Batch(
+        user=torch.tensor([NO_ROW]),
+        attributes=torch.zeros(1, 3, dtype=torch.int64),
+        history=torch.full((1, 6), NO_ROW),
+    )
+    assert model.interests(look_up(model, tables, padding), padding).isfinite().all()
