@@ -5,7 +5,6 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
 
 from eupmim_dist import __version__
@@ -14,6 +13,7 @@ from eupmim_dist.cli.config import config
 from eupmim_dist.cli.consolidate import consolidate
 from eupmim_dist.cli.evaluate import evaluate
 from eupmim_dist.cli.import_model import import_model
+from eupmim_dist.cli.launch import CONTEXT_SETTINGS as LAUNCH_SETTINGS
 from eupmim_dist.cli.launch import launch
 from eupmim_dist.cli.prepare import prepare
 from eupmim_dist.cli.recommend import recommend
@@ -39,7 +39,7 @@ app.command()(evaluate)
 app.command()(recommend)
 app.command()(consolidate)
 app.command("import")(import_model)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(launch)
+app.command(context_settings=LAUNCH_SETTINGS)(launch)
 app.add_typer(config, name="config")
 app.add_typer(bench, name="bench")
 
@@ -59,20 +59,21 @@ def root(
 def main() -> None:
     """Runs the command line. Exits with 0 on success, 2 for the user's mistake, 1 for any other failure."""
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.Abort:
+        code = app(_arguments(), standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
+    except typer.TyperException as error:  # an option or argument that Typer refuses
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        code = 2
+    except Exception as error:
         code = _report(error)
     sys.stdout.flush()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _arguments() -> list[str]:
+    """The command line without the --local_rank=N that the deepspeed launcher adds; LOCAL_RANK says it too."""
+    return [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
 
 
 def _report(error: BaseException) -> int:

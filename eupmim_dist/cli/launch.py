@@ -20,7 +20,7 @@ CONTEXT_SETTINGS = {"allow_interspersed_args": False}
 
 def launch(
     subcommand: Annotated[
-        list[str] | None, typer.Argument(help="What each rank runs.", metavar="-- SUBCOMMAND ...")
+        list[str] | None, typer.Argument(help="What each rank runs.", metavar="-- SUBCOMMAND")
     ] = None,
     nproc: Annotated[
         int | None, typer.Option(help="Ranks on this node; default: one per GPU, or 2 without GPUs.")
@@ -30,7 +30,9 @@ def launch(
     rdzv_endpoint: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Node 0, and a free port there.")
     ] = None,
-    mixed_precision: Annotated[Literal["no", "bf16", "fp16"] | None, typer.Option()] = None,
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"] | None, typer.Option(help="ACCELERATE_MIXED_PRECISION; default: no.")
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="CPU ranks, even where there are GPUs.")] = False,
     threads: Annotated[
         int | None, typer.Option(help="Threads per rank; default: OMP_NUM_THREADS, or cores / ranks.")
@@ -86,9 +88,7 @@ def _plan(
     nproc = _at_least_1("--nproc", nproc, configured or gpus or 2)
     total = nproc * nnodes
     if gpus and nproc > gpus:
-        raise UserError(
-            f"{nproc} ranks need {nproc} GPUs and this machine has {gpus}: --nproc {gpus} or --cpu"
-        )
+        raise UserError(f"{nproc} ranks need {nproc} GPUs and this machine has {gpus}: --nproc {gpus} or --cpu")
 
     command = ["--config_file", str(config_file)] if config_file else []
     command += ["--num_processes", str(total), "--num_machines", str(nnodes)]
@@ -137,9 +137,7 @@ def _run(command: list[str], env: dict[str, str]) -> int:
     accelerate_launch.simple_launcher = _run_alone
     try:
         if not debug:
-            logging.disable(
-                logging.CRITICAL
-            )  # the ranks say what went wrong; elastic's report only repeats it
+            logging.disable(logging.CRITICAL)  # the ranks say what went wrong; elastic's report only repeats it
         with patch_environment(**env):
             accelerate_launch.launch_command(accelerate_launch.launch_command_parser().parse_args(command))
     except ChildFailedError as failed:
@@ -214,9 +212,7 @@ def _at_least_1(option: str, value: int | None, default: int) -> int:
 def _endpoint(nnodes: int, node_rank: int | None, endpoint: str | None) -> tuple[str, str]:
     """Host and port at which `nnodes` nodes meet."""
     if node_rank is None or endpoint is None:
-        raise UserError(
-            f"--nnodes {nnodes} also needs --node-rank (0 to {nnodes - 1}) and --rdzv-endpoint HOST:PORT"
-        )
+        raise UserError(f"--nnodes {nnodes} also needs --node-rank (0 to {nnodes - 1}) and --rdzv-endpoint HOST:PORT")
     if not 0 <= node_rank < nnodes:
         raise UserError(f"--node-rank {node_rank}: must be 0 to {nnodes - 1} for --nnodes {nnodes}")
     host, _, port = endpoint.rpartition(":")

@@ -62,7 +62,8 @@ def train(
     with agreed(world):
         if world.is_main:
             write_config(run_dir, settings)
-    assemble.run_training(run, start)
+    with agreed(world):
+        assemble.run_training(run, start)
     results = assemble.evaluate_best(run, run_dir)
     if world.is_main:
         from eupmim_dist.cli.tables import print_results

@@ -1,13 +1,14 @@
 """Example data with planted structure: what a multi-interest model with user profiles is there to find.
 
-Items lie in topics of equal size, every topic in four styles, and are unequally popular (Zipf). A user has two to
-four topics; which ones depends on his profile a little, which style of a topic he likes a lot, and separately
-for every topic, so that his items in one topic say less about another topic than his profile does. His history is
-a row of sessions, each from one of his topics, in which no item comes twice.
+Items lie in topics of equal size, every topic in four styles, and are unequally popular (Zipf). A user has four to
+six topics and goes through them in sessions, mostly in the same order; no item comes twice. His profile has three
+traits: age band, gender and class of occupation. One of them decides which style of a topic he likes, and this his
+history shows; the other two decide which topic follows on it, and that only his profile tells beforehand.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,46 +19,49 @@ from numpy.lib.format import open_memmap
 
 from eupmim_dist.data.formats.events import split_codes
 from eupmim_dist.data.formats.lines import Progress
+from eupmim_dist.data.formats.sequences import MIN_LENGTH
 from eupmim_dist.data.store import Attribute
 from eupmim_dist.data.writer import StoreWriter, item_dtype, write_table
 from eupmim_dist.errors import UserError
 
 ATTRIBUTES = (Attribute("age", 7), Attribute("gender", 2), Attribute("occupation", 21))
-MIN_LENGTH = 5
-MAX_INTERESTS = 6
-NUM_STYLES = 4
-MIN_TOPICS = 4
-BLOCK_USERS = 8192  # users drawn from one seed; changing it changes the data
-
 AGE_SHARES = (0.04, 0.18, 0.35, 0.20, 0.09, 0.08, 0.06)
+AGE_BANDS = np.array([0, 0, 1, 1, 2, 2, 2])
+OCCUPATION_CLASSES = 4
+NUM_TRAITS = 3
+MAX_TRAIT = 4  # no trait has more values
+
+BLOCK_USERS = 8192  # users drawn from one seed: part of what the data is, like the figures below
+LENGTH_SHAPE = 3.0  # of the gamma distribution of lengths
+LONGEST = 1.5  # times the mean length; a topic holds as many items, so that none can run out
+MIN_TOPICS = 8
+NUM_STYLES = 4
+MIN_INTERESTS, MAX_INTERESTS = 4, 6
 ZIPF_TOPICS = 0.6  # exponent of the popularity of topics
 ZIPF_ITEMS = 1.0  # ... and of the items of one style of a topic
-OWN_TOPIC_SHARE = 0.5  # topics drawn from the ranking of the user's age and gender instead of everybody's
-TYPICAL_STYLE_SHARE = 0.9  # how often a user likes the style that is typical of his profile
-OTHER_STYLE_WEIGHT = 0.05  # how much less the other styles of a topic of his attract him
-MEAN_SESSION = 6
-FORWARD_SHARE = 0.9
-FOLLOW_SHARE = 0.9
+TYPICAL_TOPIC_SHARE = 0.95  # how often the next topic is the one that goes with the profile
+TYPICAL_STYLE_SHARE = 0.95  # how often the style is
+OTHER_STYLE_WEIGHT = 0.03  # how much the other styles of a topic attract him
+MEAN_SESSION = 5
+NEXT_TOPIC_SHARE = 0.9  # sessions that go on to his next topic and not to any of his others
 
 
 @dataclass(frozen=True)
 class World:
-    """What all users share. T topics of S items each.
+    """What all users share. T topics of S items each; a topic's kind, topic % 3, is the trait that sets the style.
 
     `item_id` [T, S]: the id of each place. `style` [S], `weight` [S]: of each place in a topic. `topic_cdf` [T]:
-    of popularity ranks. `ranking` [1 + 14, T]: topic by popularity rank, for everybody and for each age and
-    gender. `liked_style` [T, 21]: the typical style by occupation (odd topics) or by age and gender (even).
+    the cumulative popularity. `occupation_class` [21]. `typical_style` [T, 4]: by the value of the topic's trait.
+    `next_topic` [T, 4, 4]: by the values of the next two traits.
     """
 
     item_id: np.ndarray
     style: np.ndarray
     weight: np.ndarray
     topic_cdf: np.ndarray
-    ranking: np.ndarray
-    liked_style: np.ndarray
-    following: np.ndarray
-    occ_class: np.ndarray
-    age_band: np.ndarray
+    occupation_class: np.ndarray
+    typical_style: np.ndarray
+    next_topic: np.ndarray
 
 
 def synthesize(
@@ -71,15 +75,18 @@ def synthesize(
     Raises:
         UserError: sizes that cannot be met, or an `out` that is in use.
     """
+    fewest = math.ceil(MIN_TOPICS * LONGEST * mean_length)
     if num_users < 10:
-        raise UserError(f"--users {num_users}: give 10 or more, so that 80/10/10 leaves none of the splits empty")
+        raise UserError(f"--users {num_users}: give 10 or more, so that no split of 80/10/10 is empty")
     if mean_length < 2 * MIN_LENGTH:
         raise UserError(f"--mean-length {mean_length}: give {2 * MIN_LENGTH} or more")
-    if num_items < 2 * MIN_TOPICS * mean_length:
+    if num_items < fewest:
         raise UserError(
             f"--items {num_items}: too few for histories of {mean_length} items on average; "
-            f"give {2 * MIN_TOPICS * mean_length} or more, or a --mean-length of {num_items // (2 * MIN_TOPICS)}"
+            f"give {fewest} or more, or a shorter --mean-length"
         )
+    if seed < 0:
+        raise UserError(f"--seed {seed}: give 0 or more")
     world = make_world(num_items, mean_length, seed)
     with StoreWriter(out, force=force) as writer:
         directory = writer.directory
@@ -88,7 +95,7 @@ def synthesize(
         blocks = range(0, num_users, BLOCK_USERS)
         for start in blocks:
             end = min(start + BLOCK_USERS, num_users)
-            offsets[start + 1 : end + 1] = _lengths(seed, start, end, mean_length, world.style.size)
+            offsets[start + 1 : end + 1] = _lengths(seed, start, end, mean_length)
         np.cumsum(offsets, out=offsets)
         dtype = item_dtype(num_items + 1)
         items = open_memmap(directory / "items.npy", "w+", dtype, (int(offsets[-1]),))
@@ -103,9 +110,10 @@ def synthesize(
             array.flush()
         progress("writing", 0, 0)
         np.save(directory / "split.npy", split_codes(num_users))
-        write_table(directory / "users.parquet", 0, {"raw_id": pl.int_range(num_users, eager=True).cast(pl.String)})
-        item_ids = pl.int_range(1, num_items + 1, eager=True).cast(pl.String)
-        write_table(directory / "items.parquet", 1, {"raw_id": item_ids, "title": _titles(world, num_items)})
+        raw_users = pl.int_range(num_users, eager=True).cast(pl.String)
+        raw_items = pl.int_range(1, num_items + 1, eager=True).cast(pl.String)
+        write_table(directory / "users.parquet", 0, {"raw_id": raw_users})
+        write_table(directory / "items.parquet", 1, {"raw_id": raw_items, "title": _titles(world, num_items)})
         return writer.commit(
             name=out.absolute().name,
             source=f"synth {num_users} users, {num_items} items, seed {seed}, mean length {mean_length}",
@@ -116,80 +124,84 @@ def synthesize(
 
 
 def make_world(num_items: int, mean_length: int, seed: int) -> World:
-    """Draw topics, styles and popularity. Items that do not fill a topic are never drawn."""
+    """Draw topics, styles and popularity. Up to T - 1 items that do not fill a topic never occur."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
-    num_topics = max(MIN_TOPICS, round(num_items / (1.5 * mean_length)))
+    num_topics = max(MIN_TOPICS, int(num_items / (LONGEST * mean_length)))
     size = num_items // num_topics
-    style = np.arange(size) % NUM_STYLES
     popularity = 1.0 / np.arange(1, num_topics + 1) ** ZIPF_TOPICS
-    num_traitss = ATTRIBUTES[0].cardinality * ATTRIBUTES[1].cardinality
-    everybody = np.arange(num_topics)
+    num_occupations = ATTRIBUTES[2].cardinality
     return World(
         item_id=(rng.permutation(num_items) + 1)[: num_topics * size].reshape(num_topics, size),
-        style=style,
-        weight=1.0 / (np.arange(size) // NUM_STYLES + 1) ** ZIPF_ITEMS,
+        style=np.arange(size) % NUM_STYLES,
+        weight=(1.0 / (np.arange(size) // NUM_STYLES + 1) ** ZIPF_ITEMS).astype(np.float32),
         topic_cdf=np.cumsum(popularity) / popularity.sum(),
-        ranking=np.stack([everybody, *(rng.permutation(num_topics) for _ in range(num_traitss))]),
-        occ_class=rng.permutation(21)%4,
-        age_band=np.array([0,0,1,1,2,2,2]),following=rng.integers(num_topics, size=(num_topics, 4,4)),
-        liked_style=rng.integers(NUM_STYLES, size=(num_topics, ATTRIBUTES[2].cardinality)),
+        occupation_class=rng.permutation(num_occupations) % OCCUPATION_CLASSES,
+        typical_style=rng.integers(NUM_STYLES, size=(num_topics, MAX_TRAIT)),
+        next_topic=rng.integers(num_topics, size=(num_topics, MAX_TRAIT, MAX_TRAIT)),
     )
 
 
-def _lengths(seed: int, start: int, end: int, mean_length: int, longest: int) -> np.ndarray:
-    """int64 [end - start]: 5 to `longest`, exponentially many above 5, `mean_length` on average or a bit less."""
+def _lengths(seed: int, start: int, end: int, mean_length: int) -> np.ndarray:
+    """int64 [end - start]: the lengths of the histories of a block of users."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, start)))
-    drawn = MIN_LENGTH + rng.gamma(3, (mean_length - MIN_LENGTH)/3, end - start)
-    return np.minimum(drawn, longest).astype(np.int64)
+    above = 1.1 * (mean_length - MIN_LENGTH)  # more than the mean, to make up for the cut at the longest
+    drawn = MIN_LENGTH + rng.gamma(LENGTH_SHAPE, above / LENGTH_SHAPE, end - start)
+    return np.minimum(np.round(drawn), LONGEST * mean_length).astype(np.int64)
 
 
 def _users(world: World, seed: int, start: int, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Profiles [B, 3] of a block of B users from id `start` on, and their items one user after another."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2, start)))
-    num_users, size = len(lengths), world.style.size
+    num_users = len(lengths)
     age = rng.choice(len(AGE_SHARES), num_users, p=AGE_SHARES)
     gender = rng.integers(2, size=num_users)
     occupation = rng.integers(ATTRIBUTES[2].cardinality, size=num_users)
-    num_interests = rng.integers(4, MAX_INTERESTS + 1, num_users)
+    traits = np.stack([AGE_BANDS[age], gender, world.occupation_class[occupation]], axis=1)
 
-    traits = np.stack([world.age_band[age], gender, world.occ_class[occupation]], axis=1)
     topic = _topics(world, rng, traits)  # [B, K]
-    style = world.liked_style[topic, np.take_along_axis(traits, topic % 3, axis=1)]
-    stray = rng.random(topic.shape) > TYPICAL_STYLE_SHARE
+    style = world.typical_style[topic, np.take_along_axis(traits, topic % NUM_TRAITS, axis=1)]
+    stray = rng.random(topic.shape) >= TYPICAL_STYLE_SHARE
     style = np.where(stray, rng.integers(NUM_STYLES, size=topic.shape), style)
 
-    # Exponential variables over their weights, ascending, draw without replacement with these weights.
-    weight = np.where(world.style == style[..., None], world.weight, OTHER_STYLE_WEIGHT * world.weight)
-    order = np.argsort(rng.standard_exponential(weight.shape, np.float32) / weight, axis=-1)  # [B, K, S]
+    # Exponential variables over weights, ascending, are a draw without replacement with these weights.
+    liked = world.style == style[..., None]
+    wait = rng.standard_exponential(liked.shape, np.float32) / world.weight
+    order = np.argsort(np.where(liked, wait, wait / OTHER_STYLE_WEIGHT), axis=-1)  # [B, K, S]
 
-    position = np.arange(lengths.max())
-    shape = (num_users, len(position))
-    jump = np.where(rng.random(shape) < FORWARD_SHARE, 1, rng.integers(1, num_interests[:, None], shape))
-    switch = rng.random(shape) * MEAN_SESSION < 1
-    interest = np.cumsum(np.where(switch, jump, 0), axis=1) % num_interests[:, None]  # [B, positions]
-    drawn = np.zeros_like(interest)  # how many items of the same interest came before
+    interest = _sessions(rng, num_users, int(lengths.max()))  # [B, positions]
+    nth = np.zeros_like(interest)  # how many items of the same interest came before
     for k in range(MAX_INTERESTS):
         of_this = interest == k
-        drawn[of_this] = (np.cumsum(of_this, axis=1) - 1)[of_this]
-    user, at = np.nonzero(position < lengths[:, None])
-    k = interest[user, at]
-    place = order[user, k, drawn[user, at]]
-    return np.stack([age, gender, occupation], axis=1), world.item_id[topic[user, k], place]
+        nth[of_this] = (np.cumsum(of_this, axis=1) - 1)[of_this]
+    user, position = np.nonzero(np.arange(interest.shape[1]) < lengths[:, None])
+    taken = interest[user, position]
+    place = order[user, taken, nth[user, position]]
+    return np.stack([age, gender, occupation], axis=1), world.item_id[topic[user, taken], place]
 
 
 def _topics(world: World, rng: np.random.Generator, traits: np.ndarray) -> np.ndarray:
-    """int [B, MAX_INTERESTS]: distinct topics of users of `traits` [B] (age and gender)."""
-    num_topics = world.topic_cdf.size
-    topic = np.empty((len(traits), MAX_INTERESTS), np.int64)
-    rank = lambda: np.minimum(np.searchsorted(world.topic_cdf, rng.random(len(traits))), num_topics - 1)
-    topic[:, 0] = rank()
+    """int [B, MAX_INTERESTS]: distinct topics of users with `traits` [B, 3], each mostly set by the one before."""
+    num_topics, num_users = world.topic_cdf.size, len(traits)
+    everyone = np.arange(num_users)
+    popular = np.searchsorted(world.topic_cdf, rng.random((num_users, MAX_INTERESTS)))
+    topic = np.minimum(popular, num_topics - 1)  # the last cumulative share may round below 1
     for k in range(1, MAX_INTERESTS):
-        prev = topic[:, k - 1]
-        nxt = world.following[prev, traits[np.arange(len(traits)), (prev+1)%3], traits[np.arange(len(traits)), (prev+2)%3]]
-        topic[:, k] = np.where(rng.random(len(traits)) < FOLLOW_SHARE, nxt, rank())
+        before = topic[:, k - 1]
+        first, second = (traits[everyone, (before + shift) % NUM_TRAITS] for shift in (1, 2))
+        typical = rng.random(num_users) < TYPICAL_TOPIC_SHARE
+        topic[:, k] = np.where(typical, world.next_topic[before, first, second], topic[:, k])
         while (taken := (topic[:, :k] == topic[:, k : k + 1]).any(axis=1)).any():
             topic[taken, k] = (topic[taken, k] + 1) % num_topics
     return topic
+
+
+def _sessions(rng: np.random.Generator, num_users: int, num_positions: int) -> np.ndarray:
+    """int [B, positions]: which of a user's interests each position of his history belongs to."""
+    shape = (num_users, num_positions)
+    num_interests = rng.integers(MIN_INTERESTS, MAX_INTERESTS + 1, (num_users, 1))
+    step = np.where(rng.random(shape) < NEXT_TOPIC_SHARE, 1, rng.integers(1, num_interests, shape))
+    begins = rng.random(shape) < 1 / MEAN_SESSION
+    return np.cumsum(np.where(begins, step, 0), axis=1) % num_interests
 
 
 def _titles(world: World, num_items: int) -> pl.Series:
@@ -197,16 +209,7 @@ def _titles(world: World, num_items: int) -> pl.Series:
     num_topics, size = world.item_id.shape
     place = np.full(num_items, -1, np.int64)
     place[world.item_id.ravel() - 1] = np.arange(num_topics * size)
-    width = len(str(num_topics - 1))
-    frame = pl.DataFrame({"place": place}).select(
-        pl.when(pl.col("place") < 0)
-        .then(pl.lit("Never drawn"))
-        .otherwise(
-            pl.format(
-                "Topic {}: item {}",
-                (pl.col("place") // size).cast(pl.String).str.zfill(width),
-                pl.col("place") % size,
-            )
-        )
-    )
-    return frame.to_series()
+    topic = (pl.col("place") // size).cast(pl.String).str.zfill(len(str(num_topics - 1)))
+    title = pl.format("Topic {}: item {}", topic, pl.col("place") % size)
+    # Items that fill no topic have no title; nobody ever takes one.
+    return pl.DataFrame({"place": place}).select(pl.when(pl.col("place") >= 0).then(title)).to_series()

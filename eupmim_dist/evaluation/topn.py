@@ -99,9 +99,9 @@ def _gather(tensor: Tensor, world: World) -> Tensor:
     """[n, ...] of every rank -> [W * n, ...]; n is the same everywhere."""
     if world.size == 1:
         return tensor
-    out = tensor.new_empty(world.size * len(tensor), *tensor.shape[1:])
-    dist.all_gather_into_tensor(out, tensor.contiguous())
-    return out
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world.size)]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
 
 
 def _gather_pairs(pairs: Ragged, block: int, world: World) -> Ragged:

@@ -73,9 +73,7 @@ def agreed(world: World) -> Iterator[None]:
     try:
         failures, reporter = _meet(world, regions, error)
     except dist.DistError as gone:
-        raise error or RankFailed(
-            f"rank {world.rank}: lost the store that rank 0 or its launcher holds"
-        ) from gone
+        raise error or RankFailed(f"rank {world.rank}: lost the store that rank 0 or its launcher holds") from gone
     if failures:
         first = min(failures)
         if error is None or (first != world.rank and _is_lost_peer(error)):

@@ -21,7 +21,7 @@ class Dense:
     """
 
     def __init__(self, model: Recommender, learning_rate: float, l2: float, world: World) -> None:
-        kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = Accelerator(cpu=world.device.type == "cpu", kwargs_handlers=[kwargs])
         if self.accelerator.mixed_precision == "fp16":
             raise UserError("mixed precision fp16 is not supported; use bf16 or no")

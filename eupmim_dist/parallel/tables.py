@@ -79,14 +79,14 @@ def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
 def spread(unique_rows: Tensor, inverse: Tensor, shape: torch.Size) -> Tensor:
     """Rows of the distinct ids [n, dim] -> an autograd leaf [*shape, dim], zero where the id was NO_ROW."""
     padded = torch.cat([unique_rows, unique_rows.new_zeros(1, unique_rows.shape[1])])
-    return padded[inverse].view(*shape, -1).requires_grad_()
+    return padded[inverse].view(*shape, padded.shape[1]).requires_grad_()
 
 
 def merge(gradient: Tensor | None, inverse: Tensor, num_unique: int, dim: int, like: Tensor) -> Tensor:
     """The reverse of `spread`: sums the gradient of each distinct id, [num_unique, dim]."""
     total = like.new_zeros(num_unique + 1, dim)
     if gradient is not None:
-        total.index_add_(0, inverse, gradient.reshape(-1, dim))
+        total.index_add_(0, inverse, gradient.reshape(inverse.numel(), dim))
     return total[:num_unique]
 
 

@@ -60,20 +60,14 @@ def init_world(cpu: bool = False) -> World:
     rank = _integer("RANK", 0)
     size = _integer("WORLD_SIZE", 1)
     local_rank = _integer("LOCAL_RANK", 0)
-    local_size = _integer(
-        "LOCAL_WORLD_SIZE", _integer("LOCAL_SIZE", size)
-    )  # LOCAL_SIZE: the deepspeed launcher's
+    local_size = _integer("LOCAL_WORLD_SIZE", _integer("LOCAL_SIZE", size))  # LOCAL_SIZE: the deepspeed launcher's
     if (asked := _integer("EUPMIM_WORLD_SIZE", size)) != size:
         raise UserError(
             f"{asked} ranks were asked for (EUPMIM_WORLD_SIZE) but this world has {size}: start it with "
             f"`eupmim-dist launch --nproc {asked} -- ...`, or unset EUPMIM_WORLD_SIZE"
         )
 
-    cpu = (
-        cpu
-        or env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-        or not torch.cuda.is_available()
-    )
+    cpu = cpu or env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
     device = torch.device("cpu") if cpu else torch.device("cuda", local_rank)
     if not cpu:
         if local_rank >= torch.cuda.device_count():

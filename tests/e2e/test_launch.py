@@ -199,6 +199,15 @@ def test_an_accelerate_configuration_gives_defaults(gpus, tmp_path):
     assert plan(config_file=path, nproc=2)[1]["EUPMIM_WORLD_SIZE"] == "2"
 
 
+@pytest.mark.parametrize(("name", "ranks"), [("cpu", 2), ("one_gpu", 1), ("multi_gpu", 8), ("multi_node", 16)])
+def test_the_shipped_accelerate_configurations_start_their_ranks(gpus, name, ranks):
+    gpus(8)
+    command, env = plan(config_file=ROOT / f"configs/accelerate/{name}.yaml")
+    assert f"--num_processes {ranks} " in command
+    assert ("--multi_gpu" in command) == (ranks > 1)
+    assert ("CUDA_VISIBLE_DEVICES" in env) == (name == "cpu")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -61,9 +61,7 @@ def _diagnosis(source: Path, error: Exception) -> UserError:
                 for fields in reader:
                     begin, line = reader.line_num, begin + 1
                     if len(fields) > len(header):
-                        return UserError(
-                            f"{source}:{line}: {len(fields)} fields, the header has {len(header)}"
-                        )
+                        return UserError(f"{source}:{line}: {len(fields)} fields, the header has {len(header)}")
             except csv.Error as problem:
                 return UserError(f"{source}:{reader.line_num}: {problem}; mend the quotes of this record")
     except UnicodeDecodeError:

@@ -39,7 +39,5 @@ def read_split_directory(source: Path, profile: list[Column], progress: Progress
         movies = source / "movies.dat"
         if movies.exists():
             known = pl.DataFrame({"raw": dataset.raw_items})
-            dataset.titles = known.join(read_titles(movies), on="raw", how="left", maintain_order="left")[
-                "title"
-            ]
+            dataset.titles = known.join(read_titles(movies), on="raw", how="left", maintain_order="left")["title"]
     return dataset

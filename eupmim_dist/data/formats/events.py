@@ -62,7 +62,7 @@ def dataset_from_events(
     raw_items, item = _dictionary_encode(events, "item", progress)
     progress("filtering", 0, 0)
     min_length = max(MIN_LENGTH, min_count)
-    kept, item_counts = _filter(user, item, min_count, min_length, until_stable)
+    kept, item_counts = _filter(user, item, len(raw_users), len(raw_items), min_count, min_length, until_stable)
     report = {"dropped_interactions": len(kept) - int(np.count_nonzero(kept))}
     user, item = user[kept], item[kept]
     if not len(user):
@@ -138,15 +138,21 @@ def _dictionary_encode(events: pl.LazyFrame, column: str, progress: Progress) ->
 
 
 def _filter(
-    user: np.ndarray, item: np.ndarray, min_count: int, min_length: int, until_stable: bool
+    user: np.ndarray,
+    item: np.ndarray,
+    num_users: int,
+    num_items: int,
+    min_count: int,
+    min_length: int,
+    until_stable: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which events stay (bool), and the counts by item code that decided it."""
     kept = np.ones(len(user), bool)
     num_kept = len(user)
     while True:
-        item_counts = np.bincount(item[kept], minlength=int(item.max(initial=-1)) + 1)
+        item_counts = np.bincount(item[kept], minlength=num_items)
         kept &= item_counts[item] >= min_count
-        user_counts = np.bincount(user[kept], minlength=int(user.max(initial=-1)) + 1)
+        user_counts = np.bincount(user[kept], minlength=num_users)
         kept &= user_counts[user] >= min_length
         before, num_kept = num_kept, int(np.count_nonzero(kept))
         if not until_stable or num_kept == before:

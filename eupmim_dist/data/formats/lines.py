@@ -147,9 +147,7 @@ def read_map(path: Path, num_rows: int, first_id: int) -> pl.Series:
     last = first_id + num_rows - 1
     outside = frame.select(~pl.col("id").is_between(first_id, last)).to_series().arg_true()
     if outside.len():
-        raise bad_line(
-            path, outside[0], f"id {frame['id'][outside[0]]} is not in the data ({first_id}..{last})"
-        )
+        raise bad_line(path, outside[0], f"id {frame['id'][outside[0]]} is not in the data ({first_id}..{last})")
     for name in ("id", "raw_id"):
         repeated = (~frame[name].is_first_distinct()).arg_true()
         if repeated.len():

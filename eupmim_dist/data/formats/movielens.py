@@ -20,9 +20,7 @@ ATTRIBUTES = (Attribute("age", 57), Attribute("gender", 2), Attribute("occupatio
 
 def read(source: Path, options: Options, workspace: Path, progress: Progress) -> Dataset:
     """Read ratings.dat (`user::movie::rating::timestamp`), users.dat and movies.dat."""
-    ratings, users, movies = (
-        existing_file(source / f"{name}.dat") for name in ("ratings", "users", "movies")
-    )
+    ratings, users, movies = (existing_file(source / f"{name}.dat") for name in ("ratings", "users", "movies"))
     events = read_lines(
         ratings,
         [
@@ -58,12 +56,8 @@ def read_profiles(path: Path) -> pl.DataFrame:
     )
     repeated = (~frame["user"].is_first_distinct()).arg_true()
     if repeated.len():
-        raise bad_line(
-            path, repeated[0], f"user {frame['user'][repeated[0]]} has a profile on an earlier line too"
-        )
-    return frame.select(
-        "user", "age", pl.col("gender").replace_strict(GENDERS, return_dtype=pl.Int64), "occupation"
-    )
+        raise bad_line(path, repeated[0], f"user {frame['user'][repeated[0]]} has a profile on an earlier line too")
+    return frame.select("user", "age", pl.col("gender").replace_strict(GENDERS, return_dtype=pl.Int64), "occupation")
 
 
 def read_titles(path: Path) -> pl.DataFrame:

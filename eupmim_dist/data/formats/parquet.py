@@ -21,9 +21,7 @@ def read(source: Path, options: Options, workspace: Path, progress: Progress) ->
         table = pl.scan_parquet(source)
         schema = table.collect_schema()
         columns = mapped_columns(source, options, schema.names())
-        selected = table.select(
-            _converted(source, role, column, schema[column]) for role, column in columns.items()
-        )
+        selected = table.select(_converted(source, role, column, schema[column]) for role, column in columns.items())
 
         def locate(row: int) -> str:
             return f"{source}: row {row + 1}"

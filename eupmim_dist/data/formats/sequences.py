@@ -144,17 +144,13 @@ def split_files(source: Path) -> tuple[str, dict[str, Path]]:
         UserError: `source` is no directory, one of the files is missing, or there are two prefixes.
     """
     if not source.is_dir():
-        raise UserError(
-            f"{source}: not a directory; the format expects one with *_train.txt, *_valid.txt, *_test.txt"
-        )
+        raise UserError(f"{source}: not a directory; the format expects one with *_train.txt, *_valid.txt, *_test.txt")
     found = {split: sorted(source.glob(f"*_{split}.txt")) for split in SPLITS}
     for split, paths in found.items():
         if not paths:
             raise UserError(f"{source}: no file *_{split}.txt; the format expects it")
         if len(paths) > 1:
-            raise UserError(
-                f"{source}: two files {paths[0].name} and {paths[1].name}; keep one data set a directory"
-            )
+            raise UserError(f"{source}: two files {paths[0].name} and {paths[1].name}; keep one data set a directory")
     prefixes = [paths[0].name.removesuffix(f"_{split}.txt") for split, paths in found.items()]
     if len(set(prefixes)) > 1:
         raise UserError(f"{source}: files of different data sets ({', '.join(sorted(set(prefixes)))})")

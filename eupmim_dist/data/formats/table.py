@@ -37,9 +37,7 @@ def mapped_columns(source: Path, options: Options, present: list[str]) -> dict[s
     roles = {"user": options.user_column, "item": options.item_column}
     for role, column in roles.items():
         if column is None:
-            raise UserError(
-                f"--{role}-column: say which column holds the {role} (there: {', '.join(present)})"
-            )
+            raise UserError(f"--{role}-column: say which column holds the {role} (there: {', '.join(present)})")
     roles |= {"time": options.time_column, "title": options.title_column}
     roles |= {f"attribute {name}": name for name in options.attributes}
     if len(set(options.attributes)) < len(options.attributes):
@@ -99,14 +97,10 @@ def _check_values(table: pl.LazyFrame, columns: list[str], locate: Locate, progr
     for column, row in first_bad.items():
         if row is not None:
             what = column.removeprefix("attribute ")
-            raise UserError(
-                f"{locate(row)}: {what} is not {expected.get(column, 'given')}; mend or delete the row"
-            )
+            raise UserError(f"{locate(row)}: {what} is not {expected.get(column, 'given')}; mend or delete the row")
 
 
-def _profiles(
-    table: pl.LazyFrame, source: Path, names: list[str], locate: Locate, progress: Progress
-) -> Profiles:
+def _profiles(table: pl.LazyFrame, source: Path, names: list[str], locate: Locate, progress: Progress) -> Profiles:
     """One row a user, columns by attribute name."""
     progress("reading profiles", 0, 0)
     extremes = [part for n in names for part in (pl.col(n).min(), pl.col(n).max().alias(f"max {n}"))]
@@ -122,9 +116,7 @@ def _profiles(
                 f"{locate(row)}: user {user} has {attribute} {value!r}, on an earlier row {rows[name][0]!r}; "
                 "a user has one value of an attribute"
             )
-    return Profiles(
-        source, frame.select("user", *(pl.col(n).alias(n.removeprefix("attribute ")) for n in names))
-    )
+    return Profiles(source, frame.select("user", *(pl.col(n).alias(n.removeprefix("attribute ")) for n in names)))
 
 
 def _titles(table: pl.LazyFrame, progress: Progress) -> pl.DataFrame:

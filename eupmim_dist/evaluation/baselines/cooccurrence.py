@@ -1,4 +1,4 @@
-"""Windowed co-occurrence: how often an item stood near one of the user's last items in the training sequences.
+"""Windowed co-occurrence: how often an item followed one of the user's last items in the training sequences.
 
 G queries, L history.
 """
@@ -14,23 +14,22 @@ from eupmim_dist.evaluation.baselines.training_data import training_interactions
 from eupmim_dist.parallel.world import World
 
 WINDOW = 10
-"""Items fewer than so many positions apart co-occur."""
+"""An item follows another if it comes at most so many positions after it."""
 
 
 class Cooccurrence:
-    """Pair counts, sparse, of this rank's items with all items; a score sums over the last L items."""
+    """Sparse counts of this rank's items after any item; a score sums over the user's last L items."""
 
     def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
         self.rows = store.num_item_rows
         self.first_row, self.last_row = block_range(self.rows, world.rank, world.size)
         user, items = training_interactions(store)
         keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        for distance in range(1, WINDOW):
+        for distance in range(1, WINDOW + 1):
             together = user[:-distance] == user[distance:]
             earlier, later = items[:-distance][together], items[distance:][together]
-            for near, item in ((earlier, later), (later, earlier)):
-                mine = (item >= self.first_row) & (item < self.last_row)
-                keys, counts = _add(keys, counts, near[mine] * self.rows + item[mine])
+            mine = (later >= self.first_row) & (later < self.last_row)
+            keys, counts = _add(keys, counts, earlier[mine] * self.rows + later[mine])
         starts = np.searchsorted(keys, np.arange(self.rows + 1) * self.rows)
         self.starts = torch.from_numpy(starts).to(world.device)  # of each item's neighbours
         self.neighbours = torch.from_numpy(keys % self.rows).to(world.device)

@@ -1,0 +1,54 @@
+"""What `prepare` and `synth` show: progress while a store is made, and a table of what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from eupmim_dist.telemetry.log import console
+
+
+@contextmanager
+def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function `(what, done, total)` that shows the present stage on a terminal's stderr; total 0: unknown."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        stage = ""
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal stage
+            if what != stage:
+                stage = what
+                bar.reset(task, description=what, total=total or None)
+            bar.update(task, completed=done)
+
+        yield show
+
+
+def print_store(out: Path, manifest: dict[str, Any]) -> None:
+    """The counts of a store, from its manifest, as a table on stdout."""
+    counts, splits = manifest["counts"], manifest["split_users"]
+    table = Table(title=f"{manifest['name']}: {manifest['source']}", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    for what in ("users", "items", "interactions"):
+        table.add_row(what, f"{counts[what]:,}")
+    if manifest["split_rule"] == "leave_one_out":
+        table.add_row("held out per user", "last: test, second last: valid")
+    else:
+        for split, users in splits.items():
+            table.add_row(f"{split} users", f"{users:,}")
+    for attribute in manifest["attributes"]:
+        table.add_row(f"values of {attribute['name']}", f"{attribute['cardinality']:,}")
+    if manifest["timestamp_ties"] is not None:
+        table.add_row("equal timestamps, kept in file order", f"{manifest['timestamp_ties']:,}")
+    for what, count in manifest["report"].items():
+        table.add_row(what.replace("_", " "), f"{count:,}")
+    console().print(table)
+    console().print(f"Wrote {out}")

@@ -1,0 +1,14 @@
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The directory of published data sets; skips where there is none."""
+    named = os.environ.get("EUPMIM_SHARED")
+    shared = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    if not (shared / "data").is_dir():
+        pytest.skip(f"no published data: {shared / 'data'} does not exist (EUPMIM_SHARED names another place)")
+    return shared / "data"
