@@ -146,7 +146,7 @@ def test_split_is_cut_as_published() -> None:
         (append("movies.dat", "99::Untitled\n"), r"movies\.dat:40: 2 fields, expected 3"),
         (write("ratings.dat", ""), r"ratings\.dat: the file is empty"),
         (write("ratings.dat", "3::1::5::100\n"), r"ratings\.dat: no user has 5 interactions with items that occur 5"),
-        (write("ratings.dat", "".join(f"3::{i}::5::100\n" * 5 for i in range(5))), "the train split has no user"),
+        (write("ratings.dat", "".join(f"3::{i}::5::100\n" * 5 for i in range(1, 6))), "the train split has no user"),
         (lambda source: (source / "ratings.dat").unlink(), r"ratings\.dat: no such file"),
         (lambda source: (source / "users.dat").unlink(), r"users\.dat: no such file"),
         (lambda source: (source / "movies.dat").unlink(), r"movies\.dat: no such file"),

@@ -54,7 +54,7 @@ def dataset_from_table(
     """Check `table` (String columns by role, but time int64 or null where it was none) and make it a dataset.
 
     Raises:
-        UserError: an empty id or attribute, a time that is no integer, two values of a user's attribute.
+        UserError: an empty id or attribute, a time that is no integer, two values of one user's attribute.
     """
     columns = table.collect_schema().names()
     _check_values(table, columns, locate, progress)
@@ -78,26 +78,22 @@ def _check_values(table: pl.LazyFrame, columns: list[str], locate: Locate, progr
     for column in columns:
         value = pl.col(column)
         if column == "time":
-            checks[column] = value.is_null()
+            checks["time is missing or no integer"] = value.is_null()
         elif column in ("user", "item"):  # " 3" beside "3" would make two of one
-            checks[column] = value.is_null() | (value == "") | (value != value.str.strip_chars())
+            bad = value.is_null() | (value == "") | (value != value.str.strip_chars())
+            checks[f"{column} is missing or has blanks around it"] = bad
         elif column != "title":
-            checks[column] = value.is_null() | (value == "")
-    expected = {
-        "time": "an integer",
-        "user": "an id without blanks around it",
-        "item": "an id without blanks around it",
-    }
-    first_bad = (
+            checks[f"{column.removeprefix('attribute ')} is missing"] = value.is_null() | (value == "")
+    first_rows = (
         table.with_row_index("row")
-        .select(pl.col("row").filter(bad).min().alias(column) for column, bad in checks.items())
+        .select(pl.col("row").filter(bad).min().alias(problem) for problem, bad in checks.items())
         .collect(engine="streaming")
         .row(0, named=True)
     )
-    for column, row in first_bad.items():
-        if row is not None:
-            what = column.removeprefix("attribute ")
-            raise UserError(f"{locate(row)}: {what} is not {expected.get(column, 'given')}; mend or delete the row")
+    found = [(row, problem) for problem, row in first_rows.items() if row is not None]
+    if found:
+        row, problem = min(found, key=lambda entry: entry[0])
+        raise UserError(f"{locate(row)}: {problem}; mend or delete the row")
 
 
 def _profiles(table: pl.LazyFrame, source: Path, names: list[str], locate: Locate, progress: Progress) -> Profiles:

@@ -1,0 +1,159 @@
+"""Ranking, metrics and baselines against the naive oracle in tests/oracles."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from eupmim_dist.assemble import assemble, open_store
+from eupmim_dist.config.load import parse_config
+from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation import topn
+from eupmim_dist.evaluation.baselines.registry import BASELINES
+from eupmim_dist.evaluation.protocols import PROTOCOLS
+from eupmim_dist.evaluation.runner import evaluate, evaluate_model, held_out_users
+from eupmim_dist.parallel.world import World
+from eupmim_dist.train.state import Assembled
+from tests.oracles import metrics_plain as plain
+from tests.stores import small_store
+
+WORLD = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def assembled(tmp_path: Path) -> Assembled:
+    store = small_store(tmp_path / "store", num_users=40, num_items=60, longest=40)
+    values: dict[str, Any] = {
+        "data": {"dir": str(store.path), "history_length": 6},
+        "model": {"name": "eupmim", "dim": 8, "num_heads": 2, "num_encoder_layers": 1},
+        "evaluation": {"batch_size": 3},
+    }
+    made = assemble(parse_config(values, "test"), WORLD, open_store(store.path, WORLD))
+    for shard in made.tables.shards.values():
+        shard.weight.normal_()  # scores far apart
+    return made
+
+
+def histories(store: InteractionStore, split: str) -> list[tuple[list[int], list[int]]]:
+    found = []
+    for user in store.users(split):
+        items = store.items[store.offsets[user] : store.offsets[user + 1]].tolist()
+        cut = int(0.8 * len(items))
+        found.append((items[:cut], items[cut:]))
+    return found
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_metrics_equal_the_naive_ones(assembled: Assembled, protocol: str, split: str, exclude_seen: bool) -> None:
+    assembled.config.evaluation.exclude_seen = exclude_seen
+    cutoffs = [1, 5, 20, 59]
+    result = evaluate_model(assembled, split, protocol, cutoffs)
+    users = held_out_users(assembled.config, assembled.store, split, WORLD)
+    interests = []
+    assembled.model.eval()
+    for index in range(len(users)):
+        batch = users.chunk(index).batch
+        with torch.no_grad():
+            interests.append(assembled.model.interests(assembled.tables.lookup(assembled.model.ids(batch)).rows, batch))
+    rows = assembled.tables.shards["item"].weight.numpy()
+    expected: dict[str, float] = {}
+    for cutoff in cutoffs:
+        per_user = [
+            plain.user_metrics(
+                protocol,
+                plain.protocol_scores(protocol, vectors.numpy(), rows),
+                seen,
+                targets,
+                cutoff,
+                exclude_seen=exclude_seen,
+            )
+            for vectors, (seen, targets) in zip(torch.cat(interests), histories(assembled.store, split), strict=True)
+        ]
+        expected |= {f"{name}@{cutoff}": value for name, value in plain.average(per_user).items()}
+    assert result.users == len(per_user) == 8
+    assert result.metrics == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_baselines_equal_the_naive_ones(assembled: Assembled, name: str) -> None:
+    store = assembled.store
+    sequences = [store.items[store.offsets[u] : store.offsets[u + 1]].tolist() for u in store.users("train")]
+    num_rows = store.num_item_rows
+    matrix = {
+        "ease": lambda: plain.ease_matrix(sequences, num_rows),
+        "cooccurrence": lambda: plain.cooccurrence_counts(sequences, num_rows),
+        "popularity": lambda: None,
+    }[name]()
+    scorer = BASELINES[name](store, 6, WORLD)
+    users = held_out_users(assembled.config, store, "test", WORLD)
+    result = evaluate(scorer, name, users, PROTOCOLS["strict"], [5, 20], WORLD)
+    expected: dict[str, float] = {}
+    for cutoff in (5, 20):
+        per_user = []
+        for seen, targets in histories(store, "test"):
+            scores = (
+                plain.popularity_scores(sequences, num_rows)
+                if matrix is None
+                else plain.matrix_scores(matrix, seen, num_last=6)
+            )
+            per_user.append(plain.user_metrics("strict", scores.astype(np.float32), seen, targets, cutoff))
+        expected |= {f"{metric}@{cutoff}": value for metric, value in plain.average(per_user).items()}
+    assert result.metrics == pytest.approx(expected, abs=1e-12)
+
+
+class FewLevels:
+    """Scores with many ties: (7 * item + user) modulo 4."""
+
+    first_row, last_row = 0, 61
+
+    def query(self, users: HeldOut) -> Tensor:
+        return torch.arange(len(users.batch.user))
+
+    def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
+        return ((7 * torch.arange(start, stop) + query[:, None]) % 4).float()[:, None]
+
+
+@pytest.mark.parametrize("block", [3, 7, 10, 61, 1000])
+def test_ties_go_to_the_smaller_id_whatever_the_blocks(
+    assembled: Assembled, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topn, "ITEM_BLOCK", block)
+    assembled.config.evaluation.batch_size = 8
+    chunk = held_out_users(assembled.config, assembled.store, "test", WORLD).chunk(0)
+    ranked = topn.top_n(FewLevels(), chunk, chunk.seen, 9, 8, WORLD)
+    for user, (seen, _) in enumerate(histories(assembled.store, "test")):
+        scores = np.array([(7 * item + user) % 4 for item in range(61)])
+        assert ranked[user, 0].tolist() == plain.top_list(scores, seen, 9)
+
+
+def test_lists_end_where_nothing_is_left_to_recommend(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "store", num_users=20, num_items=12, longest=12)
+    config = parse_config({"data": {"dir": str(store.path)}}, "test")
+    users = held_out_users(config, store, "test", WORLD)
+    popularity = BASELINES["popularity"](store, 10, WORLD)
+    chunk = users.chunk(0)
+    ranked = topn.top_n(popularity, chunk, chunk.seen, 12, len(users.users), WORLD)
+    for user, (seen, _) in enumerate(histories(store, "test")):
+        kept = [item for item in ranked[user, 0].tolist() if item != topn.NO_ITEM]
+        assert len(kept) == min(12, 13 - len(seen))
+        assert not set(kept) & set(seen)
+    evaluate(popularity, "popularity", users, PROTOCOLS["strict"], [12], WORLD)
+
+
+def test_a_list_longer_than_the_catalogue_is_refused(assembled: Assembled) -> None:
+    with pytest.raises(UserError, match="top-N 61 is larger than the catalogue of 60 items"):
+        evaluate_model(assembled, "test", "strict", [61])
+
+
+def test_a_split_without_users_is_refused(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "store", num_users=4)  # a fifth of four is none
+    users = held_out_users(parse_config({}, "test"), store, "test", WORLD)
+    with pytest.raises(UserError, match="split test has no users"):
+        evaluate(BASELINES["popularity"](store, 10, WORLD), "popularity", users, PROTOCOLS["strict"], [5], WORLD)

@@ -1,0 +1,59 @@
+"""Layers that replace torch's for speed, against torch's."""
+
+import pytest
+import torch
+from torch import nn
+
+from eupmim_dist.models.layers.dropout import Dropout
+from eupmim_dist.models.layers.softmax import short_softmax
+from eupmim_dist.models.layers.transformer import TransformerEncoder
+
+
+def test_encoder_is_torchs_encoder() -> None:
+    ours = TransformerEncoder(16, 2, 4, dropout=0.1).double().eval()
+    layer = nn.TransformerEncoderLayer(16, 4, 64, 0.1, "relu", batch_first=True, norm_first=False)
+    theirs = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+    for mine, other in zip(ours.layers, theirs.layers, strict=True):
+        mine.attention.qkv.weight.data.copy_(other.self_attn.in_proj_weight.normal_())
+        mine.attention.qkv.bias.data.copy_(other.self_attn.in_proj_bias.normal_())
+        mine.attention.out.load_state_dict(other.self_attn.out_proj.state_dict())
+        for name in ("norm1", "norm2", "linear1", "linear2"):
+            getattr(mine, name).load_state_dict(getattr(other, name).state_dict())
+    x = torch.randn(5, 7, 16, dtype=torch.float64)
+    mask = (torch.arange(7) < torch.tensor([7, 3, 1, 5, 6])[:, None]).double()
+    expected = theirs(x, src_key_padding_mask=mask == 0)
+    got = ours(x, mask)
+    torch.testing.assert_close(got * mask[..., None], expected * mask[..., None])
+
+
+test_encoder_is_torchs_encoder = torch.no_grad()(test_encoder_is_torchs_encoder)
+
+
+def test_short_softmax_and_its_gradient_are_softmax() -> None:
+    scores = (10 * torch.randn(4, 3, 10, dtype=torch.float64)).requires_grad_()
+    torch.testing.assert_close(short_softmax(scores), scores.softmax(-1))
+    assert torch.autograd.gradcheck(short_softmax, (scores,))
+    extreme = torch.tensor([[1e4, -1e9, 0.0], [-1e9, -1e9, -1e9]])
+    torch.testing.assert_close(short_softmax(extreme), extreme.softmax(-1))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.75])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(p: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(999, 1003, requires_grad=True)
+    out = Dropout(p)(x)
+    dropped = (out == 0).double().mean().item()
+    assert abs(dropped - p) < 5 * (p * (1 - p) / x.numel()) ** 0.5 + 2**-17
+    assert abs(out.double().mean().item() - 1.0) < 0.01
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())  # the same elements, the same scale
+
+
+def test_dropout_follows_the_seed_and_is_off_in_evaluation() -> None:
+    layer, x = Dropout(0.5), torch.randn(7, 3)
+    torch.manual_seed(1)
+    first = layer(x)
+    assert not torch.equal(layer(x), first)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x), first)
+    assert layer.eval()(x) is x
