@@ -115,7 +115,7 @@ def cooccurrence_counts(
     """[R, R] C_ij: how often j comes 1..window places after i in a sequence; undirected adds the transpose.
 
     The reference leaves "windows of 10" open, and no reading tried gives its figures (0.1150 / 0.2352 under
-    strict): this one, the nearest plain one, gives 0.1076 / 0.2409, undirected 0.0853 / 0.2039.
+    strict): this one, perhaps the plainest, gives 0.1076 / 0.2409, undirected 0.0853 / 0.2039.
     """
     counts = np.zeros((num_rows, num_rows))
     for items in sequences:

@@ -82,6 +82,9 @@ def _raw_ids(path: Path, key: str, count: int) -> pl.Series:
     """Raw ids of ids 1..count from datamaps.json; null where it names none."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))[key]
-        return pl.Series([names.get(str(i)) for i in range(1, count + 1)], dtype=pl.String)
+        raw_ids = [names.get(str(i)) for i in range(1, count + 1)]
+        if not {type(raw_id) for raw_id in raw_ids} <= {str, type(None)}:
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: no map of id to raw id (a string) under the key {key!r}; mend or remove it") from None
+    return pl.Series(raw_ids, dtype=pl.String)

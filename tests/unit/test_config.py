@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from eupmim_dist.config.load import dump_config, fields, load_config, parse_config
+from eupmim_dist.config.schema import Config
+from eupmim_dist.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def test_defaults_and_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("train: {learning_rate: 1e-2}\nmodel: {dim: 16}\n")
+    config = load_config(file, ["train.l2=1e-6", "model.num_interests=5", "data.dir=/x/y", "world_size=3"])
+    assert config.train.learning_rate == 0.01
+    assert config.train.l2 == 1e-6
+    assert (config.model.name, config.model.dim, config.model.num_interests) == ("eupmim", 16, 5)
+    assert config.data.dir == Path("/x/y")
+    assert config.world_size == 3
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.name=comirec"], ["model.extractor=capsule", "seed=4"]])
+def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
+    config = load_config(None, overrides)
+    file = tmp_path / "c.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.lerning_rate=1"], "unknown key train.lerning_rate; did you mean train.learning_rate?"),
+        (["model.dimm=1"], "unknown key model.dimm; did you mean model.dim?"),
+        (["xyz=1"], "unknown key xyz; `eupmim-dist config show` lists the keys"),
+        (["model.name=sasrec"], "model.name: 'sasrec' is not a model; choose from eupmim, comirec"),
+        (["train.l2=-1"], r"train.l2: .*\(got -1\)"),
+        (["train.max_steps=many"], r"train.max_steps: .*\(got 'many'\)"),
+        (["model.num_heads=5"], "num_heads 5 must divide dim 32"),
+        (["model.profile=false"], "set model.profile_attention=none too"),
+        (["evaluation.metric=recal@10"], "evaluation.metric: .*recal@10"),
+        (["evaluation.protocol=loose"], "evaluation.protocol: .*'strict', 'comirec' or 'seed'"),
+        (["model.name=comirec", "model.num_levels=2"], "unknown key model.num_levels"),
+        (["seed.x=1", "seed=2"], None),
+        (["seed=2", "seed.x=1"], "seed is a value, not a section"),
+        (["train"], "write it as key=value"),
+        (["train.l2=[1"], "not valid YAML"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_mend(overrides: list[str], message: str | None) -> None:
+    if message is None:
+        assert load_config(None, overrides).seed == 2
+        return
+    with pytest.raises(UserError, match=message.replace("?", r"\?").replace("`", "`")):
+        load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: [1", r"c\.yaml:\d+: not valid YAML"),
+        ("- 1", r"c\.yaml: a configuration is a mapping"),
+        ("\x00", "c.yaml"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(file)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: no such configuration file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_every_key_is_explained() -> None:
+    unexplained = [key for key, field in fields() if not field.description and not key.endswith(".name")]
+    assert not unexplained
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_every_shipped_config_loads_and_says_how_to_run_it(file: Path) -> None:
+    load_config(file)
+    header = file.read_text().split("\n\n")[0]
+    assert header.startswith("#")
+    assert "eupmim-dist" in header
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("")
+    assert load_config(tmp_path / "c.yaml") == Config() == parse_config({}, "nothing")
