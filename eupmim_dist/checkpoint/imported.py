@@ -42,13 +42,9 @@ def read_release(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: no such file") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{file}: is not a checkpoint of tensors alone, so it is not loaded ({reason})"
-        ) from None
+        raise UserError(f"{file}: is not a checkpoint of tensors alone, so it is not loaded ({reason})") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError(
-            f"{file}: does not hold a state_dict of tensors; import the authors' released model.pt"
-        )
+        raise UserError(f"{file}: does not hold a state_dict of tensors; import the authors' released model.pt")
     return tensors
 
 
@@ -71,9 +67,7 @@ def model_settings(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
     return {"model": {**model, "unseen_users": "table"}}
 
 
-def renamed(
-    tensors: dict[str, Tensor], model_name: str, ours: list[str], store: InteractionStore
-) -> dict[str, Tensor]:
+def renamed(tensors: dict[str, Tensor], model_name: str, ours: list[str], store: InteractionStore) -> dict[str, Tensor]:
     """Our tensor names (`dense.`, `table.`) -> the released tensors. `ours` names the dense parameters."""
     found = {"table.item": tensors[ITEMS]}
     if model_name == "eupmim":
@@ -88,9 +82,7 @@ def renamed(
     for name in ours:
         theirs = their_name(name, names)
         if theirs not in tensors:
-            raise UserError(
-                f"the release has no tensor {theirs} for {name}; is it another version of the model?"
-            )
+            raise UserError(f"the release has no tensor {theirs} for {name}; is it another version of the model?")
         found[f"dense.{name}"] = tensors[theirs]
     return found
 

@@ -51,9 +51,7 @@ def resolve(path: Path, which: str = "best") -> Checkpoint:
     if not path.exists():
         raise UserError(f"{path}: no such file or directory; give a run directory, a checkpoint or a model")
     if path.is_file():
-        raise UserError(
-            f"{path}: is a file; give the directory it is in, or `import` a released model.pt first"
-        )
+        raise UserError(f"{path}: is a file; give the directory it is in, or `import` a released model.pt first")
     if (path / STEP_MANIFEST).is_file() or (path / MODEL_MANIFEST).is_file():
         return open_checkpoint(path)
     steps = complete_steps(path)
@@ -89,9 +87,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             data=content["data"],
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint"
-        ) from None
+        raise UserError(f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint") from None
 
 
 def verify_hashes(path: Path) -> None:
@@ -99,17 +95,13 @@ def verify_hashes(path: Path) -> None:
     manifest = next(p for p in (path / STEP_MANIFEST, path / MODEL_MANIFEST) if p.is_file())
     for name, entry in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
         if sha256(path / name) != entry["sha256"]:
-            raise UserError(
-                f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint"
-            )
+            raise UserError(f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint")
 
 
 def write_manifest(directory: Path, name: str, content: dict[str, Any]) -> None:
     """Completes a checkpoint: lists its files with sizes and hashes. Written last."""
     files = {
-        p.name: {"size": p.stat().st_size, "sha256": sha256(p)}
-        for p in sorted(directory.iterdir())
-        if p.is_file()
+        p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(directory.iterdir()) if p.is_file()
     }
     text = json.dumps({"format_version": FORMAT_VERSION, **content, "files": files}, indent=1)
     (directory / name).write_text(text + "\n", encoding="utf-8")

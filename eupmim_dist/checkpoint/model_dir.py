@@ -42,9 +42,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def consolidate(
-    checkpoint: Checkpoint, out: Path, on_bytes: Callable[[int], None] = lambda done: None
-) -> int:
+def consolidate(checkpoint: Checkpoint, out: Path, on_bytes: Callable[[int], None] = lambda done: None) -> int:
     """Joins the shards of a checkpoint's weights into one file, by row blocks; returns its bytes.
 
     `on_bytes` is called with the number of bytes of each block written.

@@ -37,16 +37,12 @@ def find_start(run_dir: Path, resume: str, config: Config) -> Start:
     if run_dir.exists() and not holds_run and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UserError(f"{run_dir}: already holds something that is not a run; give another --run-dir")
     if resume == "never" and holds_run:
-        raise UserError(
-            f"{run_dir}: already holds a run; use --resume auto to go on with it or another --run-dir"
-        )
+        raise UserError(f"{run_dir}: already holds a run; use --resume auto to go on with it or another --run-dir")
     checkpoint = None
     if resume not in ("auto", "never"):
         checkpoint = resolve(Path(resume), "last")
         if checkpoint.is_model:
-            raise UserError(
-                f"--resume {resume}: is a model without training state; give a run or a checkpoint of one"
-            )
+            raise UserError(f"--resume {resume}: is a model without training state; give a run or a checkpoint of one")
     elif resume == "auto" and (steps := complete_steps(run_dir)):
         checkpoint = open_checkpoint(steps[-1])
     if checkpoint is not None:

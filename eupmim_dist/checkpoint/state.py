@@ -23,9 +23,7 @@ from eupmim_dist.train.state import Run
 def model_tensors(model: Recommender, tables: Tables, world: World) -> dict[str, Tensor]:
     """Views of the weights: loading into them sets the model."""
     dense = {f"dense.{name}": p.detach() for name, p in model.named_parameters()}
-    views = row_views(
-        {f"table.{name}": (shard, shard.weight) for name, shard in tables.shards.items()}, world
-    )
+    views = row_views({f"table.{name}": (shard, shard.weight) for name, shard in tables.shards.items()}, world)
     return {**dense, **views}
 
 

@@ -16,18 +16,14 @@ def _group() -> None:
 @bench.command()
 def step(
     data: Annotated[Path, typer.Option(help="Interaction store.")] = Path("data/example"),
-    config: Annotated[
-        Path | None, typer.Option(help="YAML configuration; the defaults where not given.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML configuration; the defaults where not given.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps per repetition.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions; the median is reported.")] = 5,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the measurements to this file.")
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the measurements to this file.")] = None,
 ) -> None:
     """Measure samples/s of the full training step and users/s of evaluation.
 

@@ -15,9 +15,7 @@ def _group() -> None:
 
 @config.command()
 def show(
-    file: Annotated[
-        Path | None, typer.Argument(help="YAML configuration; the defaults where not given.")
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(help="YAML configuration; the defaults where not given.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),

@@ -23,9 +23,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="`popularity`, `ease` or `cooccurrence` beside the model, or alone with --data."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the metrics to this file too.")
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file too.")] = None,
     last: LastOption = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.")] = False,
 ) -> None:

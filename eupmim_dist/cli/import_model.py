@@ -12,9 +12,7 @@ def import_model(
     out: Annotated[Path, typer.Option(help="Directory to write the model to.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="What the tensors do not tell, such as model.num_levels."
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="What the tensors do not tell, such as model.num_levels."),
     ] = None,
 ) -> None:
     """Turn a released model.pt into a model directory that `evaluate` and `recommend` read.
@@ -44,9 +42,7 @@ def import_model(
     settings = model_settings(released, model)
     settings.setdefault("data", {})["dir"] = str(data.resolve())
     apply_overrides(settings, set_ or [])
-    assembled = assemble.assemble(
-        parse_config(settings, source="--set"), world, assemble.open_store(data, world)
-    )
+    assembled = assemble.assemble(parse_config(settings, source="--set"), world, assemble.open_store(data, world))
     name = assembled.config.model.name
     expected = model_tensors(assembled.model, assembled.tables, world)
     tensors = renamed(released, name, [p for p, _ in assembled.model.named_parameters()], assembled.store)

@@ -11,9 +11,7 @@ DataOption = Annotated[
     Path | None,
     typer.Option("--data", help="Interaction store, if it no longer lies where the run found it."),
 ]
-LastOption = Annotated[
-    bool, typer.Option("--last", help="Of a run directory take the last checkpoint, not the best.")
-]
+LastOption = Annotated[bool, typer.Option("--last", help="Of a run directory take the last checkpoint, not the best.")]
 
 
 def comma_separated(values: list[str]) -> list[str]:

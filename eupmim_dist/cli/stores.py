@@ -17,7 +17,8 @@ from eupmim_dist.telemetry.log import console
 def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A function `(what, done, total)` that shows the present stage on a terminal's stderr; total 0: unknown."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    terminal = console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         stage = ""
 

@@ -17,18 +17,14 @@ def print_results(results: Sequence[Result]) -> None:
     console = Console()
     for protocol, split in dict.fromkeys((r.protocol, r.split) for r in results):
         rows = [r for r in results if (r.protocol, r.split) == (protocol, split)]
-        table = Table(
-            title=f"{split} split, protocol {protocol}, {rows[0].users:,} users", title_justify="left"
-        )
+        table = Table(title=f"{split} split, protocol {protocol}, {rows[0].users:,} users", title_justify="left")
         table.add_column("model")
         names = list(rows[0].metrics)
         for name in names:
             table.add_column(name, justify="right")
         best = {name: max(row.metrics[name] for row in rows) for name in names}
         for row in rows:
-            cells = [
-                _cell(row.metrics[name], len(rows) > 1 and row.metrics[name] == best[name]) for name in names
-            ]
+            cells = [_cell(row.metrics[name], len(rows) > 1 and row.metrics[name] == best[name]) for name in names]
             table.add_row(row.model, *cells)
         console.print(table)
 
@@ -41,8 +37,6 @@ def write_results(results: Sequence[Result], file: Path) -> None:
     """The results as JSON: an object, or a list where there are several."""
     content: Any = [result.as_dict() for result in results]
     try:
-        file.write_text(
-            json.dumps(content[0] if len(content) == 1 else content, indent=1) + "\n", encoding="utf-8"
-        )
+        file.write_text(json.dumps(content[0] if len(content) == 1 else content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--json {file}: cannot be written: {error.strerror}") from None

@@ -7,12 +7,10 @@ import typer
 
 
 def train(
-    config: Annotated[
-        Path | None, typer.Option(help="YAML configuration; the defaults where not given.")
-    ] = None,
-    run_dir: Annotated[
-        Path, typer.Option(help="Where the run writes; the same command goes on with it.")
-    ] = Path("runs/default"),
+    config: Annotated[Path | None, typer.Option(help="YAML configuration; the defaults where not given.")] = None,
+    run_dir: Annotated[Path, typer.Option(help="Where the run writes; the same command goes on with it.")] = Path(
+        "runs/default"
+    ),
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),

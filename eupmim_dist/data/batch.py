@@ -28,9 +28,7 @@ class Batch:
         if device.type == "cpu":
             return self
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(
-            **{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()}
-        )
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()})
 
 
 def histories(items: np.ndarray, starts: Tensor, cuts: Tensor, length: int) -> Tensor:

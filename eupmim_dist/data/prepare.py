@@ -93,16 +93,12 @@ def _check_splits(source: Path, dataset: Dataset) -> None:
     for code, name in enumerate(SPLITS):
         if not (in_split == code).any():
             mend = "put some there" if dataset.split_rule == "given" else "10 are enough for 80/10/10"
-            raise UserError(
-                f"{source}: the {name} split has no user ({len(in_split)} users are left); {mend}"
-            )
+            raise UserError(f"{source}: the {name} split has no user ({len(in_split)} users are left); {mend}")
 
 
 def _given(options: Options) -> str:
     """The flag of the first option that is set, or nothing."""
     for option in fields(options):
         if getattr(options, option.name) != option.default:
-            return "--" + option.name.replace("_", "-").removesuffix(
-                "s" if option.name == "attributes" else ""
-            )
+            return "--" + option.name.replace("_", "-").removesuffix("s" if option.name == "attributes" else "")
     return ""

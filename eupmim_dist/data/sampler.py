@@ -85,9 +85,7 @@ class TrainingSampler:
         chosen = torch.empty_like(position)
         for lap in (position // count).unique().tolist():
             inside = position // count == lap
-            chosen[inside] = permute(
-                stream_key(self.seed, "users", epoch, lap), position[inside] % count, count
-            )
+            chosen[inside] = permute(stream_key(self.seed, "users", epoch, lap), position[inside] % count, count)
         return chosen
 
     def _negatives(self, counter: Tensor, excluded: Tensor) -> Tensor:

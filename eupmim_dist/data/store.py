@@ -90,9 +90,7 @@ class InteractionStore:
         except (KeyError, TypeError, ValueError) as error:
             what = f"no key {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path / MANIFEST}: damaged store ({what}); prepare it again") from error
-        offsets, items, attribute_values, split = (
-            arrays[name] for name in ARRAYS if name not in OPTIONAL_ARRAYS
-        )
+        offsets, items, attribute_values, split = (arrays[name] for name in ARRAYS if name not in OPTIONAL_ARRAYS)
         assert offsets is not None
         assert items is not None
         assert attribute_values is not None
@@ -222,8 +220,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{file}: format_version is {version!r}, this program reads {FORMAT_VERSION}; "
-            "prepare the store again"
+            f"{file}: format_version is {version!r}, this program reads {FORMAT_VERSION}; prepare the store again"
         )
     return manifest
 
@@ -260,19 +257,15 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]], *, verify: bool) 
             raise UserError(f"{file}: missing from the store; copy it again or prepare the store again")
         if (size := file.stat().st_size) != entry["bytes"]:
             raise UserError(
-                f"{file}: {size} bytes, {MANIFEST} says {entry['bytes']}; "
-                "copy it again or prepare the store again"
+                f"{file}: {size} bytes, {MANIFEST} says {entry['bytes']}; copy it again or prepare the store again"
             )
         if verify and sha256_of(file) != entry["sha256"]:
             raise UserError(
-                f"{file}: content does not match its SHA-256 in {MANIFEST}; "
-                "copy it again or prepare the store again"
+                f"{file}: content does not match its SHA-256 in {MANIFEST}; copy it again or prepare the store again"
             )
 
 
-def _check_arrays(
-    arrays: dict[str, np.ndarray | None], users: int, interactions: int, attributes: int
-) -> None:
+def _check_arrays(arrays: dict[str, np.ndarray | None], users: int, interactions: int, attributes: int) -> None:
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "offsets": (("int64",), (users + 1,)),
         "items": (("int32", "int64"), (interactions,)),
@@ -283,9 +276,7 @@ def _check_arrays(
     for name, array in arrays.items():
         dtypes, shape = expected[name]
         if array is not None and (array.dtype.name not in dtypes or array.shape != shape):
-            raise ValueError(
-                f"{name}.npy is {array.dtype} {array.shape}, expected {' or '.join(dtypes)} {shape}"
-            )
+            raise ValueError(f"{name}.npy is {array.dtype} {array.shape}, expected {' or '.join(dtypes)} {shape}")
     offsets = arrays["offsets"]
     if offsets is not None and (offsets[0] != 0 or offsets[-1] != interactions):
         raise ValueError("offsets.npy does not span items.npy")

@@ -157,22 +157,16 @@ def check_replaceable(out: Path, *, force: bool) -> None:
     if not present:
         return
     if MANIFEST not in present:
-        raise UserError(
-            f"{out}: holds other files ({min(present)}); name an empty or new directory with --out"
-        )
+        raise UserError(f"{out}: holds other files ({min(present)}); name an empty or new directory with --out")
     strangers = present - {MANIFEST, *TABLES, *(f"{array}.npy" for array in ARRAYS)}
     if strangers:
         raise UserError(f"{out}: holds {min(strangers)} beside a store; name another directory with --out")
     if not force:
         name = read_manifest(out).get("name")
-        raise UserError(
-            f"{out}: already holds the store {name!r}; replace it with --force or name another --out"
-        )
+        raise UserError(f"{out}: already holds the store {name!r}; replace it with --force or name another --out")
 
 
-def write_dataset(
-    dataset: Dataset, out: Path, *, name: str, source: str, force: bool = False
-) -> dict[str, Any]:
+def write_dataset(dataset: Dataset, out: Path, *, name: str, source: str, force: bool = False) -> dict[str, Any]:
     """Write `dataset` as a store at `out` and return its manifest."""
     num_item_rows = len(dataset.raw_items) + 1
     with StoreWriter(out, force=force) as writer:

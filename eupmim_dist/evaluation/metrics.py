@@ -48,9 +48,7 @@ class MetricSums:
 
     def reduce(self, world: World) -> tuple[dict[str, float], int]:
         """Means over the users of all ranks by `metric@N`, and the number of those users; collective."""
-        everything = torch.cat([self.sums, torch.tensor([self.num_users], dtype=torch.float64)]).to(
-            world.device
-        )
+        everything = torch.cat([self.sums, torch.tensor([self.num_users], dtype=torch.float64)]).to(world.device)
         if world.size > 1:
             dist.all_reduce(everything)
         *sums, num_users = everything.tolist()

@@ -71,9 +71,7 @@ def recommend_items(
 
     def items_of(ids: np.ndarray) -> list[Item]:
         raw = store.raw_item_ids(ids)
-        return [
-            Item(r or str(i), titles[i] if titles else None) for r, i in zip(raw, ids.tolist(), strict=True)
-        ]
+        return [Item(r or str(i), titles[i] if titles else None) for r, i in zip(raw, ids.tolist(), strict=True)]
 
     found = []
     for position, (user, raw_user) in enumerate(zip(users, raw_users, strict=True)):
@@ -111,7 +109,5 @@ class _Remembering(InterestScorer):
 def _find(store: InteractionStore, raw: str) -> int:
     user = store.user_of_raw_id(raw)
     if user is None:
-        raise UserError(
-            f"--user {raw}: no such user in {store.path}; `users.parquet` there lists the raw ids"
-        )
+        raise UserError(f"--user {raw}: no such user in {store.path}; `users.parquet` there lists the raw ids")
     return user

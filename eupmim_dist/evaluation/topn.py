@@ -66,11 +66,7 @@ def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tu
         here = (excluded.item >= start) & (excluded.item < stop)
         scores.transpose(1, 2)[excluded.user[here], excluded.item[here] - start] = -torch.inf
         found = _block_best(scores, start, num)
-        best = (
-            found
-            if best is None
-            else best_of(*(torch.cat(pair, -1) for pair in zip(best, found, strict=True)), num)
-        )
+        best = found if best is None else best_of(*(torch.cat(pair, -1) for pair in zip(best, found, strict=True)), num)
     assert best is not None
     return best
 
@@ -78,9 +74,7 @@ def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tu
 def _block_best(scores: Tensor, start: int, num: int) -> tuple[Tensor, Tensor]:
     if scores.shape[-1] <= num:
         ids = torch.arange(start, start + num, device=scores.device).expand(*scores.shape[:-1], num)
-        return best_of(
-            torch.nn.functional.pad(scores, (0, num - scores.shape[-1]), value=-torch.inf), ids, num
-        )
+        return best_of(torch.nn.functional.pad(scores, (0, num - scores.shape[-1]), value=-torch.inf), ids, num)
     values, columns = scores.topk(num + 1, dim=-1)
     # topk takes any of several equal scores; where equal ones straddle the end of the list, sort to take the first.
     cut = (values[..., num - 1] == values[..., num]) & (values[..., num] != -torch.inf)

@@ -55,9 +55,7 @@ class ShardedLookup:
         # Positions in the shards of the rows that each rank wants, per table, rank after rank.
         self._wanted = [
             torch.cat(parts) - shard.start
-            for parts, shard in zip(
-                _by_table(wanted, self._received, [1] * len(unique)), self._shards, strict=True
-            )
+            for parts, shard in zip(_by_table(wanted, self._received, [1] * len(unique)), self._shards, strict=True)
         ]
         answers = [shard.weight[rows] for shard, rows in zip(self._shards, self._wanted, strict=True)]
         flat = _exchange(_by_rank(answers, self._received), self._received, self._sent, self._dims)
@@ -119,13 +117,8 @@ class ShardedLookup:
 
 def _by_rank(per_table: list[Tensor], counts: list[list[int]]) -> Tensor:
     """[rows of rank 0, 1, ...] of each table -> one flat tensor, rank by rank and table by table within."""
-    pieces = [
-        tensor.split(list(column))
-        for tensor, column in zip(per_table, zip(*counts, strict=True), strict=True)
-    ]
-    return torch.cat(
-        [pieces[table][rank].reshape(-1) for rank in range(len(counts)) for table in range(len(pieces))]
-    )
+    pieces = [tensor.split(list(column)) for tensor, column in zip(per_table, zip(*counts, strict=True), strict=True)]
+    return torch.cat([pieces[table][rank].reshape(-1) for rank in range(len(counts)) for table in range(len(pieces))])
 
 
 def _by_table(flat: Tensor, counts: list[list[int]], dims: list[int]) -> list[list[Tensor]]:

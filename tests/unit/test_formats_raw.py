@@ -170,7 +170,7 @@ def write_fliggy(source: Path, events: list[Event]) -> Path:
     return source
 
 
-@pytest.mark.parametrize("header", ["", "user_id,age,gender,occupation\n"])
+@pytest.mark.parametrize("header", ["", "\ufeff", "user_id,age,gender,occupation\n"])
 def test_fliggy_keeps_purchases(tmp_path: Path, header: str) -> None:
     events = random_events(60, 35, 400)
     source = write_fliggy(tmp_path / "source", events)
@@ -197,6 +197,7 @@ def test_fliggy_keeps_purchases(tmp_path: Path, header: str) -> None:
         (append(PROFILE, "998,,1,1\n"), r"user_profile\.csv:\d+: age is '', expected an age"),
         (append(PROFILE, "x,1,1,1,more,fields\n"), r"user_profile\.csv:\d+: user is 'x'"),
         (append(PROFILE, "998,1,1\n"), r"user_profile\.csv:\d+: 3 fields, expected 4"),
+        (write(HISTORY, "3,1,pay,100\n"), r"history\.csv:1: data, where the format has a header line"),
         (write(HISTORY, "user,item,behaviour,time\n3,1,clk,100\n"), "no line with behaviour pay"),
         (write(HISTORY, "user,item,behaviour,time\n"), "no line with behaviour pay"),
         (write(PROFILE, ""), r"user_profile\.csv: the file is empty"),

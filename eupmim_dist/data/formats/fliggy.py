@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import polars as pl
@@ -46,7 +47,7 @@ def read(source: Path, options: Options, workspace: Path, progress: Progress) ->
 def read_profiles(path: Path, progress: Progress) -> pl.DataFrame:
     """Columns user, age, gender and occupation as String; further columns and a header line are skipped."""
     with path.open("rb") as stream:
-        header = not stream.read(1).isdigit()
+        header = not stream.read(4).removeprefix(BOM_UTF8)[:1].isdigit()
     frame = read_lines(
         path,
         [

@@ -6,6 +6,7 @@ No CSV reader is used, because those skip blank lines, fill short ones with null
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def blocks(path: Path, encoding: str = "utf-8", progress: Progress | None = None
 
 def _decoded(path: Path, block: bytes, first_line: int, encoding: str) -> list[str]:
     if first_line == 1:
-        block = block.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+        block = block.removeprefix(BOM_UTF8)
     try:
         return block.decode(encoding).replace("\r\n", "\n").removesuffix("\r").split("\n")
     except UnicodeDecodeError as error:
@@ -111,6 +112,8 @@ def read_lines(
     line = 1
     for lines in blocks(path, encoding, progress):
         skipped = 1 if header and line == 1 else 0
+        if skipped and re.match(pattern, lines[0]):
+            raise bad_line(path, 0, "data, where the format has a header line; put one there")
         fields = pl.Series(lines[skipped:], dtype=pl.String).str.extract_groups(pattern).struct.unnest()
         unmatched = fields.to_series(0).is_null().arg_true()
         if unmatched.len():

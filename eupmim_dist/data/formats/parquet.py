@@ -27,7 +27,7 @@ def read(source: Path, options: Options, workspace: Path, progress: Progress) ->
             return f"{source}: row {row + 1}"
 
         return dataset_from_table(selected, source, options, locate, progress)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{source}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
 
 

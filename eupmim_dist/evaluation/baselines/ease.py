@@ -29,9 +29,7 @@ class EASE:
     def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
         rows = store.num_item_rows
         if rows > MOST_ITEMS:
-            raise UserError(
-                f"--baseline ease: needs an R x R matrix; {rows} item rows are more than {MOST_ITEMS}"
-            )
+            raise UserError(f"--baseline ease: needs an R x R matrix; {rows} item rows are more than {MOST_ITEMS}")
         user, items = training_interactions(store)
         gram = torch.zeros(rows, rows, dtype=torch.float64)
         for first in range(0, int(user[-1]) + 1 if len(user) else 0, USERS_AT_A_TIME):

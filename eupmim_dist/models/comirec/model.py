@@ -19,9 +19,7 @@ class ComiRec(Recommender):
         super().__init__()
         self.config, self.shape = config, shape
         self.capsules = CapsuleRouting(shape.history_length, config.num_interests, config.dim)
-        self.projection = (
-            nn.Sequential(nn.Linear(config.dim, config.dim), nn.ReLU()) if config.projection else None
-        )
+        self.projection = nn.Sequential(nn.Linear(config.dim, config.dim), nn.ReLU()) if config.projection else None
 
     def tables(self) -> list[TableSpec]:
         return [TableSpec("item", self.shape.num_item_rows, self.config.dim)]

@@ -16,9 +16,7 @@ class Profile(nn.Module):
 
     def __init__(self, attributes: dict[str, int], dim: int) -> None:
         super().__init__()
-        self.attributes = nn.ModuleDict(
-            {name: xavier_embedding(rows, dim) for name, rows in attributes.items()}
-        )
+        self.attributes = nn.ModuleDict({name: xavier_embedding(rows, dim) for name, rows in attributes.items()})
 
     def forward(self, user_rows: Tensor, attributes: Tensor) -> Tensor:
         """user_rows [B, D], attributes [B, A] -> [B, D]."""
