@@ -15,15 +15,16 @@ ATTRIBUTE_NAMES = {"age": "user_age_embedding_matrix", "gender": "user_gender_em
 ATTRIBUTE_NAMES["occupation"] = "user_occup_embedding_matrix"
 
 # Ours <- theirs, by whole name or prefix; {} is a number that both have.
+_NET = "multi_interest_network."
 EUPMIM_NAMES = {
-    "extractor.encoder.layers.{}.attention.qkv.weight": "multi_interest_network.encoder.layers.{}.self_attn.in_proj_weight",
-    "extractor.encoder.layers.{}.attention.qkv.bias": "multi_interest_network.encoder.layers.{}.self_attn.in_proj_bias",
-    "extractor.encoder.layers.{}.attention.out.": "multi_interest_network.encoder.layers.{}.self_attn.out_proj.",
-    "extractor.encoder.layers.{}.": "multi_interest_network.encoder.layers.{}.",
-    "extractor.query.": "multi_interest_network.W_q.",
-    "extractor.key.": "multi_interest_network.W_h.",
-    "extractor.score.": "multi_interest_network.W_a.",
-    "extractor.next_query.": "multi_interest_network.query_mlps.",
+    "extractor.encoder.layers.{}.attention.qkv.weight": _NET + "encoder.layers.{}.self_attn.in_proj_weight",
+    "extractor.encoder.layers.{}.attention.qkv.bias": _NET + "encoder.layers.{}.self_attn.in_proj_bias",
+    "extractor.encoder.layers.{}.attention.out.": _NET + "encoder.layers.{}.self_attn.out_proj.",
+    "extractor.encoder.layers.{}.": _NET + "encoder.layers.{}.",
+    "extractor.query.": _NET + "W_q.",
+    "extractor.key.": _NET + "W_h.",
+    "extractor.score.": _NET + "W_a.",
+    "extractor.next_query.": _NET + "query_mlps.",
     "attention.weights1.": "_user_profile_interest_attention.fc_layers.0.",
     "attention.weights2.": "_user_profile_interest_attention.fc_layers.2.",
     "attention.mix1.": "fc_layers.0.",

@@ -4,6 +4,7 @@ import warnings
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import TensorStorageMetadata
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from eupmim_dist.checkpoint.layout import Checkpoint, verify_hashes
@@ -38,7 +39,11 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World) -> N
         if world.is_main:
             verify_hashes(checkpoint.path)
     reader = HuggingFaceStorageReader(str(checkpoint.path))
-    held = {name: tuple(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    held = {
+        name: tuple(entry.size)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
     for name, tensor in tensors.items():
         if held.get(name) != tuple(tensor.shape):
             found = f"holds it as {held[name]}" if name in held else "does not hold it"

@@ -3,7 +3,7 @@
 B samples of this rank, L history, N negatives, A attributes.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) for k, v in held.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 def histories(items: np.ndarray, starts: Tensor, cuts: Tensor, length: int) -> Tensor:

@@ -66,7 +66,9 @@ def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tu
         here = (excluded.item >= start) & (excluded.item < stop)
         scores.transpose(1, 2)[excluded.user[here], excluded.item[here] - start] = -torch.inf
         found = _block_best(scores, start, num)
-        best = found if best is None else best_of(*(torch.cat(pair, -1) for pair in zip(best, found, strict=True)), num)
+        if best is not None:
+            found = best_of(torch.cat([best[0], found[0]], -1), torch.cat([best[1], found[1]], -1), num)
+        best = found
     assert best is not None
     return best
 

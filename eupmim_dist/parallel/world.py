@@ -4,7 +4,9 @@ Works unchanged under `eupmim-dist launch`, `accelerate launch`, `torchrun`, the
 plain `python -m eupmim_dist` (one rank, no process group).
 """
 
+import ctypes
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +15,7 @@ import torch.distributed as dist
 
 from eupmim_dist.errors import UserError
 
+MMAP_THRESHOLD, KEPT_BYTES = 32 << 20, 1 << 30
 _LAUNCHER_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -92,6 +95,8 @@ def init_world(cpu: bool = False) -> World:
     # Without cpu=True Accelerate believes in one process on a machine without GPUs. Made before any
     # Accelerator, so that a later one adopts this state; with the group already there it only reads it.
     PartialState(cpu=cpu, timeout=timeout)
+    if cpu:
+        _keep_freed_memory()
     return World(rank, size, local_rank, local_size, device)
 
 
@@ -114,6 +119,18 @@ def collective_timeout() -> int:
     if seconds < 1:
         raise UserError(f"EUPMIM_TIMEOUT_SECONDS={seconds} must be at least 1")
     return seconds
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep what a step frees for the next one; else the kernel maps and clears it anew every step.
+
+    Only glibc needs it. Blocks above MMAP_THRESHOLD bytes, such as large tables, still go back at once.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # mallopt's names for them, from malloc.h
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, MMAP_THRESHOLD)
+        libc.mallopt(trim_threshold, KEPT_BYTES)
 
 
 def _integer(name: str, default: int) -> int:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from eupmim_dist.models.layers.attention import multi_head_attention, softmax_
 from eupmim_dist.models.layers.dropout import Dropout
-from eupmim_dist.models.layers.softmax import short_softmax
-from eupmim_dist.models.layers.transformer import TransformerEncoder
+from eupmim_dist.models.layers.transformer import ReLUDropout, TransformerEncoder
 
 
 def test_encoder_is_torchs_encoder() -> None:
@@ -29,12 +30,46 @@ def test_encoder_is_torchs_encoder() -> None:
 test_encoder_is_torchs_encoder = torch.no_grad()(test_encoder_is_torchs_encoder)
 
 
-def test_short_softmax_and_its_gradient_are_softmax() -> None:
-    scores = (10 * torch.randn(4, 3, 10, dtype=torch.float64)).requires_grad_()
-    torch.testing.assert_close(short_softmax(scores), scores.softmax(-1))
-    assert torch.autograd.gradcheck(short_softmax, (scores,))
+@pytest.mark.parametrize("num_heads", [1, 2, 8])
+def test_cpu_attention_and_its_gradient_are_torchs(num_heads: int) -> None:
+    qkv = (3 * torch.randn(6, 5, 3 * 8, dtype=torch.float64)).requires_grad_()
+    mask = (torch.arange(5) < torch.tensor([5, 3, 1, 5, 2, 4])[:, None]).double()
+    before = qkv.detach().clone()
+    ours = multi_head_attention(qkv, mask, num_heads, dropout=0.0)
+    assert torch.equal(qkv, before)
+    query, key, value = qkv.view(6, 5, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    bias = torch.where(mask > 0, 0.0, -1e9).double()[:, None, None]
+    theirs = F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).reshape(6, 5, 8)
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn_like(ours)
+    [mine], [other] = (torch.autograd.grad(out, qkv, upstream) for out in (ours, theirs))
+    torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("layer", ["attention", "relu"])
+def test_gradients_with_dropout_are_those_of_what_was_computed(layer: str) -> None:
+    x = torch.randn(2, 3, 3 * 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(2, 3, dtype=torch.float64)
+
+    def same_draws(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return multi_head_attention(x, mask, 2, dropout=0.4) if layer == "attention" else ReLUDropout(0.4)(x)
+
+    assert (same_draws(x) == 0).any() or layer == "attention"
+    assert torch.autograd.gradcheck(same_draws, (x,))
+
+
+def test_relu_dropout_is_dropout_of_relu() -> None:
+    x = torch.randn(50, 40)
+    torch.manual_seed(0)
+    fused = ReLUDropout(0.3)(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(fused, Dropout(0.3)(x.relu()))
+
+
+def test_softmax_stays_finite_at_extremes() -> None:
     extreme = torch.tensor([[1e4, -1e9, 0.0], [-1e9, -1e9, -1e9]])
-    torch.testing.assert_close(short_softmax(extreme), extreme.softmax(-1))
+    torch.testing.assert_close(softmax_(extreme.clone()), extreme.softmax(-1))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.75])

@@ -6,8 +6,8 @@ M sequences (levels times users), L history, K interests, D dim.
 import torch
 from torch import Tensor, nn
 
-from eupmim_dist.models.layers.softmax import short_softmax
-from eupmim_dist.models.layers.transformer import MASKED, LinearEncoder, TransformerEncoder
+from eupmim_dist.models.layers.attention import MASKED
+from eupmim_dist.models.layers.transformer import LinearEncoder, TransformerEncoder
 
 
 class ARMIENet(nn.Module):
@@ -38,7 +38,7 @@ class ARMIENet(nn.Module):
             if k:
                 query = self.next_query[k - 1](torch.cat([*interests, context], dim=-1))
             scores = self.score(torch.tanh(self.query(query)[:, None] + keys))[..., 0] + bias
-            interest = (short_softmax(scores)[:, None] @ hidden)[:, 0]
+            interest = (scores.softmax(-1)[..., None] * hidden).sum(1)
             if self.orthogonal:
                 interest = orthogonalise(interest, interests)
             interests.append(interest)
