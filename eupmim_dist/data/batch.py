@@ -3,7 +3,8 @@
 B samples of this rank, L history, N negatives, A attributes.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,11 +26,21 @@ class Batch:
     global_size: int = 0  # samples of all ranks together
 
     def to(self, device: torch.device) -> "Batch":
-        if device.type == "cpu":
-            return self
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in held.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        return self if device.type == "cpu" else self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Samples start..stop-1 of this rank's."""
+        return self._map(lambda tensor: tensor[start:stop])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            user=change(self.user),
+            attributes=change(self.attributes),
+            history=change(self.history),
+            target=None if self.target is None else change(self.target),
+            negatives=None if self.negatives is None else change(self.negatives),
+            global_size=self.global_size,
+        )
 
 
 def histories(items: np.ndarray, starts: Tensor, cuts: Tensor, length: int) -> Tensor:

@@ -16,29 +16,34 @@ from eupmim_dist.data.store import InteractionStore
 
 @dataclass(frozen=True)
 class Ragged:
-    """A set of items for each of B users: flat pairs, ascending by user and item, without repeats."""
+    """Items of each of B users as flat pairs."""
 
     user: Tensor  # int64 [n], position in the batch
     item: Tensor  # int64 [n]
 
     @classmethod
-    def of(cls, items: np.ndarray, starts: np.ndarray, stops: np.ndarray, num_item_rows: int) -> "Ragged":
-        """The distinct items[start:stop] of each user."""
+    def of(cls, items: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> "Ragged":
+        """items[start:stop] of each user, in that order."""
         counts = stops - starts
         user = np.repeat(np.arange(len(counts)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         item = items[np.repeat(starts, counts) + within].astype(np.int64)
-        keys = np.unique(user * num_item_rows + item)
-        return cls(torch.from_numpy(keys // num_item_rows), torch.from_numpy(keys % num_item_rows))
+        return cls(torch.from_numpy(user), torch.from_numpy(item))
+
+    def distinct(self, num_item_rows: int) -> "Ragged":
+        """The pairs ascending by user and item, without repeats."""
+        keys = self.keys(num_item_rows).unique()
+        return Ragged(keys // num_item_rows, keys % num_item_rows)
 
     def keys(self, num_item_rows: int) -> Tensor:
-        """One ascending int64 per pair."""
+        """One int64 per pair, in their order."""
         return self.user * num_item_rows + self.item
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One rank's users of a chunk. `seen` is all that came before the cut, not only the last L items."""
+    """One rank's users of a chunk. `seen` is all that came before the cut, not only the last L items; targets are
+    distinct."""
 
     batch: Batch
     seen: Ragged
@@ -96,9 +101,8 @@ def rank_for(
         history=histories(store.items, torch.from_numpy(starts), torch.from_numpy(cuts), history_length),
         global_size=len(users),
     )
-    rows = store.num_item_rows
     return HeldOut(
         batch=batch,
-        seen=Ragged.of(store.items, starts, starts + cuts, rows),
-        targets=Ragged.of(store.items, starts + cuts, starts + ends, rows),
+        seen=Ragged.of(store.items, starts, starts + cuts),
+        targets=Ragged.of(store.items, starts + cuts, starts + ends).distinct(store.num_item_rows),
     )

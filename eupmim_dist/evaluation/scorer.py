@@ -11,6 +11,9 @@ from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.models.interface import Recommender
 from eupmim_dist.parallel.tables import Tables
 
+USERS_AT_A_TIME = 128
+"""Users a forward pass takes: a larger batch's activations fall out of a CPU's cache."""
+
 
 class InterestScorer:
     """`per_interest`: a cosine list per interest; else one list by the best dot product over the interests."""
@@ -25,7 +28,12 @@ class InterestScorer:
         """Interests [b, K, D]; collective."""
         batch = users.batch.to(self.shard.weight.device)
         lookup = self.tables.lookup(self.model.ids(batch))
-        interests = self.model.interests(lookup.rows, batch)
+        parts = []
+        for start in range(0, max(len(batch.user), 1), USERS_AT_A_TIME):
+            stop = start + USERS_AT_A_TIME
+            rows = {name: values[start:stop] for name, values in lookup.rows.items()}
+            parts.append(self.model.interests(rows, batch.part(start, stop)))
+        interests = torch.cat(parts)
         return F.normalize(interests, dim=-1) if self.per_interest else interests
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
