@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH  ?= torch
 # Ranks for train and bench: all GPUs, or 2 on a machine without.
 NPROC  ?=
+# The authors' movielens_{train,valid,test}.txt, for `make results`.
+ML1M   ?= downloads/movielens-1m
 # More arguments for pytest: make test ARGS="-k launch".
 ARGS   ?=
 
@@ -29,9 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 train: $(STAMP) $(DATA)  ## Train on example data, compare with baselines, recommend
 	$(LAUNCH) train --config configs/example.yaml --run-dir $(RUN)
-	$(EUPMIM) evaluate $(RUN) --baseline popularity,ease --json $(RUN)/comparison.json
-	$(EUPMIM) consolidate $(RUN) --out $(RUN)/model
-	$(EUPMIM) recommend $(RUN)/model --data $(DATA) --user 1 --user 2 --user 3 --top-n 5
+	$(EUPMIM) evaluate $(RUN) --baseline popularity,ease,cooccurrence --top-n 10,20
+	rm -rf $(RUN)/model && $(EUPMIM) consolidate $(RUN) --out $(RUN)/model
+	$(EUPMIM) recommend $(RUN)/model --user 1 --user 2 --user 3 --top-n 5
 	@echo "Curves: $(VENV)/bin/tensorboard --logdir $(RUN)/tensorboard"
 
 $(DATA): | $(STAMP)
@@ -45,11 +47,16 @@ check: $(STAMP)  ## Lint, formatting, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(STAMP) $(DATA)  ## Measure samples/s of the training step
-	$(LAUNCH) bench step --data $(DATA)
+bench: $(STAMP) $(DATA)  ## Measure samples/s of training and users/s of evaluation
+	$(EUPMIM) bench step --data $(DATA)
 
-results: $(STAMP)  ## Reproduce the numbers in the README
-	$(VENV)/bin/python -m eupmim_dist bench results
+results: $(STAMP)  ## Reproduce docs/results.md; the authors' MovieLens-1M files in ML1M=DIR
+	test -d data/movielens-1m || $(EUPMIM) prepare $(ML1M) --format eupmim --out data/movielens-1m
+	for n in 1 2; do \
+	  $(EUPMIM) launch --nproc $$n -- train --config configs/eupmim_movielens.yaml --run-dir runs/movielens-$${n}rank && \
+	  $(EUPMIM) evaluate runs/movielens-$${n}rank --protocol strict,comirec,seed --top-n 10 \
+	    --baseline popularity,ease,cooccurrence --json runs/movielens-$${n}rank/results.json || exit 1; \
+	done
 
 clean:  ## Remove what training and tools wrote; keeps .venv
 	rm -rf $(DATA) $(RUN) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -9,23 +9,26 @@ from rich.console import Console
 from rich.table import Table
 
 from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.protocols import METRICS
 from eupmim_dist.evaluation.runner import Result
 
 
 def print_results(results: Sequence[Result]) -> None:
-    """A table per protocol and split, a row per model; four digits, the best of each column in bold."""
+    """A table per protocol and split, a row per model and N; the best of each column and N in bold."""
     console = Console()
-    for protocol, split in dict.fromkeys((r.protocol, r.split) for r in results):
-        rows = [r for r in results if (r.protocol, r.split) == (protocol, split)]
+    for protocol, split in dict.fromkeys((result.protocol, result.split) for result in results):
+        rows = [result for result in results if (result.protocol, result.split) == (protocol, split)]
+        cutoffs = list(dict.fromkeys(name.partition("@")[2] for name in rows[0].metrics))
         table = Table(title=f"{split} split, protocol {protocol}, {rows[0].users:,} users", title_justify="left")
-        table.add_column("model")
-        names = list(rows[0].metrics)
-        for name in names:
-            table.add_column(name, justify="right")
-        best = {name: max(row.metrics[name] for row in rows) for name in names}
-        for row in rows:
-            cells = [_cell(row.metrics[name], len(rows) > 1 and row.metrics[name] == best[name]) for name in names]
-            table.add_row(row.model, *cells)
+        for column in ("model", "N", *METRICS):
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for cutoff in cutoffs:
+            names = [f"{metric}@{cutoff}" for metric in METRICS]
+            best = [max(row.metrics[name] for row in rows) for name in names]
+            for row in rows:
+                bold = [len(rows) > 1 and row.metrics[name] == top for name, top in zip(names, best, strict=True)]
+                cells = [_cell(row.metrics[name], is_best) for name, is_best in zip(names, bold, strict=True)]
+                table.add_row(row.model, cutoff, *cells, end_section=row is rows[-1])
         console.print(table)
 
 
