@@ -13,6 +13,9 @@ from eupmim_dist.data.counter import permute, random_integers, stream_key
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 
+STEPS_AT_A_TIME = 64
+"""Steps whose users are permuted together."""
+
 
 class TrainingSampler:
     """Draws a user, a target position in [min_history, length-1], its history and distinct negatives per slot.
@@ -52,13 +55,14 @@ class TrainingSampler:
         self.global_batch_size = global_batch_size
         self.history_length, self.min_history, self.num_negatives = history_length, min_history, num_negatives
         self.first_slot, self.last_slot = block_range(global_batch_size, rank, world_size)
+        self._permuted_block: tuple[int, int] | None = None
         self.steps_per_epoch = max(1, len(self.users) // global_batch_size)
 
     def sample(self, step: int) -> Batch:
         """This rank's part of the global batch of a step (counted from 0)."""
         slot = torch.arange(self.first_slot, self.last_slot)
         counter = slot + step * self.global_batch_size
-        chosen = self._users(step, slot)
+        chosen = self._users(step)
         user, length = self.users[chosen], self.lengths[chosen]
         start = torch.from_numpy(self.store.offsets[user.numpy()].astype("int64"))
 
@@ -75,15 +79,25 @@ class TrainingSampler:
             global_size=self.global_batch_size,
         )
 
-    def _users(self, step: int, slot: Tensor) -> Tensor:
-        """Indices into self.users. A batch larger than the set of users goes through it several times."""
-        count = len(self.users)
+    def _users(self, step: int) -> Tensor:
+        """Indices into self.users for this rank's slots; permuted for some steps at a time, which is cheaper."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        position = batch * self.global_batch_size + slot
-        if self.global_batch_size <= count:
-            return permute(stream_key(self.seed, "users", epoch), position, count)
+        block = batch // STEPS_AT_A_TIME
+        if self._permuted_block != (epoch, block):
+            batches = torch.arange(block * STEPS_AT_A_TIME, min((block + 1) * STEPS_AT_A_TIME, self.steps_per_epoch))
+            slot = torch.arange(self.first_slot, self.last_slot)
+            self._permuted = self._permute(epoch, batches[:, None] * self.global_batch_size + slot)
+            self._permuted_block = epoch, block
+        return self._permuted[batch % STEPS_AT_A_TIME]
+
+    def _permute(self, epoch: int, position: Tensor) -> Tensor:
+        """Indices into self.users for positions in an epoch.
+
+        A batch larger than the set of users goes through the set several times, each time in another order.
+        """
+        count = len(self.users)
         chosen = torch.empty_like(position)
-        for lap in (position // count).unique().tolist():
+        for lap in range((self.global_batch_size - 1) // count + 1):
             inside = position // count == lap
             chosen[inside] = permute(stream_key(self.seed, "users", epoch, lap), position[inside] % count, count)
         return chosen
