@@ -28,11 +28,12 @@ def consolidate(
     from eupmim_dist.checkpoint.layout import resolve
     from eupmim_dist.checkpoint.model_dir import consolidate as join
     from eupmim_dist.errors import UserError
+    from eupmim_dist.telemetry.log import console
 
     source = resolve(checkpoint, "last" if last else "best")
     if source.is_model:
         raise UserError(f"{checkpoint}: is consolidated already")
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, console=console(), disable=not console().is_terminal) as progress:
         task = progress.add_task("consolidating", total=None)
         size = join(source, out, on_bytes=lambda done: progress.advance(task, done))
     typer.echo(f"{source.path} -> {out}: {size / 1e6:,.1f} MB, step {source.step}")

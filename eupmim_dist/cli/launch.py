@@ -31,7 +31,7 @@ def launch(
         str | None, typer.Option(metavar="HOST:PORT", help="Node 0, and a free port there.")
     ] = None,
     mixed_precision: Annotated[
-        Literal["no", "bf16", "fp16"] | None, typer.Option(help="ACCELERATE_MIXED_PRECISION; default: no.")
+        Literal["no", "bf16"] | None, typer.Option(help="ACCELERATE_MIXED_PRECISION; default: no.")
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="CPU ranks, even where there are GPUs.")] = False,
     threads: Annotated[

@@ -28,7 +28,7 @@ def print_results(results: Sequence[Result]) -> None:
             for row in rows:
                 bold = [len(rows) > 1 and row.metrics[name] == top for name, top in zip(names, best, strict=True)]
                 cells = [_cell(row.metrics[name], is_best) for name, is_best in zip(names, bold, strict=True)]
-                table.add_row(row.model, cutoff, *cells, end_section=row is rows[-1])
+                table.add_row(row.model, cutoff, *cells, end_section=len(rows) > 1 and row is rows[-1])
         console.print(table)
 
 

@@ -15,6 +15,7 @@ from eupmim_dist.evaluation.protocols import PROTOCOLS, Protocol
 from eupmim_dist.evaluation.scorer import InterestScorer
 from eupmim_dist.evaluation.topn import Scorer, top_n
 from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.log import console
 from eupmim_dist.train.state import Assembled
 
 
@@ -53,9 +54,9 @@ def evaluate(
     if not len(users.users):
         raise UserError(f"{store.path}: split {users.split} has no users")
     sums = MetricSums(protocol, cutoffs, store.num_item_rows)
-    chunks = range(len(users))
     description = f"{name}: {users.split} split, protocol {protocol.name}"
-    for index in track(chunks, description, transient=True) if progress and world.is_main else chunks:
+    shown = progress and world.is_main and console().is_terminal
+    for index in track(range(len(users)), description, transient=True, console=console(), disable=not shown):
         chunk = users.chunk(index)
         block = -(-min(users.chunk_size, len(users.users) - index * users.chunk_size) // world.size)
         excluded = excluded_items(

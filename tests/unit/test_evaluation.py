@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eupmim_dist.assemble import assemble, open_store
 from eupmim_dist.config.load import parse_config
@@ -131,6 +132,34 @@ def test_ties_go_to_the_smaller_id_whatever_the_blocks(
     for user, (seen, _) in enumerate(histories(assembled.store, "test")):
         scores = np.array([(7 * item + user) % 4 for item in range(61)])
         assert ranked[user, 0].tolist() == plain.top_list(scores, seen, 9)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements that any result of an operation had."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+def test_memory_is_bounded_by_a_block_of_items(assembled: Assembled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What topn.py promises: no tensor is larger than G x S x (ITEM_BLOCK + the list), far below all scores."""
+    num_items, num_users, num = 100_000, 8, 20
+
+    class ManyItems(FewLevels):
+        last_row = num_items
+
+    monkeypatch.setattr(topn, "ITEM_BLOCK", 1000)
+    assembled.config.evaluation.batch_size = num_users
+    chunk = held_out_users(assembled.config, assembled.store, "test", WORLD).chunk(0)
+    with LargestTensor() as seen:
+        topn.top_n(ManyItems(), chunk, chunk.seen, num, num_users, WORLD)
+    assert seen.largest <= num_users * (1000 + 2 * num) < num_users * num_items / 50
 
 
 def test_lists_end_where_nothing_is_left_to_recommend(tmp_path: Path) -> None:

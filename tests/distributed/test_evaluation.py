@@ -1,0 +1,40 @@
+"""Baselines on several ranks, each with the columns of its own items, against one rank."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eupmim_dist.config.load import parse_config
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.evaluation.baselines.registry import BASELINES
+from eupmim_dist.evaluation.protocols import PROTOCOLS
+from eupmim_dist.evaluation.runner import Result, evaluate, held_out_users
+from eupmim_dist.parallel.world import World, init_world
+from tests.distributed.spawn import run_ranks
+from tests.stores import small_store
+
+
+def measure(directory: Path, cutoffs: list[int], world: World | None = None) -> list[Result]:
+    world = world or init_world(cpu=True)
+    store = InteractionStore.open(directory)
+    config = parse_config({"evaluation": {"batch_size": 4}}, "test")
+    users = held_out_users(config, store, "test", world)
+    return [
+        evaluate(BASELINES[name](store, 10, world), name, users, protocol, cutoffs, world)
+        for name in BASELINES
+        for protocol in PROTOCOLS.values()
+    ]
+
+
+@pytest.mark.parametrize(("num_users", "num_items", "cutoffs"), [(50, 40, [3, 10]), (25, 5, [2])])
+def test_baselines_do_not_depend_on_the_number_of_ranks(
+    tmp_path: Path, num_users: int, num_items: int, cutoffs: list[int]
+) -> None:
+    small_store(tmp_path / "store", num_users=num_users, num_items=num_items)
+    one = measure(tmp_path / "store", cutoffs, World(0, 1, 0, 1, torch.device("cpu")))
+    for world_size in (2, 3, 4):  # of 6 item rows, rank 3 of 4 owns none
+        for results in run_ranks(world_size, measure, tmp_path / "store", cutoffs):
+            for got, expected in zip(results, one, strict=True):
+                assert got.users == expected.users
+                assert got.metrics == pytest.approx(expected.metrics, abs=1e-12), got.model
