@@ -67,8 +67,12 @@ def main() -> None:
         code = 2
     except Exception as error:
         code = _report(error)
+    code = code if isinstance(code, int) else 0
     sys.stdout.flush()
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.stderr.flush()
+    if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+        os._exit(code)  # a rank among several: no destructor may wait for another one
+    sys.exit(code)
 
 
 def _arguments() -> list[str]:

@@ -6,6 +6,7 @@ plain `python -m eupmim_dist` (one rank, no process group).
 
 import ctypes
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -101,16 +102,18 @@ def init_world(cpu: bool = False) -> World:
 
 
 def shutdown(world: World) -> None:
-    """Leave the process group after success. After a failure a rank just exits: waiting could hang."""
-    if not dist.is_initialized():
+    """Meet the other ranks once more after success, so that none exits while another still needs it.
+
+    The process group is left as it is: what tears it down is the end of the process (cli/app.py), because gloo's
+    own teardown can wait for ever on a peer that has gone.
+    """
+    if world.size == 1:
         return
-    if world.size > 1:
-        # Rank 0's process may hold the store the others still read from: it leaves last.
-        store = dist.distributed_c10d._get_default_store()
-        store.set(f"eupmim/bye/{world.rank}", "")
-        if world.is_main:
-            store.wait([f"eupmim/bye/{rank}" for rank in range(world.size)], timedelta(seconds=30))
-    dist.destroy_process_group()
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"eupmim/bye/{world.rank}", "")
+    store.wait([f"eupmim/bye/{rank}" for rank in range(world.size)], timedelta(seconds=30))
+    if world.is_main:
+        time.sleep(0.2)  # rank 0's process may hold the store that the others have just read
 
 
 def collective_timeout() -> int:

@@ -53,10 +53,19 @@ def shell(place: Path, line: str) -> Ended:
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
-    ended = subprocess.run(
-        shlex.split(line), cwd=place, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        shlex.split(line), cwd=place, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
     )
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # a launcher stops its ranks
+        out, err = process.communicate(timeout=60)
+        raise AssertionError(f"{line}: still running after 300 s\n{out}\n{err}") from None
+    finally:
+        process.kill()
+    return Ended(process.returncode, out, err)
 
 
 def eupmim(place: Path, line: str) -> Ended:
