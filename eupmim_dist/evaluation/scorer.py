@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.evaluation.topn import Scorer
 from eupmim_dist.models.interface import Recommender
 from eupmim_dist.parallel.tables import Tables
 
@@ -15,7 +16,7 @@ USERS_AT_A_TIME = 128
 """Users a forward pass takes: a larger batch's activations fall out of a CPU's cache."""
 
 
-class InterestScorer:
+class InterestScorer(Scorer):
     """`per_interest`: a cosine list per interest; else one list by the best dot product over the interests."""
 
     def __init__(self, model: Recommender, tables: Tables, per_interest: bool) -> None:
@@ -33,8 +34,7 @@ class InterestScorer:
             stop = start + USERS_AT_A_TIME
             rows = {name: values[start:stop] for name, values in lookup.rows.items()}
             parts.append(self.model.interests(rows, batch.part(start, stop)))
-        interests = torch.cat(parts)
-        return F.normalize(interests, dim=-1) if self.per_interest else interests
+        return torch.cat(parts)  # not normalised: an interest's length does not change the order of its list
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
         rows = self.shard.weight[start - self.first_row : stop - self.first_row]
@@ -44,3 +44,10 @@ class InterestScorer:
         for interest in query.unbind(1)[1:]:
             torch.maximum(best, interest @ rows.T, out=best)
         return best[:, None]
+
+    def exact(self, query: Tensor, ids: Tensor) -> Tensor:
+        rows = self.shard.weight[ids - self.first_row].double()  # [G, S, n, D]
+        query = query.double()
+        if self.per_interest:
+            return (F.normalize(rows, dim=-1) @ query[..., None])[..., 0]
+        return (rows @ query[:, None].transpose(-1, -2)).amax(-1)

@@ -7,7 +7,7 @@ Memory of a rank, beyond its rows: scores of G queries x S lists x ITEM_BLOCK it
 b users of this rank, G = W * ceil(chunk / W) users of the chunk, S lists per user, N length of a list.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 import torch.distributed as dist
@@ -20,19 +20,34 @@ ITEM_BLOCK = 8192
 """Items scored at a time."""
 NO_ITEM = -1
 """Fills a list when fewer than N items may be recommended."""
+MARGIN = 16
+"""Candidates beyond N that are scored again exactly: float32 rounding may misplace an item by a few ranks."""
 
 
-class Scorer(Protocol):
+class Scorer(ABC):
     """Scores the items first_row..last_row-1, this rank's, for queries of any rank."""
 
     first_row: int
     last_row: int
 
+    @abstractmethod
     def query(self, users: HeldOut) -> Tensor:
         """What the shards need to score for these users: [b, ...], the same trailing shape on every rank."""
 
+    @abstractmethod
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
-        """Finite scores [G, S, stop - start] of items start..stop-1, higher is better."""
+        """Finite scores [G, S, stop - start] of items start..stop-1, higher is better.
+
+        In float64 they are final; in float32 they choose the candidates that `exact` scores again.
+        """
+
+    def exact(self, query: Tensor, ids: Tensor) -> Tensor:
+        """The scores of chosen items of this rank in float64: ids [G, S, n] -> [G, S, n].
+
+        So the order of two items does not depend on how a matrix product was blocked, which differs with the
+        number of ranks.
+        """
+        raise NotImplementedError("a scorer with float32 scores has exact ones too")
 
 
 def top_n(scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int, world: World) -> Tensor:
@@ -42,7 +57,7 @@ def top_n(scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int
     """
     query = _gather(_pad(scorer.query(users), block), world)
     gathered = _gather_pairs(excluded, block, world)
-    scores, ids = _local_best(scorer, query, gathered, num)
+    scores, ids = _exactly(scorer, query, *_local_best(scorer, query, gathered, num + MARGIN), num)
     if world.size > 1:
         scores, ids = (_to_owner(part, block, world) for part in (scores, ids))
         scores, ids = best_of(scores, ids, num)
@@ -71,6 +86,14 @@ def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tu
         best = found
     assert best is not None
     return best
+
+
+def _exactly(scorer: Scorer, query: Tensor, scores: Tensor, ids: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The best `num` of the candidates [G, S, n] by their exact scores; what has no score stays without."""
+    if scores.dtype != torch.float64 and scorer.last_row > scorer.first_row:
+        exact = scorer.exact(query, ids.clamp(max=scorer.last_row - 1))  # ids past the end have no score
+        scores = exact.masked_fill(scores == -torch.inf, -torch.inf)
+    return best_of(scores.double(), ids, num)
 
 
 def _block_best(scores: Tensor, start: int, num: int) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,14 @@ from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.baselines.training_data import training_interactions
+from eupmim_dist.evaluation.topn import Scorer
 from eupmim_dist.parallel.world import World
 
 WINDOW = 10
 """An item follows another if it comes at most so many positions after it."""
 
 
-class Cooccurrence:
+class Cooccurrence(Scorer):
     """Sparse counts of this rank's items after any item; a score sums over the user's last L items."""
 
     def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:

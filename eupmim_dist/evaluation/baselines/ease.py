@@ -12,6 +12,7 @@ from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.baselines.training_data import training_interactions
+from eupmim_dist.evaluation.topn import Scorer
 from eupmim_dist.parallel.world import World
 
 REGULARISATION = 1000.0
@@ -20,7 +21,7 @@ MOST_ITEMS = 30_000
 USERS_AT_A_TIME = 4096
 
 
-class EASE:
+class EASE(Scorer):
     """Item-item weights from all training histories, applied to the last L items of a user.
 
     Each rank solves for all the weights and keeps the columns of its own items.
@@ -42,7 +43,7 @@ class EASE:
         weights = inverse / -inverse.diagonal()
         weights.fill_diagonal_(0.0)
         self.first_row, self.last_row = block_range(rows, world.rank, world.size)
-        self.weights = weights[:, self.first_row : self.last_row].float().to(world.device)
+        self.weights = weights[:, self.first_row : self.last_row].to(world.device)  # float64
 
     def query(self, users: HeldOut) -> Tensor:
         return users.batch.history.to(self.weights.device)

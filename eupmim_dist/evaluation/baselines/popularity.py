@@ -8,10 +8,11 @@ from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.baselines.training_data import training_interactions
+from eupmim_dist.evaluation.topn import Scorer
 from eupmim_dist.parallel.world import World
 
 
-class Popularity:
+class Popularity(Scorer):
     def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
         _, items = training_interactions(store)
         counts = np.bincount(items, minlength=store.num_item_rows)
