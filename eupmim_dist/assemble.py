@@ -20,11 +20,11 @@ from eupmim_dist.data.sampler import TrainingSampler
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.hook import EvaluationHook
-from eupmim_dist.evaluation.runner import Result, evaluate_model
+from eupmim_dist.evaluation.runner import Result, check_cutoffs, evaluate_model
 from eupmim_dist.models.interface import DataShape
 from eupmim_dist.models.registry import build_model
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
-from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.dense import Dense
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.tables import LocalTables, Tables
@@ -68,6 +68,11 @@ def assemble(config: Config, world: World, store: InteractionStore) -> Assembled
 
 def assemble_run(config: Config, world: World, store: InteractionStore) -> Run:
     """Everything a training needs, at step 0."""
+    for split in ("valid", "test"):
+        if not len(store.users(split)):
+            raise UserError(f"{store.path}: split {split} has no users, so training could not be judged")
+    for key, cutoffs in (("metric", [config.evaluation.cutoff]), ("top_n", config.evaluation.top_n)):
+        check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
     base = assemble(config, world, store)
     rate, l2 = config.train.learning_rate, config.train.l2
     optimizer = TABLE_OPTIMIZERS[config.tables.optimizer]
@@ -98,9 +103,8 @@ def load_trained(path: Path, world: World, data: Path | None = None, which: str 
 
     `data` overrides the store's path, not its content: a store with another fingerprint is refused.
     """
-    with agreed(world):
-        checkpoint = resolve(path, which)
-        config = checkpoint.config.model_copy(update={"world_size": None})
+    checkpoint = decided_by_main(world, lambda: resolve(path, which))
+    config = checkpoint.config.model_copy(update={"world_size": None})
     store = open_store(data or config.data.dir, world)
     with agreed(world):
         check_same_data(checkpoint, store)
@@ -137,10 +141,11 @@ def run_training(run: Run, start: Start) -> None:
 
 def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
     """The best checkpoint of a finished run on the test split; also `evaluation.json` in the run directory."""
-    load_model(run, resolve(run_dir, "best"))
+    checkpoint = decided_by_main(run.world, lambda: resolve(run_dir, "best"))
+    load_model(run, checkpoint)
     result = evaluate_model(run, "test", "strict", run.config.evaluation.top_n, progress=True)
     if run.world.is_main:
-        content = {**result.as_dict(), "step": run.progress.best_step}
+        content = {**result.as_dict(), "step": checkpoint.step}
         (run_dir / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return [result]
 

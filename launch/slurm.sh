@@ -31,4 +31,5 @@ if [ "$NODES" -eq 1 ]; then
 fi
 # NODE_RANK differs per task: it is read inside the task.
 # shellcheck disable=SC2016
-exec srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec launch/accelerate_nodes.sh "$@"' _ "$@"
+# srun does not take --cpus-per-task over from sbatch.
+exec srun --cpus-per-task="$cores" --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec launch/accelerate_nodes.sh "$@"' _ "$@"

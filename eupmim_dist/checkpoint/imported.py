@@ -1,6 +1,5 @@
 """The E-UPMiM authors' released `model.pt` -> our tensors. Which model it is is read from its tensors."""
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ EUPMIM_NAMES = {
     "attention.weights2.": "_user_profile_interest_attention.fc_layers.2.",
     "attention.mix1.": "fc_layers.0.",
     "attention.mix2.": "fc_layers.1.",
-    **{f"profile.attributes.{name}.": f"{theirs}." for name, theirs in ATTRIBUTE_NAMES.items()},
 }
 COMIREC_NAMES = {"capsules.weights": "capsule_network.weights"}
 ITEMS, USERS = "mid_embeddings_var.weight", "user_embeddings_var.weight"
@@ -41,9 +39,8 @@ def read_release(file: Path) -> dict[str, Tensor]:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file}: is not a checkpoint of tensors alone, so it is not loaded ({reason})") from None
+    except Exception:  # whatever the unpickler meets; its text may advise to unpickle code, so it is not shown
+        raise UserError(f"{file}: is not a checkpoint of tensors alone, so it is not loaded") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{file}: does not hold a state_dict of tensors; import the authors' released model.pt")
     return tensors
@@ -51,7 +48,7 @@ def read_release(file: Path) -> dict[str, Tensor]:
 
 def model_settings(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
     """The configuration that the tensors tell: the model's section and, where known, the history length."""
-    if ITEMS not in tensors:
+    if ITEMS not in tensors or tensors[ITEMS].ndim != 2:
         raise UserError(f"{file}: holds no {ITEMS}, so it is neither E-UPMiM nor ComiRec as released")
     dim = tensors[ITEMS].shape[1]
     if "capsule_network.weights" in tensors:
@@ -72,20 +69,27 @@ def renamed(tensors: dict[str, Tensor], model_name: str, ours: list[str], store:
     """Our tensor names (`dense.`, `table.`) -> the released tensors. `ours` names the dense parameters."""
     found = {"table.item": tensors[ITEMS]}
     if model_name == "eupmim":
-        unknown = [a.name for a in store.attributes if a.name not in ATTRIBUTE_NAMES]
-        if unknown:
+        names_here = {attribute.name for attribute in store.attributes}
+        if names_here != set(ATTRIBUTE_NAMES) or USERS not in tensors:
             raise UserError(
-                f"{store.path}: the release has no table for the attribute {unknown[0]}; it knows "
-                f"{', '.join(ATTRIBUTE_NAMES)}"
+                f"{store.path}: has the attributes {', '.join(sorted(names_here)) or 'none'}; the release was trained "
+                f"with {', '.join(ATTRIBUTE_NAMES)}"
             )
         found["table.user"] = tensors[USERS]
-    names = EUPMIM_NAMES if model_name == "eupmim" else COMIREC_NAMES
+    names = COMIREC_NAMES if model_name == "comirec" else {**EUPMIM_NAMES, **_attribute_names(store)}
     for name in ours:
         theirs = their_name(name, names)
         if theirs not in tensors:
             raise UserError(f"the release has no tensor {theirs} for {name}; is it another version of the model?")
         found[f"dense.{name}"] = tensors[theirs]
     return found
+
+
+def _attribute_names(store: InteractionStore) -> dict[str, str]:
+    return {
+        f"profile.attributes.{position}.": f"{ATTRIBUTE_NAMES[attribute.name]}."
+        for position, attribute in enumerate(store.attributes)
+    }
 
 
 def their_name(name: str, names: dict[str, str]) -> str:

@@ -25,7 +25,9 @@ def load_training(run: Run, checkpoint: Checkpoint) -> None:
     """Sets the weights, the optimizers' state and the progress; collective."""
     tensors = training_tensors(run)
     _read(tensors, checkpoint, run.world)
-    run.progress = Progress(**checkpoint.training)
+    progress = run.progress = Progress(**checkpoint.training)
+    patience = run.config.evaluation.patience  # which may have changed
+    progress.stopped = bool(patience) and progress.evaluations_since_best >= patience
     run.table_optimizer.num_steps = run.progress.step
     prefix = "dense_optimizer."
     run.dense.restore_optimizer(

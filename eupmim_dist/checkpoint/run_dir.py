@@ -13,8 +13,19 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 
 CONFIG_FILE = "config.yaml"
-FREE_KEYS = ("world_size", "train.max_steps", "train.log_every", "evaluation", "checkpoint", "data.dir")
-"""What a resumed run may change: nothing that the weights so far depend on."""
+HEADER = "# eupmim-dist"
+FREE_KEYS = (
+    "world_size",
+    "data.dir",
+    "train.max_steps",
+    "train.log_every",
+    "evaluation.every",
+    "evaluation.patience",
+    "evaluation.top_n",
+    "evaluation.batch_size",
+    "checkpoint.every",
+)
+"""What a resumed run may change: nothing that the weights, or which of them are best, depend on."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ def find_start(run_dir: Path, resume: str, config: Config) -> Start:
 
     Raises UserError if the directory holds something else, or a run of another configuration.
     """
-    holds_run = (run_dir / CONFIG_FILE).is_file()
+    holds_run = _is_run(run_dir)
     if run_dir.exists() and not holds_run and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UserError(f"{run_dir}: already holds something that is not a run; give another --run-dir")
     if resume == "never" and holds_run:
@@ -43,6 +54,8 @@ def find_start(run_dir: Path, resume: str, config: Config) -> Start:
         checkpoint = resolve(Path(resume), "last")
         if checkpoint.is_model:
             raise UserError(f"--resume {resume}: is a model without training state; give a run or a checkpoint of one")
+        if holds_run and run_dir.resolve() not in checkpoint.path.resolve().parents:
+            raise UserError(f"{run_dir}: already holds another run than --resume {resume}; give a new --run-dir")
     elif resume == "auto" and (steps := complete_steps(run_dir)):
         checkpoint = open_checkpoint(steps[-1])
     if checkpoint is not None:
@@ -52,9 +65,20 @@ def find_start(run_dir: Path, resume: str, config: Config) -> Start:
 
 def write_config(run_dir: Path, config: Config) -> None:
     """The resolved configuration, with what it ran under as comments."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    header = f"# eupmim-dist {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}\n"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run-dir {run_dir}: cannot be made: {error.strerror}") from None
+    header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}\n"
     (run_dir / CONFIG_FILE).write_text(header + dump_config(config), encoding="utf-8")
+
+
+def _is_run(run_dir: Path) -> bool:
+    try:
+        with (run_dir / CONFIG_FILE).open(encoding="utf-8") as stream:
+            return stream.readline().startswith(HEADER)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _check_compatible(checkpoint: Checkpoint, config: Config) -> None:
@@ -72,7 +96,7 @@ def _fixed(config: Config) -> dict[str, object]:
     for name, value in config.model_dump(mode="json").items():
         inner = value if isinstance(value, dict) else {}
         flat.update({f"{name}.{key}": v for key, v in inner.items()} or {name: value})
-    return {k: v for k, v in flat.items() if k not in FREE_KEYS and k.partition(".")[0] not in FREE_KEYS}
+    return {key: value for key, value in flat.items() if key not in FREE_KEYS}
 
 
 def _commit() -> str:

@@ -79,7 +79,7 @@ class CheckpointHook:
 
     def __init__(self, run_dir: Path, throughput: Throughput) -> None:
         self.run_dir, self.throughput = run_dir, throughput
-        self._saved_step = -1
+        self._saved: dict[str, Any] | None = None
 
     def after_step(self, run: Run, parts: dict[str, Tensor]) -> None:
         progress = run.progress
@@ -90,7 +90,7 @@ class CheckpointHook:
         self._save(run)
 
     def _save(self, run: Run) -> None:
-        if self._saved_step != run.progress.step or run.progress.stopped:
+        if self._saved != run.progress.as_dict():  # the evaluation at the end may find a new best at the same step
             with self.throughput.pause():
                 save_checkpoint(run, self.run_dir)
-            self._saved_step = run.progress.step
+            self._saved = run.progress.as_dict()

@@ -44,13 +44,20 @@ app.add_typer(config, name="config")
 app.add_typer(bench, name="bench")
 
 
+ONE_RANK = ("synth", "prepare", "recommend", "consolidate", "import")
+"""Subcommands that write or print one thing: several ranks of them would do it several times at once."""
+
+
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"  # the environment reaches the ranks that `launch` starts
+    if context.invoked_subcommand in ONE_RANK and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"{context.invoked_subcommand}: runs on one rank; start it without a launcher")
     if version:
         typer.echo(__version__)
         raise typer.Exit()
@@ -63,7 +70,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except typer.TyperException as error:  # an option or argument that Typer refuses
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every rank meets it
+            print(f"error: {error.format_message()}", file=sys.stderr)
         code = 2
     except Exception as error:
         code = _report(error)

@@ -37,11 +37,13 @@ def step(
 
     from eupmim_dist.bench.step import measure_step
     from eupmim_dist.config.load import load_config
+    from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
 
     world = init_world()
-    settings = load_config(config, [*(set_ or []), f"data.dir={data}"])
-    measured = measure_step(settings, world, steps, repeats)
+    with agreed(world):
+        settings = load_config(config, [*(set_ or []), f"data.dir={data}"])
+        measured = measure_step(settings, world, steps, repeats)
     if world.is_main:
         for name, value in measured.items():
             typer.echo(f"{name:26} {value:,.1f}" if isinstance(value, float) else f"{name:26} {value}")

@@ -57,8 +57,8 @@ def evaluate(
 
     world = init_world(cpu)
     with agreed(world):
-        protocols = comma_separated(protocol or ["strict"])
-        baselines = comma_separated(baseline or [])
+        protocols = comma_separated("--protocol", protocol or ["strict"])
+        baselines = comma_separated("--baseline", baseline or [])
         numbers = cutoffs(top_n)
         if split not in ("valid", "test"):
             raise UserError(f"--split {split}: choose valid or test")
@@ -66,22 +66,23 @@ def evaluate(
             if name not in PROTOCOLS:
                 raise UserError(f"--protocol {name}: choose from {', '.join(PROTOCOLS)}")
         check_names(baselines)
-    if run_or_checkpoint is not None:
-        trained = assemble.load_trained(run_or_checkpoint, world, data, "last" if last else "best")
-        config, store = trained.config, trained.store
-        results = [evaluate_model(trained, split, name, numbers, progress=True) for name in protocols]
-    elif baselines and data:
-        config, store = Config(), assemble.open_store(data, world)
-        results = []
-    else:
-        raise UserError("evaluate: give a run or checkpoint, or --baseline NAME with --data DIR")
-    users = held_out_users(config, store, split, world)
-    for name in baselines:
-        with agreed(world):
-            scorer = BASELINES[name](store, config.data.history_length, world)
-        for protocol_name in protocols:
-            chosen = PROTOCOLS[protocol_name]
-            results.append(evaluate_scorer(scorer, name, users, chosen, numbers, world, progress=True))
+    with agreed(world):
+        if run_or_checkpoint is not None:
+            trained = assemble.load_trained(run_or_checkpoint, world, data, "last" if last else "best")
+            config, store = trained.config, trained.store
+            results = [evaluate_model(trained, split, name, numbers, progress=True) for name in protocols]
+        elif baselines and data:
+            config, store = Config(), assemble.open_store(data, world)
+            results = []
+        else:
+            raise UserError("evaluate: give a run or checkpoint, or --baseline NAME with --data DIR")
+        users = held_out_users(config, store, split, world)
+        for name in baselines:
+            with agreed(world):
+                scorer = BASELINES[name](store, config.data.history_length, world)
+            for protocol_name in protocols:
+                chosen = PROTOCOLS[protocol_name]
+                results.append(evaluate_scorer(scorer, name, users, chosen, numbers, world, progress=True))
     with agreed(world):
         if world.is_main:
             print_results(results)

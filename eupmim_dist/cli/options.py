@@ -14,9 +14,12 @@ DataOption = Annotated[
 LastOption = Annotated[bool, typer.Option("--last", help="Of a run directory take the last checkpoint, not the best.")]
 
 
-def comma_separated(values: list[str]) -> list[str]:
-    """`["a,b", "c"]` -> `["a", "b", "c"]`, without repeats."""
-    return list(dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip()))
+def comma_separated(option: str, values: list[str]) -> list[str]:
+    """`["a,b", "c"]` -> `["a", "b", "c"]`, without repeats; UserError for an empty name."""
+    names = list(dict.fromkeys(part.strip() for value in values for part in value.split(",")))
+    if "" in names:
+        raise UserError(f"{option} {','.join(values)!r}: holds an empty name; separate names by single commas")
+    return names
 
 
 def cutoffs(text: str) -> list[int]:

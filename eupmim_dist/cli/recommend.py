@@ -29,21 +29,17 @@ def recommend(
     """
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
     from eupmim_dist import assemble
-    from eupmim_dist.cli.options import comma_separated
     from eupmim_dist.errors import UserError
     from eupmim_dist.evaluation.recommend import recommend_items
     from eupmim_dist.parallel.world import init_world
+    from eupmim_dist.telemetry.log import console
 
     world = init_world(cpu=True)
-    if world.size > 1:
-        raise UserError("recommend: runs on one rank; start it without a launcher")
     trained = assemble.load_trained(run_or_checkpoint, world, data, "last" if last else "best")
-    found = recommend_items(trained, comma_separated(user), top_n, exclude_seen=not include_seen)
-    console = Console()
+    found = recommend_items(trained, user, top_n, exclude_seen=not include_seen)
     for entry in found:
         recent = ", ".join(item.label for item in entry.recent) or "nothing"
         table = Table(title=f"user {entry.user}, after {recent}", title_justify="left")
@@ -51,7 +47,7 @@ def recommend(
             table.add_column(column, justify="right" if column in ("#", "score", "interest") else "left")
         for rank, item in enumerate(entry.items, start=1):
             table.add_row(str(rank), item.raw_id, item.title or "", f"{item.score:.3f}", str(item.interest))
-        console.print(table)
+        console().print(table)  # titles are not markup
     if json_file:
         content = [entry.as_dict() for entry in found]
         try:

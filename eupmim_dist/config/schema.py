@@ -55,6 +55,8 @@ class EUPMiMConfig(ModelConfig):
     """Use the user id and attributes; off: the graph weighs coordinates equally, profile_attention is none."""
     orthogonal: bool = True
     """Gram-Schmidt the interests of ARMIENet against the earlier ones."""
+    hard_readout: bool = True
+    """Score a candidate in training with the interest that scores it highest; off: with the mean over them."""
     adjacency_l1: float = Field(1e-5, ge=0)
     """Weight of the adjacency's sum over the global batch."""
     unseen_users: Literal["zero", "table"] = "zero"
@@ -114,12 +116,17 @@ class EvaluationConfig(Section):
     """Metric that early stopping and `best` go by: recall, hit_rate, precision or ndcg at a top-N."""
     patience: int = Field(20, ge=0)
     """Evaluations without a better value after which training stops; 0 never stops."""
-    top_n: list[Annotated[int, Field(ge=1)]] = [10, 20, 50]
+    top_n: list[Annotated[int, Field(ge=1)]] = Field([10, 20, 50], min_length=1)
     """Cut-offs of the reported metrics."""
     exclude_seen: bool = True
     """Under `strict`, leave out what the user had before the cut; off where people buy a thing twice."""
     batch_size: int = Field(1024, ge=1)
     """Users ranked at a time over all ranks together."""
+
+    @property
+    def cutoff(self) -> int:
+        """The N of `metric`."""
+        return int(self.metric.partition("@")[2])
 
 
 class CheckpointConfig(Section):
@@ -128,7 +135,7 @@ class CheckpointConfig(Section):
 
 
 class Config(Section):
-    seed: int = Field(321, ge=0)
+    seed: int = Field(321, ge=0, lt=2**63)
     """Fixes sampling and initial weights."""
     world_size: int | None = Field(None, ge=1)
     """Number of ranks that the run is meant for; it refuses to start with another. Any if not given."""

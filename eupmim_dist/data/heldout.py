@@ -60,12 +60,14 @@ class HeldOutUsers:
         *,
         history_length: int,
         zero_unseen: bool,
+        min_history: int,
         chunk_size: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.store, self.split, self.users = store, split, store.users(split)
-        self.history_length, self.zero_unseen, self.chunk_size = history_length, zero_unseen, chunk_size
+        self.history_length, self.min_history = history_length, min_history
+        self.zero_unseen, self.chunk_size = zero_unseen, chunk_size
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -78,7 +80,7 @@ class HeldOutUsers:
         first, last = block_range(len(chosen), self.rank, self.world_size)
         users = chosen[first:last]
         cuts, ends = self.store.evaluation_window(users, self.split)
-        return rank_for(self.store, users, cuts, ends, self.history_length, self.zero_unseen)
+        return rank_for(self.store, users, cuts, ends, self.history_length, self.min_history, self.zero_unseen)
 
 
 def rank_for(
@@ -87,6 +89,7 @@ def rank_for(
     cuts: np.ndarray,
     ends: np.ndarray,
     history_length: int,
+    min_history: int,
     zero_unseen: bool,
 ) -> HeldOut:
     """Users [B] with their history before cuts [B] and their targets from there to ends [B].
@@ -94,7 +97,7 @@ def rank_for(
     `zero_unseen` takes a zero row for the id of a user that training never sees (design 3.2).
     """
     starts = store.offsets[users].astype(np.int64)
-    trained = store.train_lengths(users) > 0
+    trained = store.train_lengths(users) > min_history  # as the training sampler has it
     batch = Batch(
         user=torch.from_numpy(np.where(trained, users, NO_ROW) if zero_unseen else users.copy()),
         attributes=torch.from_numpy(store.attribute_values[users].astype(np.int64)),

@@ -24,7 +24,7 @@ class EvaluationHook:
     def _evaluate(self, run: Run) -> None:
         config = run.config.evaluation
         with self.throughput.pause():
-            result = evaluate_model(run, "valid", config.protocol, [int(config.metric.partition("@")[2])])
+            result = evaluate_model(run, "valid", config.protocol, [config.cutoff])
         self.writer.log(run.progress.step, _tags(result))
         self._judge(run, result.metrics[config.metric])
 

@@ -59,8 +59,10 @@ def recommend_items(
     check_cutoffs([num], store.num_item_rows)
     users = np.array([_find(store, raw) for raw in raw_users], dtype=np.int64)
     lengths = store.lengths(users)
-    history_length = trained.config.data.history_length
-    held_out = rank_for(store, users, lengths, lengths, history_length, zero_unseen(trained.config))
+    data = trained.config.data
+    held_out = rank_for(
+        store, users, lengths, lengths, data.history_length, data.min_history, zero_unseen(trained.config)
+    )
     model.eval()
     scorer = _Remembering(model, trained.tables, per_interest=False)
     excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)

@@ -84,10 +84,11 @@ def excluded_items(seen: Ragged, num_users: int, exclude_seen: bool, exclude_pad
     return Ragged(torch.cat([*user, empty]), torch.cat([*item, empty]))
 
 
-def check_cutoffs(cutoffs: Sequence[int], num_item_rows: int) -> None:
+def check_cutoffs(cutoffs: Sequence[int], num_item_rows: int, where: str = "") -> None:
+    """Raises UserError if a list longer than the catalogue is asked for; `where` says by what."""
     if max(cutoffs) > num_item_rows - 1:
         raise UserError(
-            f"top-N {max(cutoffs)} is larger than the catalogue of {num_item_rows - 1} items; ask for fewer"
+            f"{where}top-N {max(cutoffs)} is larger than the catalogue of {num_item_rows - 1} items; ask for fewer"
         )
 
 
@@ -120,6 +121,7 @@ def held_out_users(config: Config, store: InteractionStore, split: str, world: W
         split,
         history_length=config.data.history_length,
         zero_unseen=zero_unseen(config),
+        min_history=config.data.min_history,
         chunk_size=config.evaluation.batch_size,
         rank=world.rank,
         world_size=world.size,

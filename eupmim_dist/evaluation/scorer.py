@@ -46,8 +46,16 @@ class InterestScorer(Scorer):
         return best[:, None]
 
     def exact(self, query: Tensor, ids: Tensor) -> Tensor:
-        rows = self.shard.weight[ids - self.first_row].double()  # [G, S, n, D]
-        query = query.double()
+        positions = ids - self.first_row
+        return torch.cat(
+            [
+                self._exact_part(*part)
+                for part in zip(query.split(USERS_AT_A_TIME), positions.split(USERS_AT_A_TIME), strict=True)
+            ]
+        )
+
+    def _exact_part(self, query: Tensor, positions: Tensor) -> Tensor:
+        rows, query = self.shard.weight[positions].double(), query.double()  # [G, S, n, D], [G, K, D]
         if self.per_interest:
             return (F.normalize(rows, dim=-1) @ query[..., None])[..., 0]
         return (rows @ query[:, None].transpose(-1, -2)).amax(-1)

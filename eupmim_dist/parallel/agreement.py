@@ -7,9 +7,11 @@ them and hands over garbage), and a GPU that has just failed must not be needed 
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
 from eupmim_dist.errors import UserError
@@ -82,6 +84,20 @@ def agreed(world: World) -> Iterator[None]:
         error.reported_elsewhere = reporter != world.rank  # type: ignore[attr-defined]
     if error is not None:
         raise error
+
+
+T = TypeVar("T")
+
+
+def decided_by_main(world: World, decide: Callable[[], T]) -> T:
+    """What `decide` returns on rank 0, on every rank: one view of the file system for all. Collective."""
+    decision: list[T | None] = [None]
+    with agreed(world):
+        if world.is_main:
+            decision[0] = decide()
+    if world.size > 1:
+        dist.broadcast_object_list(decision, device=torch.device("cpu"))
+    return cast(T, decision[0])
 
 
 def let_the_first_failure_speak(error: BaseException) -> None:

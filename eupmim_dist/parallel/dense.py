@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from eupmim_dist.errors import UserError
@@ -11,6 +11,7 @@ from eupmim_dist.models.interface import Recommender
 from eupmim_dist.parallel.tables import Lookup, RowGradients
 from eupmim_dist.parallel.world import World
 
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -25,6 +26,11 @@ class Dense:
         self.accelerator = Accelerator(cpu=world.device.type == "cpu", kwargs_handlers=[kwargs])
         if self.accelerator.mixed_precision == "fp16":
             raise UserError("mixed precision fp16 is not supported; use bf16 or no")
+        if self.accelerator.distributed_type not in SUPPORTED:
+            raise UserError(
+                f"Accelerate was told to use {self.accelerator.distributed_type.value}; only data-parallel training "
+                "is supported: use a configuration of configs/accelerate"
+            )
         self.world = world
         self.model = model
         adam = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=l2, fused=True)

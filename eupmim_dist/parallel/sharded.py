@@ -106,7 +106,7 @@ class ShardedLookup:
             counts.fill_(BAD_IDS)
         received = torch.empty_like(counts)
         dist.all_to_all_single(received, counts)
-        sent_counts, received_counts = torch.stack([counts, received]).tolist()  # the step's one host sync
+        sent_counts, received_counts = torch.stack([counts, received]).tolist()  # the host waits for the sizes
         if problem is not None:
             raise problem
         bad = [rank for rank, row in enumerate(received_counts) if BAD_IDS in row]

@@ -1,4 +1,4 @@
-"""One training step: sample, look up, forward, backward, update. Nothing here waits for the device."""
+"""One training step: sample, look up, forward, backward, update. Only the look-up waits for the device."""
 
 import torch
 from torch import Tensor

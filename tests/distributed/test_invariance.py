@@ -128,12 +128,29 @@ def first_gradients(values: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("batch", [12, 7, 2])
-def test_gradients_of_a_step_do_not_depend_on_the_number_of_ranks(tmp_path: Path, batch: int) -> None:
+ABLATIONS: list[dict[str, Any]] = [
+    {},
+    {"graph": False},
+    {"profile_attention": "none"},
+    {"graph": False, "profile_attention": "none"},
+    {"profile": False, "profile_attention": "none"},
+    {"extractor": "linear", "profile_attention": "full", "hard_readout": False},
+    {"extractor": "capsule", "orthogonal": False},
+]
+
+
+@pytest.mark.parametrize(
+    ("batch", "ablation", "sizes"),
+    [(12, {}, (2, 3, 4)), (2, {}, (2, 3, 4)), *((7, ablation, (2,)) for ablation in ABLATIONS)],
+    ids=str,
+)
+def test_gradients_of_a_step_do_not_depend_on_the_number_of_ranks(
+    tmp_path: Path, batch: int, ablation: dict[str, Any], sizes: tuple[int, ...]
+) -> None:
     small_store(tmp_path / "store", num_users=33)
-    values = settings(tmp_path / "store", "exact", EUPMIM, batch)
+    values = settings(tmp_path / "store", "exact", {**EUPMIM, **ablation}, batch)
     one = first_gradients(values)
-    for world_size in (2, 3, 4):
+    for world_size in sizes:
         ranks = run_ranks(world_size, first_gradients, values)
         for name, gradient in one.items():
             torch.testing.assert_close(

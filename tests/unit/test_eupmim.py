@@ -14,8 +14,10 @@ from eupmim_dist.models.registry import build_model
 from tests.oracles.eupmim_plain import plain_comirec, plain_eupmim, plain_loss
 
 SHAPE = DataShape(num_users=9, num_item_rows=40, attributes={"age": 7, "gender": 2, "occupation": 5}, history_length=6)
+ATTRIBUTE_TABLES = [f"user_{name}_embedding_matrix.weight" for name in ("age", "gender", "occup")]
 PLAIN_NAMES = {
     **EUPMIM_NAMES,
+    **{f"profile.attributes.{i}.weight": name for i, name in enumerate(ATTRIBUTE_TABLES)},
     "extractor.encoder.": "multi_interest_network.encoder.",
     "extractor.weights": "multi_interest_network.weights",
 }
@@ -54,7 +56,7 @@ def look_up(model: Recommender, tables: dict[str, Tensor], samples: Batch) -> Ro
 
 def plain_weights(model: Recommender, tables: dict[str, Tensor]) -> dict[str, Tensor]:
     weights = {their_name(name, PLAIN_NAMES): p.detach() for name, p in model.named_parameters()}
-    unused = {their_name(f"profile.attributes.{n}.weight", PLAIN_NAMES): torch.zeros(9, 8) for n in SHAPE.attributes}
+    unused = {name: torch.zeros(9, 8) for name in ATTRIBUTE_TABLES}
     return {
         **unused,
         **weights,

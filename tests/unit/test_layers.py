@@ -46,6 +46,14 @@ def test_cpu_attention_and_its_gradient_are_torchs(num_heads: int) -> None:
     torch.testing.assert_close(mine, other)
 
 
+def test_the_path_for_gpus_and_bfloat16_is_the_same_attention() -> None:
+    qkv = torch.randn(6, 5, 3 * 8)
+    mask = (torch.arange(5) < torch.tensor([5, 3, 1, 5, 2, 4])[:, None]).float()
+    ours = multi_head_attention(qkv, mask, 2, dropout=0.0)
+    low = multi_head_attention(qkv.bfloat16(), mask, 2, dropout=0.0)
+    torch.testing.assert_close(low.float(), ours, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("layer", ["attention", "relu"])
 def test_gradients_with_dropout_are_those_of_what_was_computed(layer: str) -> None:
     x = torch.randn(2, 3, 3 * 4, dtype=torch.float64, requires_grad=True)

@@ -120,6 +120,33 @@ def test_checkpoints_kept_are_the_best_and_the_last(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
+def test_a_best_found_at_the_end_is_saved(tmp_path: Path) -> None:
+    config = config_of(tmp_path, evaluation__every=9, checkpoint__every=12, train__learning_rate=0.05)
+    run = train_in(config, tmp_path / "run")
+    assert resolve(tmp_path / "run").training["best_step"] == run.progress.best_step
+    assert resolve(tmp_path / "run").step == run.progress.best_step
+
+
+def test_resuming_from_elsewhere_never_touches_another_run(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train_in(config_of(tmp_path), tmp_path / name)
+    with pytest.raises(UserError, match="already holds another run"):
+        find_start(tmp_path / "two", str(tmp_path / "one"), config_of(tmp_path))
+
+
+def test_more_patience_goes_on_with_a_stopped_run(tmp_path: Path) -> None:
+    changes = {"train__learning_rate": 1e-9, "train__max_steps": 20}
+    train_in(config_of(tmp_path, **changes, evaluation__patience=2), tmp_path / "run")
+    assert train_in(config_of(tmp_path, **changes, evaluation__patience=0), tmp_path / "run").progress.step == 20
+
+
+@pytest.mark.parametrize("cut", ["metric", "top_n"])
+def test_a_cutoff_beyond_the_catalogue_is_refused_before_training(tmp_path: Path, cut: str) -> None:
+    value: Any = "recall@31" if cut == "metric" else [10, 31]
+    with pytest.raises(UserError, match=rf"evaluation\.{cut}: top-N 31 is larger than the catalogue of 30"):
+        start(config_of(tmp_path, **{f"evaluation__{cut}": value}))
+
+
 def test_early_stopping_ends_the_run_and_stays_ended(tmp_path: Path) -> None:
     changes = {"train__learning_rate": 1e-9, "evaluation__patience": 2, "train__max_steps": 100}
     run = train_in(config_of(tmp_path, **changes), tmp_path / "run")

@@ -13,7 +13,7 @@ from eupmim_dist.models.eupmim.graph import propagate, user_aware_adjacency
 from eupmim_dist.models.eupmim.profile import Profile, ProfileAttention
 from eupmim_dist.models.interface import DataShape, Recommender, Rows, TableSpec
 from eupmim_dist.models.layers.capsule import CapsuleRouting
-from eupmim_dist.models.layers.readout import cross_entropy_share, hard_readout
+from eupmim_dist.models.layers.readout import cross_entropy_share, read_out
 from eupmim_dist.models.layers.transformer import LinearEncoder, TransformerEncoder
 
 
@@ -22,7 +22,9 @@ class EUPMiM(Recommender):
         super().__init__()
         self.config, self.shape = config, shape
         self.extractor = build_extractor(config, shape.history_length)
-        self.profile = Profile(shape.attributes, config.dim) if config.profile else None
+        # Without the graph and the attention nothing would read a profile, and its weights would get no gradient.
+        used = config.profile and (config.graph or config.profile_attention != "none")
+        self.profile = Profile(list(shape.attributes.values()), config.dim) if used else None
         self.attention = (
             ProfileAttention(config.dim, config.profile_attention, config.attention_dropout)
             if config.profile_attention != "none"
@@ -31,7 +33,7 @@ class EUPMiM(Recommender):
 
     def tables(self) -> list[TableSpec]:
         specs = [TableSpec("item", self.shape.num_item_rows, self.config.dim)]
-        if self.config.profile:
+        if self.profile is not None:
             specs.append(TableSpec("user", self.shape.num_users, self.config.dim))
         return specs
 
@@ -40,14 +42,14 @@ class EUPMiM(Recommender):
         if batch.target is not None and batch.negatives is not None:
             item_ids += [batch.target[:, None], batch.negatives]
         ids = {"item": torch.cat(item_ids, dim=1)}
-        if self.config.profile:
+        if self.profile is not None:
             ids["user"] = batch.user
         return ids
 
     def forward(self, rows: Rows, batch: Batch) -> dict[str, Tensor]:
         length = batch.history.shape[1]
         interests, adjacency = self._extract(rows, batch)
-        scores = hard_readout(interests, rows["item"][:, length:])
+        scores = read_out(interests, rows["item"][:, length:], self.config.hard_readout)
         parts = {"cross_entropy": cross_entropy_share(scores, batch.global_size)}
         if adjacency is not None:
             parts["adjacency"] = self.config.adjacency_l1 * adjacency.sum()

@@ -12,16 +12,16 @@ from eupmim_dist.models.layers.dropout import Dropout
 
 
 class Profile(nn.Module):
-    """Mean of the user's id row and the rows of his attributes; the attribute tables are small and replicated."""
+    """Mean of the user's id row and the rows of his attributes, in the store's order; their tables are replicated."""
 
-    def __init__(self, attributes: dict[str, int], dim: int) -> None:
+    def __init__(self, cardinalities: list[int], dim: int) -> None:
         super().__init__()
-        self.attributes = nn.ModuleDict({name: xavier_embedding(rows, dim) for name, rows in attributes.items()})
+        self.attributes = nn.ModuleList(xavier_embedding(rows, dim) for rows in cardinalities)
 
     def forward(self, user_rows: Tensor, attributes: Tensor) -> Tensor:
         """user_rows [B, D], attributes [B, A] -> [B, D]."""
         total = user_rows
-        for column, embedding in enumerate(self.attributes.values()):
+        for column, embedding in enumerate(self.attributes):
             total = total + embedding(attributes[:, column])
         return total / (1 + len(self.attributes))
 

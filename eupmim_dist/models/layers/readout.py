@@ -1,16 +1,17 @@
-"""Hard read-out and sampled softmax: the candidates of a sample are its target and its negatives."""
+"""Read-out and sampled softmax: the candidates of a sample are its target and its negatives."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def hard_readout(interests: Tensor, candidates: Tensor) -> Tensor:
-    """Each candidate's score with the interest that scores it highest.
+def read_out(interests: Tensor, candidates: Tensor, hard: bool = True) -> Tensor:
+    """Each candidate's score: `hard`, with the interest that scores it highest; else the mean over the interests.
 
     interests [B, K, D], candidates [B, C, D] -> [B, C].
     """
-    return (interests @ candidates.transpose(-1, -2)).amax(1)
+    scores = interests @ candidates.transpose(-1, -2)
+    return scores.amax(1) if hard else scores.mean(1)
 
 
 def cross_entropy_share(scores: Tensor, global_size: int) -> Tensor:
