@@ -27,7 +27,7 @@ def settings(store: Path, optimizer: str, model: dict[str, Any], batch: int) -> 
         "model": {"dim": 8, **model},
         "tables": {"optimizer": optimizer},
         "train": {"global_batch_size": batch, "num_negatives": 5, "learning_rate": 0.01, "l2": 1e-3},
-        "evaluation": {"batch_size": 5},
+        "evaluation": {"batch_size": 5, "top_n": [3, 10]},
     }
 
 
