@@ -17,7 +17,7 @@ from torch.distributed import TCPStore
 # Forked from a server that has imported torch once, a rank starts in about 0.1 s instead of 2 s. The server
 # imports and does nothing else, so there are no threads to lose in the fork.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pytest", "torch", "accelerate", "eupmim_dist.parallel.world"])
+_context.set_forkserver_preload(["pytest", "torch", "accelerate", "eupmim_dist.assemble"])
 
 
 def run_ranks(

@@ -81,22 +81,22 @@ EUPMIM = {
     "attention_dropout": 0.0,
 }
 CASES = [
-    pytest.param("exact", EUPMIM, 12, id="exact"),
-    pytest.param("exact", EUPMIM, 3, id="exact-a-rank-without-samples"),  # at W = 4
-    pytest.param("rowwise_adagrad", EUPMIM, 7, id="adagrad-uneven"),
-    pytest.param("lazy_adam", {"name": "comirec", "num_interests": 2}, 10, id="comirec-lazy"),
+    pytest.param("exact", EUPMIM, 12, (2, 3, 4), id="exact"),
+    pytest.param("exact", EUPMIM, 3, (4,), id="exact-a-rank-without-samples"),
+    pytest.param("rowwise_adagrad", EUPMIM, 7, (3,), id="adagrad-uneven"),
+    pytest.param("lazy_adam", {"name": "comirec", "num_interests": 2}, 10, (2,), id="comirec-lazy"),
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "model", "batch"), CASES)
+@pytest.mark.parametrize(("optimizer", "model", "batch", "sizes"), CASES)
 def test_results_do_not_depend_on_the_number_of_ranks(
-    tmp_path: Path, optimizer: str, model: dict[str, Any], batch: int
+    tmp_path: Path, optimizer: str, model: dict[str, Any], batch: int, sizes: tuple[int, ...]
 ) -> None:
     small_store(tmp_path / "store", num_users=33)  # 33 users, 31 item rows, 6 users a split: nothing divides
     values = settings(tmp_path / "store", optimizer, model, batch)
     one = train_and_evaluate(values)
     assert one["losses"][-10:].mean() < one["losses"][:10].mean()  # it does learn
-    for world_size in (2, 3, 4):
+    for world_size in sizes:
         ranks = run_ranks(world_size, train_and_evaluate, values)
         for rank in ranks:
             torch.testing.assert_close(rank["losses"], one["losses"], rtol=1e-5, atol=0.0)

@@ -1,4 +1,4 @@
-"""The released E-UPMiM gives the authors' figures at any number of ranks."""
+"""The released checkpoints give their figures at any number of ranks, near ties included."""
 
 from pathlib import Path
 
@@ -7,29 +7,40 @@ import pytest
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.cli.import_model import import_model
 from eupmim_dist.data.prepare import prepare_store
+from eupmim_dist.evaluation.protocols import METRICS
 from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.parallel.world import init_world
 from tests.distributed.spawn import run_ranks
-from tests.unit.test_release import FIGURES
+from tests.unit.test_release import FIGURES, RELEASED
+
+CUTOFFS = sorted({cutoff for *_, cutoff in FIGURES})
 
 
-def evaluated(model: Path) -> dict[str, Result]:
-    trained = load_trained(model, init_world(cpu=True))
-    return {protocol: evaluate_model(trained, "test", protocol, [10]) for protocol in ("seed", "strict")}
+@pytest.fixture(scope="module")
+def released(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the store and both imported models."""
+    directory = tmp_path_factory.mktemp("released")
+    prepare_store(shared_data / "movielens-1m", directory / "ml-1m", "eupmim")
+    for name, file in RELEASED.items():
+        import_model(shared_data / "checkpoints" / file, directory / "ml-1m", directory / name)
+    return directory
 
 
-def test_figures_of_the_release_at_two_and_three_ranks(shared_data: Path, tmp_path: Path) -> None:
-    prepare_store(shared_data / "movielens-1m", tmp_path / "ml-1m", "eupmim")
-    released = shared_data / "checkpoints" / "eupmim_movielens.pt"
-    import_model(released, data=tmp_path / "ml-1m", out=tmp_path / "model", set_=None)
-    for world_size in (2, 3):  # one rank: tests/unit/test_release.py
-        for rank in run_ranks(world_size, evaluated, tmp_path / "model", timeout=120):
-            assert rank["seed"].users == rank["strict"].users == 604
-            assert rank["seed"].metrics == pytest.approx(
-                {"hit_rate@10": 0.660596, "recall@10": 0.083750, "precision@10": 0.176325, "ndcg@10": 0.390002},
-                abs=1e-6,
-            )
-            recall, hit_rate, ndcg, precision = FIGURES["eupmim", "test", "strict", 10]
-            assert rank["strict"].metrics == pytest.approx(
-                {"hit_rate@10": hit_rate, "recall@10": recall, "precision@10": precision, "ndcg@10": ndcg}, abs=1e-6
-            )
+def evaluated(released: Path) -> dict[tuple[str, str, str], Result]:
+    world = init_world(cpu=True)
+    models = {name: load_trained(released / name, world) for name in RELEASED}
+    asked = dict.fromkeys((name, split, protocol) for name, split, protocol, _ in FIGURES)
+    return {key: evaluate_model(models[key[0]], *key[1:], CUTOFFS) for key in asked}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])  # one rank: tests/unit/test_release.py
+def test_released_models_give_their_figures(released: Path, world_size: int) -> None:
+    for found in run_ranks(world_size, evaluated, released, timeout=120):
+        authors = found["eupmim", "test", "seed"].metrics
+        assert [authors[f"{metric}@10"] for metric in ("hit_rate", "recall", "precision", "ndcg")] == pytest.approx(
+            [0.660596, 0.083750, 0.176325, 0.390002], abs=1e-6
+        )
+        for (*key, cutoff), figures in FIGURES.items():
+            result = found[tuple(key)]
+            assert result.users == 604
+            assert [result.metrics[f"{metric}@{cutoff}"] for metric in METRICS] == pytest.approx(figures, abs=1e-6), key
