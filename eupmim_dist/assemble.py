@@ -117,7 +117,7 @@ def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:
     if checkpoint.data["fingerprint"] != store.fingerprint:
         raise UserError(
             f"{store.path}: is another store than {checkpoint.path} was trained on ({checkpoint.data['name']}); "
-            "give that one with --data"
+            "give that one with --data (for train: --set data.dir=...)"
         )
 
 

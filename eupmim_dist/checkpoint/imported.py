@@ -1,6 +1,7 @@
 """The E-UPMiM authors' released `model.pt` -> our tensors. Which model it is is read from its tensors."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ ITEMS, USERS = "mid_embeddings_var.weight", "user_embeddings_var.weight"
 def read_release(file: Path) -> dict[str, Tensor]:
     """The tensors of a released checkpoint; nothing but tensors is ever unpickled."""
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd pickles, which are refused below
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except Exception:  # whatever the unpickler meets; its text may advise to unpickle code, so it is not shown
@@ -53,6 +56,10 @@ def model_settings(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
     dim = tensors[ITEMS].shape[1]
     if "capsule_network.weights" in tensors:
         weights = tensors["capsule_network.weights"]
+        if weights.ndim != 4:
+            raise UserError(
+                f"{file}: capsule_network.weights is {tuple(weights.shape)}, the release's has 4 dimensions"
+            )
         model: dict[str, Any] = {"name": "comirec", "dim": dim, "num_interests": weights.shape[2] // dim}
         # The release ranks by the raw capsules, before its projection (reference, "The authors' ComiRec port").
         return {"model": {**model, "projection": False}, "data": {"history_length": weights.shape[1]}}

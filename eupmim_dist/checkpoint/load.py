@@ -8,7 +8,7 @@ from torch.distributed.checkpoint import TensorStorageMetadata
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from eupmim_dist.checkpoint.layout import Checkpoint, verify_hashes
-from eupmim_dist.checkpoint.state import model_tensors, training_tensors
+from eupmim_dist.checkpoint.state import model_tensors, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.world import World
@@ -55,4 +55,5 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World) -> N
             )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
-        dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
+        with readable_failures(checkpoint.path):
+            dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)

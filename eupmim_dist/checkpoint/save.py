@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from eupmim_dist.checkpoint.layout import STEP_MANIFEST, complete_steps, step_dir, write_manifest
-from eupmim_dist.checkpoint.state import training_tensors
+from eupmim_dist.checkpoint.state import readable_failures, training_tensors
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.throughput import Throughput
@@ -37,8 +37,7 @@ def save_checkpoint(run: Run, run_dir: Path) -> Path:
     with agreed(run.world):
         if run.world.is_main:
             write_manifest(staging, STEP_MANIFEST, describe(run, run.progress.step, run.progress.as_dict()))
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(staging, final)
+            _replace(staging, final)
             _prune(run, run_dir)
     return final
 
@@ -48,7 +47,8 @@ def write_tensors(tensors: dict[str, Tensor], directory: Path, world: World) -> 
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
+        with readable_failures(directory):
+            dcp.save(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
     if world.size > 1:
         dist.barrier()
 
@@ -63,6 +63,16 @@ def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[
         "data": {"name": assembled.store.name, "fingerprint": assembled.store.fingerprint},
         "versions": {"eupmim-dist": version("eupmim-dist"), "torch": torch.__version__},
     }
+
+
+def _replace(staging: Path, final: Path) -> None:
+    """Puts `staging` in the place of `final`, which is only deleted once the new one is there."""
+    aside = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        os.rename(final, aside)
+    os.rename(staging, final)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _prune(run: Run, run_dir: Path) -> None:

@@ -6,14 +6,18 @@ dense_optimizer.<moment>.<parameter>   Adam's moments of the network
 table_optimizer.<table>.<state>        the table optimizer's state, one entry per row
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as ShardPlacement
 
+from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Recommender
 from eupmim_dist.parallel.tables import Shard, Tables
 from eupmim_dist.parallel.world import World
@@ -52,3 +56,15 @@ def row_views(shards: Mapping[str, tuple[Shard, Tensor]], world: World) -> dict[
         stride = torch.empty(shape, device="meta").stride()
         views[name] = DTensor.from_local(tensor, mesh, [ShardPlacement(0)], shape=shape, stride=stride)
     return views
+
+
+@contextmanager
+def readable_failures(path: Path) -> Iterator[None]:
+    """Turns torch's CheckpointException, which is no Exception and holds tracebacks, into one line."""
+    try:
+        yield
+    except CheckpointException as failed:
+        rank, (error, _) = min(failed.failures.items())
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be read or written on rank {rank}: {error.strerror}") from failed
+        raise RuntimeError(f"{path}: rank {rank}: {type(error).__name__}: {error}") from failed

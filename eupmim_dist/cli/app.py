@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from typing import Annotated
 
@@ -57,7 +58,7 @@ def root(
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"  # the environment reaches the ranks that `launch` starts
     if context.invoked_subcommand in ONE_RANK and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError(f"{context.invoked_subcommand}: runs on one rank; start it without a launcher")
+        raise typer.TyperException(f"{context.invoked_subcommand}: runs on one rank; start it without a launcher")
     if version:
         typer.echo(__version__)
         raise typer.Exit()
@@ -70,22 +71,29 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except typer.TyperException as error:  # an option or argument that Typer refuses
-        if os.environ.get("RANK", "0") == "0":  # every rank meets it
-            print(f"error: {error.format_message()}", file=sys.stderr)
-        code = 2
+        code = _refuse(error.format_message())
     except Exception as error:
         code = _report(error)
     code = code if isinstance(code, int) else 0
     sys.stdout.flush()
     sys.stderr.flush()
     if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
-        os._exit(code)  # a rank among several: no destructor may wait for another one
+        os._exit(code)  # no destructor of the process group: see parallel.world.shutdown
     sys.exit(code)
 
 
 def _arguments() -> list[str]:
     """The command line without the --local_rank=N that the deepspeed launcher adds; LOCAL_RANK says it too."""
     return [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+
+
+def _refuse(message: str) -> int:
+    """Reports what every rank of a launch meets alike: rank 0 tells it, the others give it the time to."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)  # the launcher stops all ranks as soon as one has gone
+    elif message:  # none where the help was shown for want of arguments
+        print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def _report(error: BaseException) -> int:

@@ -37,6 +37,7 @@ def step(
 
     from eupmim_dist.bench.step import measure_step
     from eupmim_dist.config.load import load_config
+    from eupmim_dist.errors import UserError
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
 
@@ -48,5 +49,8 @@ def step(
         for name, value in measured.items():
             typer.echo(f"{name:26} {value:,.1f}" if isinstance(value, float) else f"{name:26} {value}")
         if json_file:
-            json_file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+            try:
+                json_file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from None
     shutdown(world)

@@ -104,8 +104,8 @@ def init_world(cpu: bool = False) -> World:
 def shutdown(world: World) -> None:
     """Meet the other ranks once more after success, so that none exits while another still needs it.
 
-    The process group is left as it is: what tears it down is the end of the process (cli/app.py), because gloo's
-    own teardown can wait for ever on a peer that has gone.
+    The process group is left as it is and ends with the process (cli/app.py): DDP's reducer may hold the last
+    reference to it, and then gloo's thread is joined with the GIL held, which that thread may be waiting for.
     """
     if world.size == 1:
         return
