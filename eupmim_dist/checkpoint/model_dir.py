@@ -73,7 +73,7 @@ def consolidate(checkpoint: Checkpoint, out: Path, on_bytes: Callable[[int], Non
             os.fsync(stream.fileno())
         step_manifest = json.loads((checkpoint.path / STEP_MANIFEST).read_text(encoding="utf-8"))
         kept = {key: step_manifest[key] for key in ("step", "config", "tables", "data", "versions")}
-        write_manifest(staging, MODEL_MANIFEST, {**kept, "training": {}, "evaluation": checkpoint.training})
+        write_manifest(staging, MODEL_MANIFEST, {**kept, "training": {}, "trained": checkpoint.training})
     return position
 
 
