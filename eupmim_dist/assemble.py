@@ -2,7 +2,7 @@
 
 store    <- data.dir                       memory-mapped interactions
 model    <- model, sizes from the store    the dense network, alike on every rank
-tables   <- model.tables()                 item and user rows, a shard per rank (or whole on a single rank)
+tables   <- model.tables()                 item and user rows, a shard per rank
 run      <- all of it, Accelerate, the optimizers and the sampler
 """
 
@@ -23,11 +23,10 @@ from eupmim_dist.evaluation.hook import EvaluationHook
 from eupmim_dist.evaluation.runner import Result, check_cutoffs, evaluate_model
 from eupmim_dist.models.interface import DataShape
 from eupmim_dist.models.registry import build_model
-from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
+from eupmim_dist.optim.tables import make_table_optimizer
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.dense import Dense
 from eupmim_dist.parallel.sharded import ShardedTables
-from eupmim_dist.parallel.tables import LocalTables, Tables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import TrainProgress
@@ -58,11 +57,7 @@ def assemble(config: Config, world: World, store: InteractionStore) -> Assembled
     )
     torch.manual_seed(config.seed)
     model = build_model(config.model, shape).to(world.device)
-    tables: Tables = (
-        LocalTables(model.tables(), config.seed, world.device)
-        if world.size == 1
-        else ShardedTables(model.tables(), config.seed, world)
-    )
+    tables = ShardedTables(model.tables(), config.seed, world, config.tables)
     return Assembled(config, world, store, model, tables)
 
 
@@ -75,7 +70,6 @@ def assemble_run(config: Config, world: World, store: InteractionStore) -> Run:
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
     base = assemble(config, world, store)
     rate, l2 = config.train.learning_rate, config.train.l2
-    optimizer = TABLE_OPTIMIZERS[config.tables.optimizer]
     return Run(
         config=config,
         world=world,
@@ -93,7 +87,7 @@ def assemble_run(config: Config, world: World, store: InteractionStore) -> Run:
             world_size=world.size,
         ),
         dense=Dense(base.model, rate, l2, world),
-        table_optimizer=optimizer(base.tables.shards, config.tables.learning_rate or rate, l2),
+        table_optimizer=make_table_optimizer(config.tables, base.tables, rate, l2),
         progress=Progress(),
     )
 
@@ -148,6 +142,17 @@ def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
         content = {**result.as_dict(), "step": checkpoint.step}
         (run_dir / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return [result]
+
+
+def describe_load(run: Run) -> list[str]:
+    """How evenly the ranks were asked for rows of the sharded tables, a line for each; collective."""
+    lines = []
+    for name, ranks in run.tables.load().items():
+        asked = [rank.requests for rank in ranks]
+        rows = ", ".join(f"{rank.rows:,}" for rank in ranks)
+        imbalance = max(asked) * len(asked) / max(sum(asked), 1)
+        lines.append(f"table {name}: {rows} rows a rank; most requests on one rank {imbalance:.3f} x the mean")
+    return lines
 
 
 def describe(run: Run) -> list[str]:

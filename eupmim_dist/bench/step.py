@@ -5,6 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -12,8 +13,9 @@ import torch.distributed as dist
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.config.schema import Config
 from eupmim_dist.evaluation.runner import evaluate_model
+from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.world import World
-from eupmim_dist.train.step import train_step
+from eupmim_dist.train.step import prepare_step, train_step
 
 WARM_UP_STEPS = 10
 
@@ -22,15 +24,16 @@ def measure_step(config: Config, world: World, steps: int, repeats: int) -> dict
     """Medians over `repeats` of training samples/s (`steps` steps each) and of evaluation users/s."""
     run = assemble_run(config, world, open_store(config.data.dir, world))
     run.dense.module.train()
-    for step in range(WARM_UP_STEPS):
-        train_step(run, step)
+    num_steps = WARM_UP_STEPS + repeats * steps
+    with Prefetcher(partial(prepare_step, run), world, num_steps - 1, config.train.prefetch) as batches:
 
-    def some_steps() -> None:
-        for _ in range(steps):
-            train_step(run, run.progress.step)
-            run.progress.step += 1
+        def some_steps(number: int) -> None:
+            for _ in range(number):
+                train_step(run, run.progress.step, batches.take(run.progress.step))
+                run.progress.step += 1
 
-    training = _median_seconds(some_steps, repeats, world)
+        some_steps(WARM_UP_STEPS)
+        training = _median_seconds(lambda: some_steps(steps), repeats, world)
     protocol, cutoffs = config.evaluation.protocol, config.evaluation.top_n
     num_users = evaluate_model(run, "test", protocol, cutoffs).users  # the first one warms up
     evaluation = _median_seconds(lambda: evaluate_model(run, "test", protocol, cutoffs), repeats, world)

@@ -1,7 +1,8 @@
 """Where checkpoints lie and what makes one: a directory of safetensors files and, written last, a manifest.
 
-`RUN/checkpoints/step-000001000/` holds a training state, with `manifest.json`; a consolidated or imported model is
-a directory of the same kind with `config.json` and one `model.safetensors`, without optimizer state. No pickle.
+`RUN/checkpoints/step-000001000/` holds a training state, with `manifest.json`, and its tables in their stored order
+(parallel/placement.py); a consolidated or imported model is a directory of the same kind with `config.json` and one
+`model.safetensors`, without optimizer state, row i of a table being that of id i. No pickle.
 """
 
 import hashlib
@@ -14,8 +15,10 @@ from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
+TENSOR_FILE = "model.safetensors"
+"""Of a consolidated model."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     manifest = next(p for p in (path / STEP_MANIFEST, path / MODEL_MANIFEST) if p.is_file())
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        if content["format_version"] != FORMAT_VERSION:
-            raise UserError(
-                f"{manifest}: format version {content['format_version']}, this program reads {FORMAT_VERSION}; "
-                "update eupmim-dist"
-            )
+        if (found := content["format_version"]) != FORMAT_VERSION:
+            mend = "update eupmim-dist" if found > FORMAT_VERSION else "train again, or use an earlier eupmim-dist"
+            raise UserError(f"{manifest}: format version {found}, this program reads {FORMAT_VERSION}; {mend}")
         for name, entry in content["files"].items():
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["size"]:

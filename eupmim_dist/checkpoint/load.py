@@ -1,42 +1,49 @@
 """Reads checkpoints and consolidated models at any number of ranks: each rank reads the rows it owns."""
 
 import warnings
+from pathlib import Path
 
+import numpy as np
+import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint import TensorStorageMetadata
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from eupmim_dist.checkpoint.layout import Checkpoint, verify_hashes
+from eupmim_dist.checkpoint.layout import TENSOR_FILE, Checkpoint, verify_hashes
 from eupmim_dist.checkpoint.state import model_tensors, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Assembled, Progress, Run
+
+ROWS_AT_A_TIME = 1 << 16
 
 
 def load_model(assembled: Assembled, checkpoint: Checkpoint) -> None:
     """Sets the weights, dense and tables; collective. Raises UserError for another model's checkpoint."""
     tensors = model_tensors(assembled.model, assembled.tables, assembled.world)
-    _read(tensors, checkpoint, assembled.world)
+    _read(tensors, checkpoint, assembled.world, assembled.tables.shards)
 
 
 def load_training(run: Run, checkpoint: Checkpoint) -> None:
     """Sets the weights, the optimizers' state and the progress; collective."""
     tensors = training_tensors(run)
-    _read(tensors, checkpoint, run.world)
+    _read(tensors, checkpoint, run.world, run.tables.shards)
     progress = run.progress = Progress(**checkpoint.training)
     patience = run.config.evaluation.patience  # which may have changed
     progress.stopped = bool(patience) and progress.evaluations_since_best >= patience
-    run.table_optimizer.num_steps = run.progress.step
+    run.table_optimizer.num_steps.fill_(progress.num_updates)
     prefix = "dense_optimizer."
     run.dense.restore_optimizer(
         {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
-        run.progress.step,
+        progress.num_updates,
     )
 
 
-def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World) -> None:
+def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shards: dict[str, Shard]) -> None:
     with agreed(world):
         if world.is_main:
             verify_hashes(checkpoint.path)
@@ -53,7 +60,22 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World) -> N
                 f"{checkpoint.path}: is of another model: {name} should be {tuple(tensor.shape)}, the checkpoint "
                 f"{found}; use the configuration and data it was trained with"
             )
+    if checkpoint.is_model:
+        for name, shard in shards.items():
+            _read_by_id(shard, checkpoint.path / TENSOR_FILE, f"table.{name}")
+            del tensors[f"table.{name}"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
         with readable_failures(checkpoint.path):
             dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
+
+
+def _read_by_id(shard: Shard, file: Path, name: str) -> None:
+    """Sets the rows of a shard from a file that holds the table in the order of its ids, by blocks of rows."""
+    with safe_open(file, framework="pt") as tensors:
+        whole = tensors.get_slice(name)
+        for first in range(0, shard.spec.rows, ROWS_AT_A_TIME):
+            block = whole[first : first + ROWS_AT_A_TIME]
+            position = torch.from_numpy(shard.order.positions(np.arange(first, first + len(block)))) - shard.start
+            mine = (position >= 0) & (position < len(shard.weight))
+            shard.weight[position[mine].to(shard.weight.device)] = block[mine].to(shard.weight.device)

@@ -3,23 +3,25 @@
 import json
 import os
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors import safe_open
+import numpy as np
 
 from eupmim_dist.checkpoint.layout import (
     MODEL_MANIFEST,
     STEP_MANIFEST,
+    TENSOR_FILE,
     Checkpoint,
     verify_hashes,
     write_manifest,
 )
 from eupmim_dist.errors import UserError
+from eupmim_dist.parallel.placement import NUM_COLUMNS, RowOrder
 
-TENSOR_FILE = "model.safetensors"
 MODEL_PREFIXES = ("dense.", "table.")
 BLOCK_BYTES = 64 << 20
 """Read and written at a time: what consolidating needs of memory, whatever the size of the tables."""
@@ -43,7 +45,7 @@ def new_directory(out: Path) -> Iterator[Path]:
 
 
 def consolidate(checkpoint: Checkpoint, out: Path, on_bytes: Callable[[int], None] = lambda done: None) -> int:
-    """Joins the shards of a checkpoint's weights into one file, by row blocks; returns its bytes.
+    """Joins the shards of a checkpoint's weights into one file, tables in the order of their ids; returns its bytes.
 
     `on_bytes` is called with the number of bytes of each block written.
     """
@@ -65,10 +67,9 @@ def consolidate(checkpoint: Checkpoint, out: Path, on_bytes: Callable[[int], Non
         with (staging / TENSOR_FILE).open("wb") as stream:
             _write_header(stream, header)
             for name, parts in pieces.items():
-                for part in parts:
-                    for block in _row_blocks(part, name):
-                        stream.write(block)
-                        on_bytes(len(block))
+                for block in _blocks_by_id(parts) if name.startswith("table.") else _blocks(parts):
+                    stream.write(block)
+                    on_bytes(len(block))
             stream.flush()
             os.fsync(stream.fileno())
         step_manifest = json.loads((checkpoint.path / STEP_MANIFEST).read_text(encoding="utf-8"))
@@ -91,30 +92,59 @@ def _pieces(directory: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(directory.glob("*.safetensors")):
         with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            header_size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(header_size))
         offsets = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
         for name, entry in header.items():
             if name.startswith(MODEL_PREFIXES) and entry["shape"][0]:
-                start = offsets[name]["saved_offsets"][0]
-                size = entry["data_offsets"][1] - entry["data_offsets"][0]
+                first, last = entry["data_offsets"]
                 piece = {
                     "file": file,
                     "shape": entry["shape"],
                     "dtype": entry["dtype"],
-                    "bytes": size,
-                    "start": start,
+                    "bytes": last - first,
+                    "offset": 8 + header_size + first,
+                    "start": offsets[name]["saved_offsets"][0],
                 }
                 found.setdefault(name, []).append(piece)
     return {name: sorted(parts, key=lambda part: part["start"]) for name, parts in sorted(found.items())}
 
 
-def _row_blocks(part: dict[str, Any], name: str) -> Iterator[bytes]:
-    with safe_open(part["file"], framework="numpy") as file:
-        tensor = file.get_slice(name)
-        rows = part["shape"][0]
-        step = max(1, BLOCK_BYTES * rows // part["bytes"])
-        for start in range(0, rows, step):
-            yield tensor[start : min(start + step, rows)].tobytes()
+def _blocks(parts: list[dict[str, Any]]) -> Iterator[bytes]:
+    """The bytes of a tensor's pieces, one after another."""
+    for part in parts:
+        with part["file"].open("rb") as stream:
+            stream.seek(part["offset"])
+            left = part["bytes"]
+            while left:
+                block = stream.read(min(left, BLOCK_BYTES))
+                if not block:
+                    raise UserError(f"{part['file']}: cut short; use another checkpoint")
+                left -= len(block)
+                yield block
+
+
+def _blocks_by_id(parts: list[dict[str, Any]]) -> Iterator[bytes]:
+    """The rows of a table in the order of their ids, some BLOCK_BYTES at a time."""
+    rows = sum(part["shape"][0] for part in parts)
+    width = parts[0]["bytes"] // parts[0]["shape"][0]
+    order = RowOrder(rows)
+    step = max(1, BLOCK_BYTES // (width * NUM_COLUMNS)) * NUM_COLUMNS
+    with ExitStack() as files:
+        opened = [(part["start"], part["offset"], files.enter_context(part["file"].open("rb"))) for part in parts]
+        ends = [part["start"] + part["shape"][0] for part in parts]
+        for first in range(0, rows, step):
+            positions = order.positions(np.arange(first, min(first + step, rows)))
+            by_position = positions.argsort()
+            ascending = positions[by_position]
+            # Runs of rows that lie side by side in one piece are read together.
+            new_run = (np.diff(ascending) != 1) | np.isin(ascending[1:], ends)
+            block = np.empty((len(positions), width), np.uint8)
+            for run in np.split(by_position, np.flatnonzero(new_run) + 1):
+                start, offset, stream = opened[bisect_right(ends, positions[run[0]])]
+                stream.seek(offset + int(positions[run[0]] - start) * width)
+                block[run] = np.frombuffer(stream.read(len(run) * width), np.uint8).reshape(-1, width)
+            yield block.tobytes()
 
 
 def _write_header(stream: BinaryIO, header: dict[str, Any]) -> None:

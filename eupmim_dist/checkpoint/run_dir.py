@@ -17,6 +17,9 @@ HEADER = "# eupmim-dist"
 FREE_KEYS = (
     "world_size",
     "data.dir",
+    "tables.replicate_below",
+    "tables.memory",
+    "train.prefetch",
     "train.max_steps",
     "train.log_every",
     "evaluation.every",
@@ -83,6 +86,8 @@ def _is_run(run_dir: Path) -> bool:
 
 def _check_compatible(checkpoint: Checkpoint, config: Config) -> None:
     before, now = _fixed(checkpoint.config), _fixed(config)
+    if config.train.schedule != "constant":  # then every rate depends on it
+        before["train.max_steps"], now["train.max_steps"] = checkpoint.config.train.max_steps, config.train.max_steps
     for key in before.keys() | now.keys():
         if before.get(key) != now.get(key):
             raise UserError(

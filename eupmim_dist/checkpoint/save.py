@@ -18,7 +18,7 @@ from eupmim_dist.checkpoint.state import readable_failures, training_tensors
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.throughput import Throughput
-from eupmim_dist.train.state import Assembled, Run
+from eupmim_dist.train.state import Assembled, Outcome, Run
 
 
 def save_checkpoint(run: Run, run_dir: Path) -> Path:
@@ -26,6 +26,7 @@ def save_checkpoint(run: Run, run_dir: Path) -> Path:
 
     Nothing is at the final path before it is complete, and nothing is deleted before that.
     """
+    run.progress.num_updates = int(run.table_optimizer.num_steps)
     final = step_dir(run_dir, run.progress.step)
     staging = final.with_name(f".{final.name}.incomplete")
     with agreed(run.world):
@@ -91,7 +92,7 @@ class CheckpointHook:
         self.run_dir, self.throughput = run_dir, throughput
         self._saved: dict[str, Any] | None = None
 
-    def after_step(self, run: Run, parts: dict[str, Tensor]) -> None:
+    def after_step(self, run: Run, outcome: Outcome) -> None:
         progress = run.progress
         if progress.step % run.config.checkpoint.every == 0 or progress.best_step == progress.step:
             self._save(run)

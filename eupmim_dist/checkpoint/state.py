@@ -1,7 +1,7 @@
 """The tensors of a checkpoint by name, tables as DTensor views of the shards, so that any number of ranks loads them.
 
 dense.<parameter>                      the replicated network
-table.<table>                          an embedding table, [rows, dim]
+table.<table>                          an embedding table, [rows, dim], in its stored order
 dense_optimizer.<moment>.<parameter>   Adam's moments of the network
 table_optimizer.<table>.<state>        the table optimizer's state, one entry per row
 """
@@ -19,12 +19,13 @@ from torch.distributed.tensor import Shard as ShardPlacement
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Recommender
-from eupmim_dist.parallel.tables import Shard, Tables
+from eupmim_dist.parallel.placement import Shard
+from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Run
 
 
-def model_tensors(model: Recommender, tables: Tables, world: World) -> dict[str, Tensor]:
+def model_tensors(model: Recommender, tables: ShardedTables, world: World) -> dict[str, Tensor]:
     """Views of the weights: loading into them sets the model."""
     dense = {f"dense.{name}": p.detach() for name, p in model.named_parameters()}
     views = row_views({f"table.{name}": (shard, shard.weight) for name, shard in tables.shards.items()}, world)
@@ -47,11 +48,12 @@ def training_tensors(run: Run) -> dict[str, Tensor]:
 
 def row_views(shards: Mapping[str, tuple[Shard, Tensor]], world: World) -> dict[str, Tensor]:
     """A tensor with one entry per row of a shard -> the whole as a DTensor over the ranks, without a copy."""
-    if world.size == 1:
-        return {name: tensor for name, (_, tensor) in shards.items()}
-    mesh = init_device_mesh(world.device.type, (world.size,))
     views: dict[str, Tensor] = {}
     for name, (shard, tensor) in shards.items():
+        if world.size == 1 or shard.replicated:
+            views[name] = tensor
+            continue
+        mesh = init_device_mesh(tensor.device.type, (world.size,))
         shape = torch.Size([shard.spec.rows, *tensor.shape[1:]])
         stride = torch.empty(shape, device="meta").stride()
         views[name] = DTensor.from_local(tensor, mesh, [ShardPlacement(0)], shape=shape, stride=stride)

@@ -1,9 +1,15 @@
 """`eupmim-dist bench ...`: measurements, each with its machine and command."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from eupmim_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
@@ -33,11 +39,8 @@ def step(
 
     `eupmim-dist launch --nproc 2 --threads 1 -- bench step --data data/ml-1m`
     """
-    import json
-
     from eupmim_dist.bench.step import measure_step
     from eupmim_dist.config.load import load_config
-    from eupmim_dist.errors import UserError
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
 
@@ -48,9 +51,150 @@ def step(
     if world.is_main:
         for name, value in measured.items():
             typer.echo(f"{name:26} {value:,.1f}" if isinstance(value, float) else f"{name:26} {value}")
-        if json_file:
-            try:
-                json_file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-            except OSError as error:
-                raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from None
+        _write(measured, json_file)
     shutdown(world)
+
+
+@bench.command()
+def tables(
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 2_000_000,
+    dim: Annotated[int, typer.Option(min=1, help="Width of a row.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Samples per rank and step.")] = 2048,
+    ids_per_sample: Annotated[int, typer.Option(min=1, help="Ids that each sample looks up.")] = 21,
+    ids: Annotated[
+        Literal["zipf", "uniform"], typer.Option(help="zipf: popular rows, exponent 1.2; uniform: all alike.")
+    ] = "zipf",
+    steps: Annotated[int, typer.Option(min=1, help="Counted steps of each system in a round.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, in which the systems take turns.")] = 5,
+    optimizer: Annotated[
+        Literal["rowwise_adagrad", "lazy_adam", "sgd", "exact"], typer.Option(help="The rivals get what is nearest.")
+    ] = "rowwise_adagrad",
+    systems: Annotated[
+        str,
+        typer.Option(metavar="NAME,...", help="Of ours, torchrec, torchrec-dedup, torchrec-bags, ddp, ddp-dense."),
+    ] = "ours,torchrec,ddp",
+    row_format: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="How our rows travel.")
+    ] = "float32",
+    gradient_format: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="How our gradients travel.")
+    ] = "float32",
+    memory: Annotated[
+        Literal["device", "host"], typer.Option(help="host: our rows stay in host memory beside a GPU.")
+    ] = "device",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the measurements to this file.")] = None,
+) -> None:
+    """Measure look-up, gradient and update of one table: ours, TorchRec and nn.Embedding under DDP.
+
+    All get the same ids in the same run, in turns. TorchRec is an extra: docs/benchmarks/torchrec-requirements.txt.
+    `torchrec-dedup` and `torchrec-bags` are ways to use it that it does not offer on CPUs but that can be faster.
+    `ddp` sums sparse gradients where the backend can, `ddp-dense` dense ones.
+
+    **Examples**
+
+    `eupmim-dist launch --nproc 2 --threads 1 -- bench tables`
+
+    `eupmim-dist launch --nproc 2 --threads 1 -- bench tables --ids uniform --systems ours,torchrec-bags`
+
+    `eupmim-dist bench tables --rows 40000000 --systems ours --memory host`
+    """
+    from eupmim_dist.bench.rivals import Shape
+    from eupmim_dist.bench.tables import SYSTEMS, measure_tables
+    from eupmim_dist.config.schema import TablesConfig
+    from eupmim_dist.parallel.agreement import agreed
+    from eupmim_dist.parallel.world import init_world, shutdown
+
+    if unknown := set(systems.split(",")) - set(SYSTEMS):
+        raise UserError(f"--systems {systems}: {min(unknown)!r} is none of {', '.join(SYSTEMS)}")
+    names = [name for name in SYSTEMS if name in systems.split(",")]
+    config = TablesConfig(
+        optimizer=optimizer,
+        replicate_below=0,
+        row_format=row_format,
+        gradient_format=gradient_format,
+        memory=memory,
+    )
+    world = init_world()
+    with agreed(world):
+        measured = measure_tables(Shape(rows, dim, samples, ids_per_sample), ids, names, config, steps, rounds, world)
+    if world.is_main:
+        _print_tables(measured)
+        _write(measured, json_file)
+    shutdown(world)
+
+
+def _print_tables(measured: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"{measured['device']}, torch {measured['torch']}, {measured['threads per rank']} threads per rank")
+    size = f"{measured['rows']:,} x {measured['dim']} {measured['optimizer']}"
+    asked = f"{measured['samples per rank']:,} x {measured['ids per sample']} {measured['ids']} ids"
+    title = f"{size}, {measured['ranks']} ranks x {asked}"
+    speed = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("", "ms/step", "rounds", "M ids/s", "forward", "backward", "update", "peak MB"):
+        speed.add_column(column, justify="right" if column else "left")
+    for result in measured["systems"].values():
+        phases, by_round = result["ms by phase"], result["ms/step by round"]
+        fused = "backward and update" in phases
+        speed.add_row(
+            result["title"],
+            _short(result["ms/step"]),
+            f"{_short(min(by_round))}-{_short(max(by_round))}",
+            f"{result['ids/s'] / 1e6:.3f}",
+            _short(phases["forward"]),
+            _short(phases["backward and update" if fused else "backward"]),
+            "<-" if fused else _short(phases["update"]),
+            " ".join(f"{value:,.0f}" + " GPU" * (where == "GPU") for where, value in result["peak MB"].items()),
+        )
+    console.print(speed)
+    for reason in measured["left out"].values():
+        console.print(reason)
+    for name, ratios in measured["ratios"].items():
+        told = ", ".join(f"{ratio:.2f} x {measured['systems'][rival]['title']}" for rival, ratio in ratios.items())
+        if told:
+            console.print(f"speed of {measured['systems'][name]['title']}: {told}")
+    _print_exchanges(console, measured)
+
+
+def _short(milliseconds: float) -> str:
+    return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:.0f}"
+
+
+def _print_exchanges(console: "Console", measured: dict[str, Any]) -> None:
+    """What our step sends, how evenly, and what it waits for."""
+    from rich import box
+    from rich.table import Table
+
+    console.print(f"{measured['ids per distinct id']:.2f} ids per distinct id")
+    for result in measured["systems"].values():
+        if "bytes sent" in result:
+            sent = Table(
+                title="sent to other ranks, per rank and step",
+                title_justify="left",
+                box=box.SIMPLE_HEAD,
+                pad_edge=False,
+            )
+            for column in ("", "kB", "least kB"):
+                sent.add_column(column, justify="right" if column else "left")
+            for kind, size in result["bytes sent"].items():
+                least = result["least bytes"].get(kind)
+                sent.add_row(kind, f"{size / 1e3:,.1f}", "" if least is None else f"{least / 1e3:,.1f}")
+            console.print(sent)
+            console.print(f"most rows served by a rank / mean: {result['imbalance']:.3f}")
+        if "exposed communication %" in result:
+            share = result["exposed communication %"]
+            console.print(f"{result['title']}: {share:.0f} % of a step in exchanges")
+        if "GB/s" in result:
+            told = f"{result['title']}: {result['GB/s']:,.0f} GB/s; a copy: {measured['copy GB/s']:,.0f} GB/s"
+            console.print(told)
+
+
+def _write(measured: dict[str, Any], json_file: Path | None) -> None:
+    if json_file:
+        try:
+            json_file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from None

@@ -62,6 +62,9 @@ def train(
             write_config(run_dir, settings)
     with agreed(world):
         assemble.run_training(run, start)
+        if world.size > 1:
+            for line in assemble.describe_load(run):
+                log.info(line)
         results = assemble.evaluate_best(run, run_dir)
     if world.is_main:
         from eupmim_dist.cli.tables import print_results

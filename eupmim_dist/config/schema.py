@@ -85,11 +85,32 @@ class ComiRecConfig(ModelConfig):
     """relu(Linear(D, D)) after the capsules; off for the authors' released weights, evaluated without it."""
 
 
+WireFormat = Literal["float32", "bfloat16", "float16"]
+
+
 class TablesConfig(Section):
-    optimizer: Literal["exact", "rowwise_adagrad", "lazy_adam"] = "exact"
+    """The sharded tables; nothing but `optimizer`, its rates and the formats changes any result."""
+
+    optimizer: Literal["exact", "lazy_adam", "rowwise_adagrad", "sgd"] = "exact"
     """`exact`: dense Adam + L2 over each shard; the others move only the touched rows."""
     learning_rate: float | None = Field(None, gt=0)
-    """Learning rate of the sharded tables; train.learning_rate if not given."""
+    """Learning rate of the tables; train.learning_rate if not given."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of the touched rows (AdamW's), for lazy_adam."""
+    replicate_below: int = Field(2048, ge=0)
+    """Tables with fewer rows than this are held whole by every rank, which then exchange gradients only."""
+    row_format: WireFormat = "float32"
+    """How rows travel between ranks; float32 is exact, the others halve the bytes."""
+    gradient_format: WireFormat = "float32"
+    """How gradients of rows travel between ranks; bfloat16 has the range of float32, float16 has not."""
+    memory: Literal["device", "host"] = "device"
+    """`host`: rows and optimizer state stay in host memory and a GPU fetches what a step needs."""
+
+    @model_validator(mode="after")
+    def _served(self) -> "TablesConfig":
+        if self.weight_decay and self.optimizer != "lazy_adam":
+            raise ValueError(f"weight_decay is served by optimizer lazy_adam only, not by {self.optimizer}")
+        return self
 
 
 class TrainConfig(Section):
@@ -99,12 +120,28 @@ class TrainConfig(Section):
     """N: sampled negatives per target."""
     max_steps: int = Field(8000, ge=1)
     """Steps after which training ends, if early stopping does not end it before."""
+    accumulation: int = Field(1, ge=1)
+    """Parts that a rank computes its share of a batch in, one after another, to need less memory; same results."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Adam's learning rate."""
+    """Adam's learning rate, for the dense network and, unless tables.learning_rate is given, the tables."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How both learning rates go from their value, after warm-up, to zero at max_steps; or stay."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which both learning rates rise linearly at the start."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest norm of the global gradient, dense network and tables together; larger ones are scaled down."""
+    prefetch: bool = True
+    """Sample the next batch and exchange its ids while a step computes; results are the same without."""
     l2: float = Field(1e-5, ge=0)
     """Adds l2/2 times the sum of squares of every parameter to the loss, through the optimizers."""
     log_every: int = Field(50, ge=1)
     """Steps between two lines of the log."""
+
+    @model_validator(mode="after")
+    def _warm(self) -> "TrainConfig":
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be fewer than max_steps {self.max_steps}")
+        return self
 
 
 class EvaluationConfig(Section):

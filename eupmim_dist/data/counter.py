@@ -44,14 +44,14 @@ def random_integers(key: int, counters: Tensor, bound: Tensor | int) -> Tensor:
     return _shift_right(random_bits(key, counters), 1) % bound
 
 
-def random_normal(key: int, start: int, rows: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Standard normal float32 [rows, dim] for rows start..start+rows-1 of a table `dim` wide (Box-Muller)."""
+def random_normal(key: int, rows: Tensor, dim: int) -> Tensor:
+    """Standard normal float32 [len(rows), dim] for int64 row numbers of a table `dim` wide (Box-Muller)."""
     pairs = (dim + 1) // 2
-    bits = random_bits(key, torch.arange(start * pairs, (start + rows) * pairs, device=device))
+    bits = random_bits(key, rows[:, None] * pairs + torch.arange(pairs, device=rows.device))
     radius = ((_shift_right(bits, 40).float() + 0.5) * 2.0**-24).log_().mul_(-2.0).sqrt_()
     angle = (bits & 0xFFFFFF).float() * (2.0 * math.pi * 2.0**-24)
     normal = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
-    return normal.view(rows, 2 * pairs)[:, :dim].contiguous()
+    return normal.view(len(rows), 2 * pairs)[:, :dim]
 
 
 def permute(key: int, positions: Tensor, size: int) -> Tensor:

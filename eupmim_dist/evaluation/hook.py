@@ -1,18 +1,16 @@
 """Evaluates the valid split every so many steps; early stopping and `best` go by its protocol and metric."""
 
-from torch import Tensor
-
 from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.throughput import Throughput
-from eupmim_dist.train.state import Run
+from eupmim_dist.train.state import Outcome, Run
 
 
 class EvaluationHook:
     def __init__(self, writer: MetricsWriter, throughput: Throughput) -> None:
         self.writer, self.throughput = writer, throughput
 
-    def after_step(self, run: Run, parts: dict[str, Tensor]) -> None:
+    def after_step(self, run: Run, outcome: Outcome) -> None:
         if run.progress.step % run.config.evaluation.every == 0:
             self._evaluate(run)
 

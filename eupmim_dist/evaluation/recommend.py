@@ -67,7 +67,7 @@ def recommend_items(
     scorer = _Remembering(model, trained.tables, per_interest=False)
     excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
     ranked = top_n(scorer, held_out, excluded, num, len(users), trained.world)[:, 0]
-    rows = scorer.shard.weight[ranked.clamp(min=0)]  # [B, N, D]
+    rows = trained.tables.lookup({model.item_table: ranked.clamp(min=0)}).rows[0][model.item_table]  # [B, N, D]
     scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
     titles = store.item_titles()
 

@@ -25,10 +25,10 @@ MARGIN = 16
 
 
 class Scorer(ABC):
-    """Scores the items first_row..last_row-1, this rank's, for queries of any rank."""
+    """Scores this rank's items for queries of any rank; an item's position is that in `item_ids`."""
 
-    first_row: int
-    last_row: int
+    item_ids: Tensor
+    """Int64, ascending; every item is one rank's."""
 
     @abstractmethod
     def query(self, users: HeldOut) -> Tensor:
@@ -36,13 +36,13 @@ class Scorer(ABC):
 
     @abstractmethod
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
-        """Finite scores [G, S, stop - start] of items start..stop-1, higher is better.
+        """Finite scores [G, S, stop - start] of the items at positions start..stop-1, higher is better.
 
         In float64 they are final; in float32 they choose the candidates that `exact` scores again.
         """
 
-    def exact(self, query: Tensor, ids: Tensor) -> Tensor:
-        """The scores of chosen items of this rank in float64: ids [G, S, n] -> [G, S, n].
+    def exact(self, query: Tensor, positions: Tensor) -> Tensor:
+        """The scores of chosen items in float64: positions [G, S, n] -> [G, S, n].
 
         So the order of two items does not depend on how a matrix product was blocked, which differs with the
         number of ranks.
@@ -57,7 +57,8 @@ def top_n(scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int
     """
     query = _gather(_pad(scorer.query(users), block), world)
     gathered = _gather_pairs(excluded, block, world)
-    scores, ids = _exactly(scorer, query, *_local_best(scorer, query, gathered, num + MARGIN), num)
+    scores, positions = _exactly(scorer, query, *_local_best(scorer, query, gathered, num + MARGIN), num)
+    ids = _take(scorer.item_ids, positions)
     if world.size > 1:
         scores, ids = (_to_owner(part, block, world) for part in (scores, ids))
         scores, ids = best_of(scores, ids, num)
@@ -73,13 +74,16 @@ def best_of(scores: Tensor, ids: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 
 def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tuple[Tensor, Tensor]:
-    """Best `num` of this rank's rows: scores and ids [G, S, num], -inf past the end."""
+    """Best `num` of this rank's items: scores and positions [G, S, num], -inf past the end."""
+    num_items = len(scorer.item_ids)
+    position = torch.searchsorted(scorer.item_ids, excluded.item)
+    owned = _take(scorer.item_ids, position) == excluded.item
     best: tuple[Tensor, Tensor] | None = None
-    for start in range(scorer.first_row, max(scorer.last_row, scorer.first_row + 1), ITEM_BLOCK):
-        stop = min(start + ITEM_BLOCK, scorer.last_row)
+    for start in range(0, max(num_items, 1), ITEM_BLOCK):
+        stop = min(start + ITEM_BLOCK, num_items)
         scores = scorer.scores(query, start, stop)
-        here = (excluded.item >= start) & (excluded.item < stop)
-        scores.transpose(1, 2)[excluded.user[here], excluded.item[here] - start] = -torch.inf
+        here = owned & (position >= start) & (position < stop)
+        scores.transpose(1, 2)[excluded.user[here], position[here] - start] = -torch.inf
         found = _block_best(scores, start, num)
         if best is not None:
             found = best_of(torch.cat([best[0], found[0]], -1), torch.cat([best[1], found[1]], -1), num)
@@ -88,12 +92,19 @@ def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tu
     return best
 
 
-def _exactly(scorer: Scorer, query: Tensor, scores: Tensor, ids: Tensor, num: int) -> tuple[Tensor, Tensor]:
+def _take(item_ids: Tensor, positions: Tensor) -> Tensor:
+    """The ids at some positions; NO_ITEM past the last one."""
+    if not len(item_ids):
+        return torch.full_like(positions, NO_ITEM)
+    return item_ids[positions.clamp(max=len(item_ids) - 1)].masked_fill(positions >= len(item_ids), NO_ITEM)
+
+
+def _exactly(scorer: Scorer, query: Tensor, scores: Tensor, positions: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """The best `num` of the candidates [G, S, n] by their exact scores; what has no score stays without."""
-    if scores.dtype != torch.float64 and scorer.last_row > scorer.first_row:
-        exact = scorer.exact(query, ids.clamp(max=scorer.last_row - 1))  # ids past the end have no score
+    if scores.dtype != torch.float64 and len(scorer.item_ids):
+        exact = scorer.exact(query, positions.clamp(max=len(scorer.item_ids) - 1))
         scores = exact.masked_fill(scores == -torch.inf, -torch.inf)
-    return best_of(scores.double(), ids, num)
+    return best_of(scores.double(), positions, num)
 
 
 def _block_best(scores: Tensor, start: int, num: int) -> tuple[Tensor, Tensor]:
@@ -132,7 +143,7 @@ def _gather_pairs(pairs: Ragged, block: int, world: World) -> Ragged:
     longest = int(counts.max())
     filled = _gather(_pad(both, longest), world).view(world.size, longest, 2)
     kept = filled[torch.arange(longest, device=world.device) < counts[:, None]]
-    return Ragged(kept[:, 0], kept[:, 1])
+    return Ragged(*kept.T.contiguous())
 
 
 def _to_owner(tensor: Tensor, block: int, world: World) -> Tensor:

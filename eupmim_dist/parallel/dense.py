@@ -1,6 +1,7 @@
 """The dense network under Accelerate: replicated, its gradients averaged over the ranks by DDP."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Recommender
-from eupmim_dist.parallel.tables import Lookup, RowGradients
+from eupmim_dist.parallel.sharded import Lookup, RowGradients
+from eupmim_dist.parallel.verdict import Verdict
 from eupmim_dist.parallel.world import World
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -37,17 +39,33 @@ class Dense:
         module, self.optimizer = self.accelerator.prepare(model, adam)
         self.module: nn.Module = module
 
-    def backward(self, loss_share: Tensor, lookup: Lookup) -> dict[str, RowGradients]:
-        """Gradients of the global loss, the sum of the ranks' `loss_share`; collective.
+    def part(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one part of the batch: the ranks average gradients in the last one only."""
+        return nullcontext() if last else self.accelerator.no_sync(self.module)
 
-        The one place for the scale of gradients (design 3.1): DDP averages dense gradients over the ranks, so
-        the share is multiplied by W; row gradients arrive as sums over the ranks, so they are divided by W.
-        """
-        num_ranks = self.world.size
-        self.accelerator.backward(loss_share * num_ranks)
-        return lookup.gradients(1.0 / num_ranks)
+    # The two places for the scale of gradients (design 3.1). The loss is the sum of the ranks' shares: DDP averages
+    # dense gradients over the ranks, so a share is multiplied by W; row gradients arrive as sums, so they are
+    # divided by W.
 
-    def step(self) -> None:
+    def backward(self, loss_share: Tensor) -> None:
+        """Adds the gradients of this rank's share of the global loss; collective in the last part of a batch."""
+        self.accelerator.backward(loss_share * self.world.size)
+
+    def row_gradients(self, lookup: Lookup) -> list[RowGradients]:
+        """Gradients of the global loss for the rows looked up; collective."""
+        return lookup.gradients(1.0 / self.world.size)
+
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def step(self, learning_rate: float, verdict: Verdict) -> None:
+        """Adam's step, unless the verdict has it skipped."""
+        adam = self.optimizer.optimizer
+        for group in adam.param_groups:
+            group["lr"] = learning_rate
+        # What torch's GradScaler sets: the divisor of the gradients, and 1.0 where nothing may change.
+        adam.grad_scale = None if verdict.factor is None else verdict.factor.reciprocal()
+        adam.found_inf = (~verdict.ok).float()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -1,139 +1,226 @@
-"""Row-sharded tables: each rank owns a contiguous block of rows; a step moves only the distinct rows it needs.
+"""Embedding tables over W ranks: a step moves each distinct row that a rank needs once, and its gradient back once.
 
-W ranks, T tables. One exchange of counts, one of ids and one of rows serve all tables and all their uses; the
-backward sends one gradient per distinct row back. Every rank takes part in each, with nothing if need be.
+One look-up serves all tables and all their uses. Its phases, each with at most one exchange of data:
+
+plan       ids -> which distinct rows are wanted of whom; may run ahead (prefetch.py)
+fetch      the owners send the rows; every use gets its copy, a leaf of autograd
+gradients  after the backward pass, summed per distinct row, sent to the owners and summed there
+
+n uses on this rank, u distinct rows among them, m rows that ranks want of this one.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from eupmim_dist.data.blocks import block_range
-from eupmim_dist.models.interface import TableSpec
-from eupmim_dist.parallel.tables import (
-    RowGradients,
-    Shard,
-    check_range,
-    create_shard,
-    distinct,
-    merge,
-    spread,
-)
+from eupmim_dist.config.schema import TablesConfig
+from eupmim_dist.models.interface import Rows, TableSpec
+from eupmim_dist.parallel.exchange import Exchange, Traffic
+from eupmim_dist.parallel.kernels import merge_rows
+from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
+from eupmim_dist.parallel.plan import GroupPlan, Ids, Plan, make_plan, without
 from eupmim_dist.parallel.world import World
 
-BAD_IDS = -1
-"""Sent instead of a count by a rank with ids outside a table, so that all ranks raise and none waits."""
+FLOAT16_GRADIENT_SCALE = 4096.0
+"""Gradients of a mean over a batch are small: sent as float16 they are multiplied by this, to reach 1.5e-11 to 16."""
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """Gradients of the touched rows of one group, summed over every use of a row on every rank."""
+
+    rows: Tensor  # int64 [k], distinct rows of the group's tensor, on its device
+    values: Tensor  # float32 [k, dim], on the ranks' device
+
+
+@dataclass(frozen=True)
+class Load:
+    """One rank's part in a table."""
+
+    rows: int
+    requests: int
+    """Rows that ranks, itself included, have fetched from it: distinct ones per rank and step."""
 
 
 class ShardedTables:
-    """Tables cut into ceil blocks of rows over the ranks, created as shards."""
+    """All tables of a model. `shards` are this rank's rows of each, `groups` the tensors that hold them."""
 
-    def __init__(self, specs: Sequence[TableSpec], seed: int, world: World) -> None:
+    def __init__(self, specs: Sequence[TableSpec], seed: int, world: World, config: TablesConfig) -> None:
+        """Creates this rank's rows; collective.
+
+        Raises ValueError, on every rank, if two tables have one name, if the ranks disagree on the tables, the seed
+        or the configuration, or if the process group has another size than a `world` of several ranks.
+        """
         self.world = world
-        self.shards = {
-            spec.name: create_shard(spec, *block_range(spec.rows, world.rank, world.size), seed, world.device)
-            for spec in specs
+        self.traffic = Traffic()
+        _check_agreement(specs, seed, config, world)
+        self.groups = build_groups(specs, config, seed, world)
+        self.shards: dict[str, Shard] = {
+            name: group.shard(name, world) for group in self.groups for name in group.members
         }
+        self.row_format = getattr(torch, config.row_format)
+        self.gradient_format = getattr(torch, config.gradient_format)
+        self.requests = dict.fromkeys(self.shards, 0)
+        self.exchange = Exchange(world, self.traffic)
 
-    def lookup(self, ids: dict[str, Tensor]) -> "ShardedLookup":
-        return ShardedLookup(self.shards, ids, self.world)
+    def plan(self, parts: Sequence[Ids], group: dist.ProcessGroup | None = None) -> Plan:
+        """Plans the look-up of int64 ids of any shape, one dict per part of the batch; collective.
 
+        `group` is a process group for CPU tensors: its own one in a thread that runs beside the training.
+        Raises, on every rank, what `make_plan` raises.
+        """
+        exchange = Exchange(self.world, self.traffic, group)
+        plan = make_plan(self.groups, parts, exchange)
+        if self.world.device.type == "cuda":
+            return replace(plan, groups=[part.pinned() for part in plan.groups])
+        return plan
 
-class ShardedLookup:
-    def __init__(self, shards: dict[str, Shard], ids: dict[str, Tensor], world: World) -> None:
-        self.world = world
-        self._shards = [shards[name] for name in ids]
-        self._dims = [shard.spec.dim for shard in self._shards]
-        plans = [distinct(table_ids) for table_ids in ids.values()]
-        self._inverses = [inverse for _, inverse in plans]
-        unique = [ascending for ascending, _ in plans]
+    def fetch(self, plan: Plan) -> "Lookup":
+        """The rows of a plan; collective."""
+        for name, count in plan.requests.items():
+            self.requests[name] += count
+        return Lookup(self, plan)
 
-        self._sent, self._received = self._exchange_counts(unique)
-        wanted = _exchange(_by_rank(unique, self._sent), self._sent, self._received, [1] * len(unique))
-        # Positions in the shards of the rows that each rank wants, per table, rank after rank.
-        self._wanted = [
-            torch.cat(parts) - shard.start
-            for parts, shard in zip(_by_table(wanted, self._received, [1] * len(unique)), self._shards, strict=True)
-        ]
-        answers = [shard.weight[rows] for shard, rows in zip(self._shards, self._wanted, strict=True)]
-        flat = _exchange(_by_rank(answers, self._received), self._received, self._sent, self._dims)
-        # A table's ids ascend and its owners hold ascending blocks: rank after rank is the order of `unique`.
-        self.rows = {
-            name: spread(torch.cat(parts).view(-1, dim), inverse, ids[name].shape)
-            for name, parts, inverse, dim in zip(
-                ids, _by_table(flat, self._sent, self._dims), self._inverses, self._dims, strict=True
-            )
+    def load(self) -> dict[str, list[Load]]:
+        """What each rank holds of each sharded table and has been asked for so far, by rank; collective."""
+        mine = {
+            name: Load(len(shard.weight), self.requests[name])
+            for name, shard in self.shards.items()
+            if not shard.replicated
         }
+        everywhere: list[dict[str, Load]] = [mine] * self.world.size
+        if self.world.size > 1:
+            dist.all_gather_object(everywhere, mine)
+        return {name: [of_rank[name] for of_rank in everywhere] for name in mine}
 
-    def gradients(self, scale: float) -> dict[str, RowGradients]:
-        summed = [
-            merge(rows.grad, inverse, sum(counts), dim, shard.weight)
-            for rows, inverse, counts, dim, shard in zip(
-                self.rows.values(),
-                self._inverses,
-                zip(*self._sent, strict=True),
-                self._dims,
-                self._shards,
-                strict=True,
-            )
+    def lookup(self, ids: Ids) -> "Lookup":
+        """Plans and fetches a single part; collective."""
+        return self.fetch(self.plan([ids]))
+
+
+class Lookup:
+    """The rows of one step: `rows[part][table]` has the shape of the ids plus the table's width.
+
+    They are leaves of autograd, and zero where the id is NO_ROW. After `backward` of a loss of each part,
+    `gradients` brings their gradients to the owners.
+    """
+
+    def __init__(self, tables: ShardedTables, plan: Plan) -> None:
+        self._tables, self._plan = tables, plan
+        self._device = tables.world.device
+        self.rows: list[Rows] = [{} for _ in range(plan.num_parts)]
+        for part, found in zip(plan.groups, self._fetch(), strict=True):
+            sizes = [shape.numel() for _, _, shape in part.uses]
+            inverse = part.inverse.to(self._device, non_blocking=True).split(sizes)
+            for (number, name, shape), positions in zip(part.uses, inverse, strict=True):
+                rows = found.index_select(0, positions)
+                self.rows[number][name] = rows.view(*shape, found.shape[1]).requires_grad_()
+
+    def gradients(self, scale: float) -> list[RowGradients]:
+        """Gradients by group times `scale`; collective. Frees the rows: a look-up has one backward pass."""
+        plan, tables, rank = self._plan, self._tables, self._tables.world.rank
+        values = [self._summed(part, group.dim, scale) for part, group in zip(plan.groups, tables.groups, strict=True)]
+        outgoing, incoming = [], []
+        for number in plan.sharded:
+            part, here = plan.groups[number], values[number]
+            outgoing.append((here, part.sent))
+            gathered = here.new_empty(len(part.asked) + len(part.own), here.shape[1])
+            gathered[len(part.asked) :] = here.split(part.sent)[rank]
+            incoming.append((gathered[: len(part.asked)], without(part.received, rank)))
+            values[number] = gathered
+        wire_scale = FLOAT16_GRADIENT_SCALE if tables.gradient_format == torch.float16 else 1.0
+        self._swap("gradients", tables.gradient_format, outgoing, incoming, wire_scale)
+        return [
+            RowGradients(part.rows.to(group.weight.device, non_blocking=True), self._merged(part, here))
+            for part, group, here in zip(plan.groups, tables.groups, values, strict=True)
         ]
-        flat = _exchange(_by_rank(summed, self._sent), self._sent, self._received, self._dims)
-        gradients = {}
-        for shard, rows, parts, dim in zip(
-            self._shards, self._wanted, _by_table(flat, self._received, self._dims), self._dims, strict=True
-        ):
-            owned, inverse = torch.unique(rows, return_inverse=True)
-            values = merge(torch.cat(parts), inverse, len(owned), dim, shard.weight)
-            gradients[shard.spec.name] = RowGradients(owned, values * scale)
-        return gradients
 
-    def _exchange_counts(self, unique: list[Tensor]) -> tuple[list[list[int]], list[list[int]]]:
-        """How many rows of each table this rank wants of each rank, and each rank wants of this: [W][T] both."""
-        size, device = self.world.size, self.world.device
-        counts = torch.empty(size, len(unique), dtype=torch.int64, device=device)
-        problem: IndexError | None = None
-        for table, (shard, ids) in enumerate(zip(self._shards, unique, strict=True)):
-            starts = [block_range(shard.spec.rows, rank, size)[0] for rank in range(size)]
-            edges = torch.searchsorted(ids, torch.tensor([*starts, shard.spec.rows], device=device))
-            counts[:, table] = edges.diff()
-            try:
-                check_range(shard.spec, ids)
-            except IndexError as error:
-                problem = error
-        if problem is not None:
-            counts.fill_(BAD_IDS)
-        received = torch.empty_like(counts)
-        dist.all_to_all_single(received, counts)
-        sent_counts, received_counts = torch.stack([counts, received]).tolist()  # the host waits for the sizes
-        if problem is not None:
-            raise problem
-        bad = [rank for rank, row in enumerate(received_counts) if BAD_IDS in row]
-        if bad:
-            raise IndexError(f"rank {bad[0]} asked for an id outside its table; its own error names it")
-        return sent_counts, received_counts
+    def _fetch(self) -> list[Tensor]:
+        """Distinct rows of each group and a row of zeros, [u + 1, dim]."""
+        plan, tables, rank = self._plan, self._tables, self._tables.world.rank
+        groups = list(zip(plan.groups, tables.groups, strict=True))
+        found = [torch.empty(sum(part.sent) + 1, group.dim, device=self._device) for part, group in groups]
+        outgoing, incoming = [], []
+        for number in plan.sharded:
+            part, group = groups[number]
+            answer = torch.empty(len(part.asked), group.dim, device=self._device)
+            _gather(group, part.asked, answer)
+            outgoing.append((answer, without(part.received, rank)))
+            incoming.append((found[number][:-1], part.sent))
+        self._swap("rows", tables.row_format, outgoing, incoming)
+        for (part, group), rows in zip(groups, found, strict=True):
+            start = sum(part.sent[:rank])
+            _gather(group, part.own, rows[start : start + len(part.own)])
+            rows[-1] = 0.0
+        return found
+
+    def _swap(
+        self,
+        kind: str,
+        wire: torch.dtype,
+        outgoing: list[tuple[Tensor, list[int]]],
+        incoming: list[tuple[Tensor, list[int]]],
+        scale: float = 1.0,
+    ) -> None:
+        """Sends rows, counted by rank, to the other ranks as `wire` times `scale`, and receives theirs."""
+        send = [(rows if scale == 1 else rows * scale).to(wire).split(counts) for rows, counts in outgoing]
+        received = [into if into.dtype == wire else torch.empty_like(into, dtype=wire) for into, _ in incoming]
+        parts = [rows.split(counts) for rows, (_, counts) in zip(received, incoming, strict=True)]
+        self._tables.exchange.ragged_parts(kind, send, parts)
+        for rows, (into, _) in zip(received, incoming, strict=True):
+            if rows is not into:
+                into.copy_(rows)
+            if scale != 1:
+                into.div_(scale)
+
+    def _summed(self, part: GroupPlan, dim: int, scale: float) -> Tensor:
+        """The gradients of the uses, summed per distinct row and scaled, [u, dim]."""
+        found = [self.rows[number].pop(name) for number, name, _ in part.uses]
+        gradients = [(torch.zeros_like(rows) if rows.grad is None else rows.grad).reshape(-1, dim) for rows in found]
+        merge = part.merge.to(self._device)
+        if not gradients:
+            gradients = [torch.zeros(0, dim, device=self._device)]
+        uses = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+        summed = merge_rows(uses, merge.order, merge.starts)
+        return summed if scale == 1 else summed.mul_(scale)
+
+    def _merged(self, part: GroupPlan, values: Tensor) -> Tensor:
+        """The gradients of all ranks, summed per row of `part.rows`."""
+        if part.owner_merge is not None:
+            merge = part.owner_merge.to(self._device)
+            return merge_rows(values, merge.order, merge.starts)
+        if part.in_union is not None:
+            summed = values.new_zeros(len(part.rows), values.shape[1])
+            summed.index_copy_(0, part.in_union.to(self._device, non_blocking=True), values)
+            self._tables.exchange.all_reduce("replicated", summed)
+            return summed
+        return values
 
 
-def _by_rank(per_table: list[Tensor], counts: list[list[int]]) -> Tensor:
-    """[rows of rank 0, 1, ...] of each table -> one flat tensor, rank by rank and table by table within."""
-    pieces = [tensor.split(list(column)) for tensor, column in zip(per_table, zip(*counts, strict=True), strict=True)]
-    return torch.cat([pieces[table][rank].reshape(-1) for rank in range(len(counts)) for table in range(len(pieces))])
+def _gather(group: TableGroup, wanted: Tensor, into: Tensor) -> None:
+    """Copies the wanted rows of this rank's tensor; from the host's memory to the device if it lies there."""
+    if group.weight.device == into.device:
+        torch.index_select(group.weight, 0, wanted.to(into.device, non_blocking=True), out=into)
+        return
+    pinned = torch.empty(into.shape, pin_memory=True)
+    torch.index_select(group.weight, 0, wanted, out=pinned)
+    into.copy_(pinned, non_blocking=True)
 
 
-def _by_table(flat: Tensor, counts: list[list[int]], dims: list[int]) -> list[list[Tensor]]:
-    """The reverse: for each table its flat pieces, rank by rank."""
-    sizes = [count * dim for row in counts for count, dim in zip(row, dims, strict=True)]
-    pieces = flat.split(sizes)
-    return [list(pieces[table :: len(dims)]) for table in range(len(dims))]
-
-
-def _exchange(send: Tensor, sent: list[list[int]], received: list[list[int]], dims: list[int]) -> Tensor:
-    """all_to_all of a flat tensor; `sent` and `received` count rows [W][T], `dims` is the width of a row."""
-    send_sizes, receive_sizes = (
-        [sum(count * dim for count, dim in zip(row, dims, strict=True)) for row in counts]
-        for counts in (sent, received)
-    )
-    out = send.new_empty(sum(receive_sizes))
-    dist.all_to_all_single(out, send, receive_sizes, send_sizes)
-    return out
+def _check_agreement(specs: Sequence[TableSpec], seed: int, config: TablesConfig, world: World) -> None:
+    names = [spec.name for spec in specs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two tables are called {min(twice)}")
+    if world.size == 1:
+        return
+    if dist.get_world_size() != world.size:
+        raise ValueError(f"the process group has {dist.get_world_size()} ranks, the world {world.size}")
+    described = [(spec.name, spec.rows, spec.dim) for spec in specs], seed, config.model_dump_json()
+    everywhere: list = [None] * world.size
+    dist.all_gather_object(everywhere, described)
+    for rank, other in enumerate(everywhere):
+        if other != everywhere[0]:
+            raise ValueError(f"rank {rank} has other tables or settings than rank 0: {other} and {everywhere[0]}")

@@ -6,32 +6,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from eupmim_dist.errors import UserError
+from eupmim_dist.optim.schedule import rate_factor
+from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import TrainProgress
 from eupmim_dist.telemetry.throughput import Throughput
-from eupmim_dist.train.state import Run
+from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import l2_term
 
 
 class Hook(Protocol):
-    def after_step(self, run: Run, parts: dict[str, Tensor]) -> None:
-        """`parts` are this rank's shares of the step's loss, on the device; `run.progress.step` steps are done."""
+    def after_step(self, run: Run, outcome: Outcome) -> None:
+        """`run.progress.step` steps are done; reading the outcome on the host waits for the device."""
 
     def at_end(self, run: Run) -> None:
         """Training has ended, by its steps or early."""
 
 
 class LogHook:
-    """Loss, its parts and samples/s every `train.log_every` steps, the mean over the window and the ranks."""
+    """Loss, its parts, gradient norm and samples/s every `train.log_every` steps.
+
+    Means over the steps of the window that were not skipped, and over the ranks.
+    """
 
     def __init__(self, writer: MetricsWriter, progress: TrainProgress, throughput: Throughput) -> None:
         self.writer, self.progress, self.throughput = writer, progress, throughput
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
 
-    def after_step(self, run: Run, parts: dict[str, Tensor]) -> None:
-        for name, part in parts.items():
-            self._sums[name] = self._sums[name] + part if name in self._sums else part.clone()
+    def after_step(self, run: Run, outcome: Outcome) -> None:
+        verdict = outcome.verdict
+        for name, value in {"used": torch.ones_like(verdict.norm), "norm": verdict.norm, **outcome.shares}.items():
+            value = torch.where(verdict.ok, value, 0.0)  # a skipped step tells nothing of the others
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         self.throughput.add(run.config.train.global_batch_size)
         if run.progress.step % run.config.train.log_every == 0:
@@ -42,23 +50,39 @@ class LogHook:
             self._log(run)
 
     def _log(self, run: Run) -> None:
+        step, sums, num_steps = run.progress.step, self._sums, self._steps
+        self._sums, self._steps = {}, 0
+        used, norm = int(sums.pop("used")), float(sums.pop("norm"))  # alike on every rank
         dense_l2, tables_l2 = l2_term(run)
-        shares = torch.stack([*(total / self._steps for total in self._sums.values()), tables_l2])
+        shares = torch.stack([*(total / max(used, 1) for total in sums.values()), tables_l2])
         if run.world.size > 1:
             dist.all_reduce(shares)
         shares[-1] += dense_l2
-        values = dict(zip([*self._sums, "l2"], shares.tolist(), strict=True))
+        values = dict(zip([*sums, "l2"], shares.tolist(), strict=True))
         loss, rate = sum(values.values()), self.throughput.rate()
-        step = run.progress.step
         self.writer.log(
             step,
             {
                 "loss": loss,
                 **{f"loss/{name}": value for name, value in values.items()},
+                "gradient_norm": norm / max(used, 1),
+                "skipped_steps": num_steps - used,
+                "learning_rate": run.config.train.learning_rate * rate_factor(run.config.train, step - 1),
                 "samples_per_second": rate,
             },
         )
+        if used < num_steps:
+            self._report_skipped(run, num_steps, num_steps - used)
         value = run.progress.best_value
         best = None if value is None else (f"valid {run.config.evaluation.metric}", value)
         self.progress.update(step, loss, rate, best)
-        self._sums, self._steps = {}, 0
+
+    def _report_skipped(self, run: Run, num_steps: int, skipped: int) -> None:
+        step = run.progress.step
+        if skipped == num_steps >= run.config.train.log_every:  # not the rest of a window, after a resume or at the end
+            raise UserError(
+                f"step {step}: the gradients of the last {num_steps} steps were not finite, so all were skipped; "
+                "lower train.learning_rate, set train.clip_norm, or go on from an earlier checkpoint"
+            )
+        log = get_logger(run.world.rank)
+        log.warning(f"step {step}: {skipped} of {num_steps} steps skipped: their gradients were not finite")

@@ -1,22 +1,25 @@
 """The training loop: steps until the last one or until a hook says stop."""
 
 from collections.abc import Sequence
+from functools import partial
 
+from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.train.hooks import Hook
 from eupmim_dist.train.state import Run
-from eupmim_dist.train.step import train_step
+from eupmim_dist.train.step import prepare_step, train_step
 
 
 def train(run: Run, hooks: Sequence[Hook]) -> None:
     """Trains from `run.progress.step` on. Every rank makes the same number of steps (design 3.6)."""
-    progress = run.progress
+    progress, settings = run.progress, run.config.train
     first = progress.step
     run.dense.module.train()
-    while progress.step < run.config.train.max_steps and not progress.stopped:
-        parts = train_step(run, progress.step)
-        progress.step += 1
-        for hook in hooks:
-            hook.after_step(run, parts)
+    with Prefetcher(partial(prepare_step, run), run.world, settings.max_steps - 1, settings.prefetch) as batches:
+        while progress.step < settings.max_steps and not progress.stopped:
+            outcome = train_step(run, progress.step, batches.take(progress.step))
+            progress.step += 1
+            for hook in hooks:
+                hook.after_step(run, outcome)
     if progress.step > first:  # going on with a finished run changes nothing
         for hook in hooks:
             hook.at_end(run)

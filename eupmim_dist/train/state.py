@@ -3,13 +3,16 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.sampler import TrainingSampler
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.models.interface import Recommender
 from eupmim_dist.optim.tables import TableOptimizer
 from eupmim_dist.parallel.dense import Dense
-from eupmim_dist.parallel.tables import Tables
+from eupmim_dist.parallel.sharded import ShardedTables
+from eupmim_dist.parallel.verdict import Verdict
 from eupmim_dist.parallel.world import World
 
 
@@ -19,6 +22,8 @@ class Progress:
 
     step: int = 0
     """Steps done."""
+    num_updates: int = 0
+    """Those among them that were not skipped for their gradients, as of the last checkpoint."""
     best_value: float | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
@@ -37,7 +42,7 @@ class Assembled:
     world: World
     store: InteractionStore
     model: Recommender
-    tables: Tables
+    tables: ShardedTables
 
 
 @dataclass
@@ -48,3 +53,12 @@ class Run(Assembled):
     dense: Dense
     table_optimizer: TableOptimizer
     progress: Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step gave, on the device."""
+
+    shares: dict[str, Tensor]
+    """This rank's share of each part of the loss, detached."""
+    verdict: Verdict

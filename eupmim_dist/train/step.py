@@ -1,23 +1,54 @@
-"""One training step: sample, look up, forward, backward, update. Only the look-up waits for the device."""
+"""One training step: fetch the rows of a prepared batch, forward, backward, update. It never waits for a GPU."""
+
+from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from eupmim_dist.data.batch import Batch
+from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.counter import stream_key
-from eupmim_dist.train.state import Run
+from eupmim_dist.optim.schedule import rate_factor
+from eupmim_dist.parallel.plan import Plan
+from eupmim_dist.parallel.verdict import judge
+from eupmim_dist.train.state import Outcome, Run
 
 
-def train_step(run: Run, step: int) -> dict[str, Tensor]:
-    """Trains on the global batch of `step` (from 0); this rank's share of each part of the loss, detached."""
+@dataclass(frozen=True)
+class Prepared:
+    """What a step needs and can be had before it: this rank's samples, in parts, and the plan of their look-up."""
+
+    parts: list[Batch]
+    plan: Plan
+
+
+def prepare_step(run: Run, step: int, group: dist.ProcessGroup | None = None) -> Prepared:
+    """Samples the batch of `step` (from 0) and plans its look-up, over `group`; collective."""
+    batch = run.sampler.sample(step)
+    num_parts = run.config.train.accumulation
+    parts = [batch.part(*block_range(len(batch.user), part, num_parts)) for part in range(num_parts)]
+    return Prepared(parts, run.tables.plan([run.model.ids(part) for part in parts], group))
+
+
+def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
+    """Trains on the global batch of `step`."""
     # Dropout is a function of (seed, step, rank), so resuming needs no generator state.
     torch.manual_seed(stream_key(run.config.seed, "dropout", step, run.world.rank))
-    batch = run.sampler.sample(step).to(run.world.device)
-    lookup = run.tables.lookup(run.model.ids(batch))
-    parts: dict[str, Tensor] = run.dense.module(lookup.rows, batch)
-    gradients = run.dense.backward(torch.stack(list(parts.values())).sum(), lookup)
-    run.dense.step()
-    run.table_optimizer.step(gradients)
-    return {name: part.detach() for name, part in parts.items()}
+    lookup = run.tables.fetch(prepared.plan)
+    shares: dict[str, Tensor] = {}
+    for number, (batch, rows) in enumerate(zip(prepared.parts, lookup.rows, strict=True)):
+        with run.dense.part(last=number == len(prepared.parts) - 1):
+            found: dict[str, Tensor] = run.dense.module(rows, batch.to(run.world.device))
+            run.dense.backward(torch.stack(list(found.values())).sum())
+        for name, share in found.items():
+            shares[name] = shares[name] + share.detach() if name in shares else share.detach()
+    gradients = run.dense.row_gradients(lookup)
+    verdict = judge(run.dense.gradients(), gradients, run.tables, run.config.train.clip_norm, run.world)
+    factor = rate_factor(run.config.train, step)
+    run.dense.step(factor * run.config.train.learning_rate, verdict)
+    run.table_optimizer.step(gradients, verdict, factor)
+    return Outcome(shares, verdict)
 
 
 @torch.no_grad()
@@ -27,6 +58,9 @@ def l2_term(run: Run) -> tuple[Tensor, Tensor]:
     The optimizers add its gradient (weight decay as Adam's L2); its value is only needed for the log.
     """
     factor = 0.5 * run.config.train.l2
-    dense = torch.stack([p.square().sum() for p in run.model.parameters()]).sum()
-    tables = torch.stack([shard.weight.square().sum() for shard in run.tables.shards.values()]).sum()
-    return factor * dense, factor * tables
+    common = torch.stack([p.square().sum() for p in run.model.parameters()]).sum()
+    own = torch.zeros_like(common)
+    for group in run.tables.groups:
+        total = common if group.replicated else own
+        total += torch.linalg.vector_norm(group.weight).square().to(total.device)
+    return factor * common, factor * own

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -18,6 +19,70 @@ from torch.distributed import TCPStore
 # imports and does nothing else, so there are no threads to lose in the fork.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pytest", "torch", "accelerate", "eupmim_dist.assemble"])
+
+
+class Ranks:
+    """`world_size` ranks that run one function after another, until the `with` block ends or a call fails.
+
+    They start with the first call; after a failed one, which ends them, new ones start with the next.
+    """
+
+    def __init__(self, world_size: int, collective_timeout: int = 60) -> None:
+        self.world_size, self.collective_timeout = world_size, collective_timeout
+        self._pipes: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        self._store: TCPStore | None = None
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def run(self, fn: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
+        """As `run_ranks`."""
+        if not self._processes:
+            self._start()
+        work = pickle.dumps((fn, args))  # plainly: multiprocessing would put tensors into memory the ranks share
+        try:
+            for pipe in self._pipes:
+                with suppress(BrokenPipeError):  # a rank that has died is found when its result is collected
+                    pipe.send_bytes(work)
+            return _collect(self._pipes, timeout)
+        except BaseException:
+            self._end()
+            raise
+
+    def _start(self) -> None:
+        # Held by this process, as by torchrun's agent: no port to race for, and no rank's exit takes the store
+        # away.
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        for rank in range(self.world_size):
+            env = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.world_size),
+                "LOCAL_WORLD_SIZE": str(self.world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(self._store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
+                "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+                "OMP_NUM_THREADS": "1",
+                "EUPMIM_TIMEOUT_SECONDS": str(self.collective_timeout),
+            }
+            ours, theirs = _context.Pipe()
+            process = _context.Process(target=_rank, args=(theirs, env), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._pipes, self._processes, self._store = [], [], None
 
 
 def run_ranks(
@@ -37,55 +102,30 @@ def run_ranks(
         AssertionError: with the traceback of every rank that raised, or naming the ranks that died or were
             still running after `timeout` seconds; no process survives.
     """
-    # Held by this process, as by torchrun's agent: no port to race for, and no rank's exit takes the store
-    # away.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    work = pickle.dumps((fn, args))  # plainly: multiprocessing would put tensors into memory the ranks share
-    pipes: list[Connection] = []
-    processes = []
-    for rank in range(world_size):
-        env = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": "0",
-            "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
-            "OMP_NUM_THREADS": "1",
-            "EUPMIM_TIMEOUT_SECONDS": str(collective_timeout or max(1, round(timeout))),
-        }
-        ours, theirs = _context.Pipe()
-        process = _context.Process(target=_rank, args=(theirs, env, work), daemon=True)
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
-    try:
-        return _collect(pipes, timeout)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    with Ranks(world_size, collective_timeout or max(1, round(timeout))) as ranks:
+        return ranks.run(fn, *args, timeout=timeout)
 
 
-def _rank(pipe: Connection, env: dict[str, str], work: bytes) -> None:
+def _rank(pipe: Connection, env: dict[str, str]) -> None:
     os.environ.update(env)
     torch.set_num_threads(1)
     from eupmim_dist.parallel.world import init_world
 
     try:
-        fn, args = pickle.loads(work)
         init_world(cpu=True)
-        pipe.send_bytes(pickle.dumps((True, fn(*args))))
+        # Until killed or the test process is gone: an early exit would break slower ranks' connections.
+        while (work := _received(pipe)) is not None:
+            fn, args = pickle.loads(work)
+            pipe.send_bytes(pickle.dumps((True, fn(*args))))
     except BaseException:
         pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
-        return
-    # Stay until killed or the test process is gone: an early exit would break slower ranks' connections.
-    with suppress(EOFError):
-        pipe.recv_bytes()
+
+
+def _received(pipe: Connection) -> bytes | None:
+    try:
+        return pipe.recv_bytes()
+    except EOFError:
+        return None
 
 
 def _collect(pipes: list[Connection], timeout: float) -> list[Any]:

@@ -43,9 +43,13 @@ def test_integers_are_uniform() -> None:
 
 def test_normal_rows_depend_on_the_row_alone() -> None:
     key = stream_key(5, "table", "item")
-    whole = random_normal(key, 0, 1000, 7)
-    assert torch.equal(random_normal(key, 300, 20, 7), whole[300:320])
+    whole = random_normal(key, torch.arange(1000), 7)
+    assert whole.shape == (1000, 7)
+    assert torch.equal(random_normal(key, torch.arange(300, 320), 7), whole[300:320])
+    some = torch.tensor([999, 0, 17, 17])
+    assert torch.equal(random_normal(key, some, 7), whole[some])
+    assert random_normal(key, torch.arange(0), 7).shape == (0, 7)
     assert abs(whole.mean().item()) < 0.05
     assert abs(whole.std().item() - 1) < 0.05
-    wide = random_normal(key, 0, 4000, 8).flatten()
+    wide = random_normal(key, torch.arange(4000), 8).flatten()
     assert abs((wide**4).mean().item() - 3.0) < 0.3  # a normal's kurtosis

@@ -23,17 +23,18 @@ class Cooccurrence(Scorer):
 
     def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
         self.rows = store.num_item_rows
-        self.first_row, self.last_row = block_range(self.rows, world.rank, world.size)
+        first, last = block_range(self.rows, world.rank, world.size)
+        self.item_ids = torch.arange(first, last, device=world.device)
         user, items = training_interactions(store)
         keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for distance in range(1, WINDOW + 1):
             together = user[:-distance] == user[distance:]
             earlier, later = items[:-distance][together], items[distance:][together]
-            mine = (later >= self.first_row) & (later < self.last_row)
+            mine = (later >= first) & (later < last)
             keys, counts = _add(keys, counts, earlier[mine] * self.rows + later[mine])
         starts = np.searchsorted(keys, np.arange(self.rows + 1) * self.rows)
         self.starts = torch.from_numpy(starts).to(world.device)  # of each item's neighbours
-        self.neighbours = torch.from_numpy(keys % self.rows).to(world.device)
+        self.neighbours = torch.from_numpy(keys % self.rows - first).to(world.device)  # positions
         self.counts = torch.from_numpy(counts).double().to(world.device)
 
     def query(self, users: HeldOut) -> Tensor:

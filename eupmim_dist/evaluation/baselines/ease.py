@@ -42,14 +42,15 @@ class EASE(Scorer):
         inverse = torch.linalg.inv(gram)
         weights = inverse / -inverse.diagonal()
         weights.fill_diagonal_(0.0)
-        self.first_row, self.last_row = block_range(rows, world.rank, world.size)
-        self.weights = weights[:, self.first_row : self.last_row].clone().to(world.device)  # float64
+        first, last = block_range(rows, world.rank, world.size)
+        self.item_ids = torch.arange(first, last, device=world.device)
+        self.weights = weights[:, first:last].clone().to(world.device)  # float64
 
     def query(self, users: HeldOut) -> Tensor:
         return users.batch.history.to(self.weights.device)
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
-        columns = self.weights[:, start - self.first_row : stop - self.first_row]
+        columns = self.weights[:, start:stop]
         took = query.new_zeros(len(query), len(columns), dtype=columns.dtype)
         took.scatter_(1, query.clamp(min=0), 1.0)
         took[:, 0] = 0.0  # where padding went

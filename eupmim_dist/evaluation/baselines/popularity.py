@@ -16,13 +16,14 @@ class Popularity(Scorer):
     def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
         _, items = training_interactions(store)
         counts = np.bincount(items, minlength=store.num_item_rows)
-        self.first_row, self.last_row = block_range(store.num_item_rows, world.rank, world.size)
+        first, last = block_range(store.num_item_rows, world.rank, world.size)
+        self.item_ids = torch.arange(first, last, device=world.device)
         self.device = world.device
         # float64 counts every interaction exactly
-        self.counts = torch.from_numpy(counts[self.first_row : self.last_row]).double().to(world.device)
+        self.counts = torch.from_numpy(counts[first:last]).double().to(world.device)
 
     def query(self, users: HeldOut) -> Tensor:
         return torch.zeros(len(users.batch.user), 1, device=self.device)
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
-        return self.counts[start - self.first_row : stop - self.first_row].repeat(len(query), 1, 1)
+        return self.counts[start:stop].repeat(len(query), 1, 1)
