@@ -233,7 +233,7 @@ def _run_round(one: Measured, ids: list[Tensor], world: World) -> None:
     system = one.system
     prepared = [system.prepare(each) for each in ids]
     if isinstance(system, Ours):
-        system.tables.traffic.reset()
+        system.tables.traffic.clear()
     seconds, phases = [], []
     gc.collect()
     if world.size > 1:

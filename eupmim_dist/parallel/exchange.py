@@ -27,16 +27,14 @@ class Traffic(dict[str, Cost]):
     """Costs by kind of exchange: counts, ids, rows, gradients, replicated."""
 
     @contextmanager
-    def measured(self, kind: str, num_bytes: int) -> Iterator[None]:
+    def measured(self, kind: str, num_bytes: int | None) -> Iterator[None]:
+        """Around an exchange. The second half of one in two halves sends nothing and is no further call."""
         cost = self.setdefault(kind, Cost())
         started = time.perf_counter()
         yield
         cost.seconds += time.perf_counter() - started
-        cost.calls += 1
-        cost.bytes += num_bytes
-
-    def reset(self) -> None:
-        self.clear()
+        cost.calls += num_bytes is not None
+        cost.bytes += num_bytes or 0
 
 
 class Exchange:
@@ -53,11 +51,15 @@ class Exchange:
             dist.all_to_all_single(answer, message, group=self.group)
         return answer
 
-    def ragged_parts(self, kind: str, send: Sequence[Sequence[Tensor]], receive: Sequence[Sequence[Tensor]]) -> None:
-        """For each of several lists: `send[i][r]` goes to rank r, `receive[i][r]` is filled by it.
+    @contextmanager
+    def ragged_parts(
+        self, kind: str, send: Sequence[Sequence[Tensor]], receive: Sequence[Sequence[Tensor]]
+    ) -> Iterator[None]:
+        """For each of several lists: `send[i][r]` goes to rank r, `receive[i][r]` has been filled by it at the end.
 
-        All-to-all by point-to-point operations (one grouped call under NCCL), so that neither side packs, unpacks
-        or copies anything. What is empty is not sent, nor what a rank would send to itself.
+        The body of the `with` runs meanwhile. All-to-all by point-to-point operations (one grouped call under
+        NCCL), so that neither side packs, unpacks or copies anything. What is empty is not sent, nor what a rank
+        would send to itself.
         """
         peers = [rank for rank in range(self.world.size) if rank != self.world.rank]
         operations = [
@@ -69,7 +71,10 @@ class Exchange:
         ]
         size = sum(parts[peer].nbytes for parts in send for peer in peers)
         with self.traffic.measured(kind, size):
-            for work in dist.batch_isend_irecv(operations) if operations else []:
+            under_way = dist.batch_isend_irecv(operations) if operations else []
+        yield
+        with self.traffic.measured(kind, None):
+            for work in under_way:
                 work.wait()
 
     def all_reduce(self, kind: str, tensor: Tensor) -> None:

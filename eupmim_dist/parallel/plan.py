@@ -181,7 +181,8 @@ def _plan_with_others(
     wanted = [part.split(count.tolist()) for part, count in zip(positions, sent, strict=True)]
     asked = [torch.from_numpy(np.empty(count.sum() - count[world.rank], dtype)) for count in received]
     receive = [part.split(without(count.tolist(), world.rank)) for part, count in zip(asked, received, strict=True)]
-    exchange.ragged_parts("ids", wanted, receive)
+    with exchange.ragged_parts("ids", wanted, receive):
+        pass
     for n, *counts, of_ranks, others in zip(sharded, sent, received, wanted, asked, strict=True):
         own, others = of_ranks[world.rank].long(), others.long()
         owner = distinct(torch.cat([others, own]).numpy(), groups[n].stride)

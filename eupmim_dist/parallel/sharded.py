@@ -9,7 +9,8 @@ gradients  after the backward pass, summed per distinct row, sent to the owners 
 n uses on this rank, u distinct rows among them, m rows that ranks want of this one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -127,12 +128,12 @@ class Lookup:
         for number in plan.sharded:
             part, here = plan.groups[number], values[number]
             outgoing.append((here, part.sent))
-            gathered = here.new_empty(len(part.asked) + len(part.own), here.shape[1])
-            gathered[len(part.asked) :] = here.split(part.sent)[rank]
-            incoming.append((gathered[: len(part.asked)], without(part.received, rank)))
-            values[number] = gathered
+            values[number] = here.new_empty(len(part.asked) + len(part.own), here.shape[1])
+            incoming.append((values[number][: len(part.asked)], without(part.received, rank)))
         wire_scale = FLOAT16_GRADIENT_SCALE if tables.gradient_format == torch.float16 else 1.0
-        self._swap("gradients", tables.gradient_format, outgoing, incoming, wire_scale)
+        with self._swap("gradients", tables.gradient_format, outgoing, incoming, wire_scale):
+            for number, (here, counts) in zip(plan.sharded, outgoing, strict=True):
+                values[number][len(plan.groups[number].asked) :] = here.split(counts)[rank]
         return [
             RowGradients(part.rows.to(group.weight.device, non_blocking=True), self._merged(part, here))
             for part, group, here in zip(plan.groups, tables.groups, values, strict=True)
@@ -150,13 +151,14 @@ class Lookup:
             _gather(group, part.asked, answer)
             outgoing.append((answer, without(part.received, rank)))
             incoming.append((found[number][:-1], part.sent))
-        self._swap("rows", tables.row_format, outgoing, incoming)
-        for (part, group), rows in zip(groups, found, strict=True):
-            start = sum(part.sent[:rank])
-            _gather(group, part.own, rows[start : start + len(part.own)])
-            rows[-1] = 0.0
+        with self._swap("rows", tables.row_format, outgoing, incoming):
+            for (part, group), rows in zip(groups, found, strict=True):
+                start = sum(part.sent[:rank])
+                _gather(group, part.own, rows[start : start + len(part.own)])
+                rows[-1] = 0.0
         return found
 
+    @contextmanager
     def _swap(
         self,
         kind: str,
@@ -164,17 +166,24 @@ class Lookup:
         outgoing: list[tuple[Tensor, list[int]]],
         incoming: list[tuple[Tensor, list[int]]],
         scale: float = 1.0,
-    ) -> None:
-        """Sends rows, counted by rank, to the other ranks as `wire` times `scale`, and receives theirs."""
+    ) -> Iterator[None]:
+        """Sends rows, counted by rank, to the other ranks as `wire` times `scale`, and receives theirs.
+
+        The body of the `with` runs meanwhile; it may write what no other rank sends.
+        """
         send = [(rows if scale == 1 else rows * scale).to(wire).split(counts) for rows, counts in outgoing]
-        received = [into if into.dtype == wire else torch.empty_like(into, dtype=wire) for into, _ in incoming]
-        parts = [rows.split(counts) for rows, (_, counts) in zip(received, incoming, strict=True)]
-        self._tables.exchange.ragged_parts(kind, send, parts)
-        for rows, (into, _) in zip(received, incoming, strict=True):
-            if rows is not into:
-                into.copy_(rows)
-            if scale != 1:
-                into.div_(scale)
+        parts = [into.split(counts) for into, counts in incoming]
+        received = [
+            parts[number] if into.dtype == wire else torch.empty_like(into, dtype=wire).split(counts)
+            for number, (into, counts) in enumerate(incoming)
+        ]
+        with self._tables.exchange.ragged_parts(kind, send, received):
+            yield
+        for into, sent in zip(parts, received, strict=True):
+            if sent is not into:
+                for rank in range(self._tables.world.size):
+                    if rank != self._tables.world.rank:
+                        into[rank].copy_(sent[rank]).div_(scale)
 
     def _summed(self, part: GroupPlan, dim: int, scale: float) -> Tensor:
         """The gradients of the uses, summed per distinct row and scaled, [u, dim]."""
