@@ -1,6 +1,6 @@
 """Streams of row ids that the benchmarks look up: a function of (seed, rank, step) and of nothing else."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 from eupmim_dist.data.counter import permute, stream_key
 
 IdKind = Literal["zipf", "uniform"]
-ID_KINDS = get_args(IdKind)
 ZIPF_EXPONENT = 1.2
 
 

@@ -86,15 +86,17 @@ class ReplicatedTable(System):
             self._model = nn.parallel.DistributedDataParallel(table, gradient_as_bucket_view=dense)
         self._optimizer = _torch_optimizer(optimizer, table.weight, dense)
 
-    def prepare(self, ids: Tensor) -> Tensor:
-        return ids.flatten().to(self._device)
+    def prepare(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        # DDP divides the values of a sparse gradient by W in place, so each step gets its own, made beforehand.
+        divided = isinstance(self._model, nn.parallel.DistributedDataParallel) and not self.slow
+        return ids.flatten().to(self._device), self.gradient.clone() if divided else self.gradient
 
-    def step(self, prepared: Tensor) -> None:
+    def step(self, prepared: tuple[Tensor, Tensor]) -> None:
+        ids, gradient = prepared
         self.watch.start()
-        rows = self._model(prepared)
+        rows = self._model(ids)
         self.watch.mark("forward")
-        # A copy, as autograd makes one for our leaves: DDP divides the values of a sparse gradient by W in place.
-        rows.backward(self.gradient.clone())
+        rows.backward(gradient)
         self.watch.mark("backward")
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=not self.slow)  # a dense one is a view of DDP's bucket, which stays

@@ -1,7 +1,5 @@
 """Speed of the full training step and of the evaluation, on the ranks and threads it is started with."""
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from eupmim_dist.assemble import assemble_run, open_store
+from eupmim_dist.bench.gauges import cpu_name
 from eupmim_dist.config.schema import Config
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.parallel.prefetch import Prefetcher
@@ -33,18 +32,28 @@ def measure_step(config: Config, world: World, steps: int, repeats: int) -> dict
                 run.progress.step += 1
 
         some_steps(WARM_UP_STEPS)
+        run.tables.traffic.clear()
+        batches.waited_seconds = 0.0
         training = _median_seconds(lambda: some_steps(steps), repeats, world)
+        waited = 1000 * batches.waited_seconds / (repeats * steps)
+        exchanged = {
+            f"{kind} exchange ms/step": 1000 * cost.seconds / (repeats * steps)
+            for kind, cost in run.tables.traffic.items()
+        }
     protocol, cutoffs = config.evaluation.protocol, config.evaluation.top_n
     num_users = evaluate_model(run, "test", protocol, cutoffs).users  # the first one warms up
     evaluation = _median_seconds(lambda: evaluate_model(run, "test", protocol, cutoffs), repeats, world)
     return {
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else _cpu_name(),
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else cpu_name(),
         "ranks": world.size,
         "threads per rank": torch.get_num_threads(),
         "torch": torch.__version__,
         "data": run.store.name,
         "global batch": config.train.global_batch_size,
+        "prefetch": config.train.prefetch,
         "training ms/step": 1000 * training / steps,
+        "waited for batch ms/step": waited,
+        **exchanged,
         "training samples/s": config.train.global_batch_size * steps / training,
         "evaluation protocol": protocol,
         "evaluation users": num_users,
@@ -68,12 +77,3 @@ def _wait(world: World) -> None:
         torch.cuda.synchronize(world.device)
     if world.size > 1:
         dist.barrier()
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores"

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from eupmim_dist.bench.gauges import copy_bandwidth, now, peak_bytes, start_of_peak
+from eupmim_dist.bench.gauges import copy_bandwidth, cpu_name, now, peak_bytes, start_of_peak
 from eupmim_dist.bench.ids import IdKind, random_ids
 from eupmim_dist.bench.rivals import (
     LEARNING_RATE,
@@ -29,7 +29,6 @@ from eupmim_dist.bench.rivals import (
     Variant,
     load_torchrec,
 )
-from eupmim_dist.bench.step import _cpu_name
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.optim.tables import TableOptimizer, make_table_optimizer
@@ -160,10 +159,10 @@ def measure_tables(
                 _run_round(one, ids, world)
             elif round_ == 0:
                 _run_round(one, ids[: WARM_UP + SLOW_STEPS + TAIL], world)
-    totals = _gather(needs, world)
+    totals = _everywhere(needs, world)
     systems = {name: _summary(one, shape, config, totals, world) for name, one in measured.items()}
     return {
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else _cpu_name(),
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else cpu_name(),
         "ranks": world.size,
         "threads per rank": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -252,7 +251,7 @@ def _run_round(one: Measured, ids: list[Tensor], world: World) -> None:
 
 
 def _summary(one: Measured, shape: Shape, config: TablesConfig, needs: list[Needs], world: World) -> dict[str, Any]:
-    ranks = _gather((one.seconds, one.phases, one.memory, one.waited, one.sent), world)
+    ranks = _everywhere((one.seconds, one.phases, one.memory, one.waited, one.sent), world)
     seconds = torch.tensor([of_rank for of_rank, *_ in ranks], dtype=torch.float64).mean(0)  # [rounds, steps]
     median = float(seconds.quantile(0.5))
     phases = {
@@ -284,7 +283,7 @@ def _summary(one: Measured, shape: Shape, config: TablesConfig, needs: list[Need
         result["exposed communication %"] = 100 * waited / float(seconds.sum())
     if one.system.ahead:
         return result
-    requests = _gather(one.system.tables.requests[NAME], world)
+    requests = _everywhere(one.system.tables.requests[NAME], world)
     least = {
         "ids": remote * (4 if shape.rows < 2**31 else 8),
         "rows": remote * shape.dim * _bytes(config.row_format),
@@ -316,7 +315,7 @@ def _held(measured: dict[str, Measured], shape: Shape) -> Tensor | None:
     return None
 
 
-def _gather(value: Any, world: World) -> list[Any]:
+def _everywhere(value: Any, world: World) -> list[Any]:
     everywhere = [value] * world.size
     if world.size > 1:
         dist.all_gather_object(everywhere, value)

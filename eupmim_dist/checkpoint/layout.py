@@ -16,6 +16,8 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 
 FORMAT_VERSION = 2
+MODEL_VERSIONS = (1, 2)
+"""Of consolidated models that can be read: only what a step's tables look like has changed."""
 STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
 TENSOR_FILE = "model.safetensors"
 """Of a consolidated model."""
@@ -72,7 +74,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     manifest = next(p for p in (path / STEP_MANIFEST, path / MODEL_MANIFEST) if p.is_file())
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        if (found := content["format_version"]) != FORMAT_VERSION:
+        readable = MODEL_VERSIONS if manifest.name == MODEL_MANIFEST else (FORMAT_VERSION,)
+        if (found := content["format_version"]) not in readable:
             mend = "update eupmim-dist" if found > FORMAT_VERSION else "train again, or use an earlier eupmim-dist"
             raise UserError(f"{manifest}: format version {found}, this program reads {FORMAT_VERSION}; {mend}")
         for name, entry in content["files"].items():

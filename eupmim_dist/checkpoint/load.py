@@ -1,4 +1,4 @@
-"""Reads checkpoints and consolidated models at any number of ranks: each rank reads the rows it owns."""
+"""Reads checkpoints and consolidated models at any number of ranks: each rank keeps the rows it holds."""
 
 import warnings
 from pathlib import Path

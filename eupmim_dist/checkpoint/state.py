@@ -8,12 +8,13 @@ table_optimizer.<table>.<state>        the table optimizer's state, one entry pe
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as ShardPlacement
 
@@ -53,11 +54,16 @@ def row_views(shards: Mapping[str, tuple[Shard, Tensor]], world: World) -> dict[
         if world.size == 1 or shard.replicated:
             views[name] = tensor
             continue
-        mesh = init_device_mesh(tensor.device.type, (world.size,))
+        mesh = _mesh(tensor.device.type, world.size)
         shape = torch.Size([shard.spec.rows, *tensor.shape[1:]])
         stride = torch.empty(shape, device="meta").stride()
         views[name] = DTensor.from_local(tensor, mesh, [ShardPlacement(0)], shape=shape, stride=stride)
     return views
+
+
+@cache
+def _mesh(device_type: str, size: int) -> DeviceMesh:
+    return init_device_mesh(device_type, (size,))
 
 
 @contextmanager

@@ -89,7 +89,7 @@ WireFormat = Literal["float32", "bfloat16", "float16"]
 
 
 class TablesConfig(Section):
-    """The sharded tables; nothing but `optimizer`, its rates and the formats changes any result."""
+    """The tables of items and users; where rows are and how they travel as float32 changes no result."""
 
     optimizer: Literal["exact", "lazy_adam", "rowwise_adagrad", "sgd"] = "exact"
     """`exact`: dense Adam + L2 over each shard; the others move only the touched rows."""
@@ -104,12 +104,14 @@ class TablesConfig(Section):
     gradient_format: WireFormat = "float32"
     """How gradients of rows travel between ranks; bfloat16 has the range of float32, float16 has not."""
     memory: Literal["device", "host"] = "device"
-    """`host`: rows and optimizer state stay in host memory and a GPU fetches what a step needs."""
+    """`host`: rows and optimizer state stay in host memory and a GPU fetches what a step needs; no change on CPUs."""
 
     @model_validator(mode="after")
     def _served(self) -> "TablesConfig":
         if self.weight_decay and self.optimizer != "lazy_adam":
             raise ValueError(f"weight_decay is served by optimizer lazy_adam only, not by {self.optimizer}")
+        if self.memory == "host" and self.optimizer == "exact":
+            raise ValueError("memory host cannot serve exact, which moves every row every step: use another optimizer")
         return self
 
 
@@ -121,7 +123,7 @@ class TrainConfig(Section):
     max_steps: int = Field(8000, ge=1)
     """Steps after which training ends, if early stopping does not end it before."""
     accumulation: int = Field(1, ge=1)
-    """Parts that a rank computes its share of a batch in, one after another, to need less memory; same results."""
+    """Parts that a rank computes its share of a batch in, to need less memory; but for dropout the same results."""
     learning_rate: float = Field(1e-3, gt=0)
     """Adam's learning rate, for the dense network and, unless tables.learning_rate is given, the tables."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -133,7 +135,7 @@ class TrainConfig(Section):
     prefetch: bool = True
     """Sample the next batch and exchange its ids while a step computes; results are the same without."""
     l2: float = Field(1e-5, ge=0)
-    """Adds l2/2 times the sum of squares of every parameter to the loss, through the optimizers."""
+    """Adds l2/2 times the sum of squares of every parameter to the loss; lazy table optimizers: of touched rows."""
     log_every: int = Field(50, ge=1)
     """Steps between two lines of the log."""
 

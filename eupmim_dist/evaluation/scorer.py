@@ -1,4 +1,4 @@
-"""Scores of a trained model: interests against the rows of its item table that this rank owns.
+"""Scores of a trained model: interests against this rank's part of the rows of its item table.
 
 G queries, K interests, D dim.
 """
@@ -35,7 +35,7 @@ class InterestScorer(Scorer):
     def query(self, users: HeldOut) -> Tensor:
         """Interests [b, K, D]; collective."""
         batch = users.batch.to(self.world.device)
-        lookup = self.tables.lookup(self.model.ids(batch))
+        lookup = self.tables.lookup(self.model.ids(users.batch))
         parts = []
         for start in range(0, max(len(batch.user), 1), USERS_AT_A_TIME):
             stop = start + USERS_AT_A_TIME

@@ -2,7 +2,8 @@
 
 The queries go to the shards; each rank keeps the best N of its own rows for every query and sends them back to
 the query's rank, which merges W short lists. Excluded items are masked where they live, so N per rank are enough.
-Memory of a rank, beyond its rows: scores of G queries x S lists x ITEM_BLOCK items, and G x S x N results.
+Memory of a rank, beyond its rows: two int64 per item of its own, scores of G queries x S lists x ITEM_BLOCK items, and
+G x S x N results.
 
 b users of this rank, G = W * ceil(chunk / W) users of the chunk, S lists per user, N length of a list.
 """
@@ -137,7 +138,7 @@ def _gather(tensor: Tensor, world: World) -> Tensor:
 def _gather_pairs(pairs: Ragged, block: int, world: World) -> Ragged:
     """Every rank's pairs, a user's position counted through the ranks' blocks of `block` users."""
     if world.size == 1:
-        return pairs
+        return Ragged(pairs.user.to(world.device), pairs.item.to(world.device))
     both = torch.stack([pairs.user + world.rank * block, pairs.item], dim=1).to(world.device)
     counts = _gather(torch.tensor([len(both)], device=world.device), world)
     longest = int(counts.max())

@@ -49,10 +49,9 @@ class TableOptimizer(ABC):
         factor = None if verdict is None else verdict.factor
         self.num_steps += 1 if ok is None else ok
         for number, (group, gradient) in enumerate(zip(self.tables.groups, gradients, strict=True)):
-            place = group.weight.device  # the host's memory, where tables are kept there
-            here = [None if scalar is None else scalar.to(place) for scalar in (factor, ok)]
-            moved = RowGradients(gradient.rows, gradient.values.to(place))
-            self._update(number, moved, *here)
+            place = group.weight.device  # the host's memory, where tables are kept there: then this waits for the GPU
+            factor, ok = (None if scalar is None else scalar.to(place) for scalar in (factor, ok))
+            self._update(number, RowGradients(gradient.rows, gradient.values.to(place)), factor, ok)
 
     @abstractmethod
     def _new_state(self, weight: Tensor) -> State: ...
@@ -70,13 +69,13 @@ class ExactAdam(TableOptimizer):
         self._adams = []
         for group, state in zip(tables.groups, self._states, strict=True):
             parameter = torch.nn.Parameter(group.weight)  # the same memory
-            parameter.grad = table_zeros(*group.weight.shape, like=group.weight)
+            parameter.grad = table_zeros(*group.weight.shape, device=group.weight.device)
             adam = torch.optim.Adam([parameter], weight_decay=l2, fused=True)
             adam.state[parameter] = {"step": torch.zeros((), device=group.weight.device), **state}
             self._adams.append(adam)
 
     def _new_state(self, weight: Tensor) -> State:
-        return {name: table_zeros(*weight.shape, like=weight) for name in ("exp_avg", "exp_avg_sq")}
+        return {name: table_zeros(*weight.shape, device=weight.device) for name in ("exp_avg", "exp_avg_sq")}
 
     def _update(self, number: int, gradient: RowGradients, factor: Tensor | None, ok: Tensor | None) -> None:
         adam = self._adams[number]
@@ -116,7 +115,7 @@ class RowwiseAdagrad(TableOptimizer):
     eps = 1e-8
 
     def _new_state(self, weight: Tensor) -> State:
-        return {"sum": table_zeros(len(weight), like=weight)}
+        return {"sum": table_zeros(len(weight), device=weight.device)}
 
     def _update(self, number: int, gradient: RowGradients, factor: Tensor | None, ok: Tensor | None) -> None:
         kernels.rowwise_adagrad_(
@@ -138,7 +137,7 @@ class LazyAdam(TableOptimizer):
     beta1, beta2, eps = 0.9, 0.999, 1e-8
 
     def _new_state(self, weight: Tensor) -> State:
-        return {name: table_zeros(*weight.shape, like=weight) for name in ("exp_avg", "exp_avg_sq")}
+        return {name: table_zeros(*weight.shape, device=weight.device) for name in ("exp_avg", "exp_avg_sq")}
 
     def _update(self, number: int, gradient: RowGradients, factor: Tensor | None, ok: Tensor | None) -> None:
         weight = self.tables.groups[number].weight

@@ -33,6 +33,11 @@ class Dense:
                 f"Accelerate was told to use {self.accelerator.distributed_type.value}; only data-parallel training "
                 "is supported: use a configuration of configs/accelerate"
             )
+        if self.accelerator.gradient_accumulation_steps != 1:
+            raise UserError(
+                "Accelerate was told of gradient accumulation (gradient_accumulation_steps): set train.accumulation "
+                "instead"
+            )
         self.world = world
         self.model = model
         adam = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=l2, fused=True)

@@ -10,18 +10,14 @@ from torch import Tensor
 HUGE_PAGE = 2 << 20
 
 
-def table_zeros(
-    *shape: int, like: Tensor | None = None, device: torch.device | None = None, pin: bool = False
-) -> Tensor:
-    """Float32 zeros for rows or their optimizer state, placed as `like` or on `device`.
+def table_zeros(*shape: int, device: torch.device) -> Tensor:
+    """Float32 zeros for rows or their optimizer state.
 
     On a CPU under Linux in huge pages where the system has some: a step's rows are scattered, and finding the page
     of each takes as long as reading it (12 % of a step of `bench tables`, measured).
     """
-    if like is not None:
-        device, pin = like.device, like.is_pinned()
-    tensor = torch.empty(*shape, device=device, pin_memory=pin)
-    if tensor.device.type == "cpu" and not pin:
+    tensor = torch.empty(*shape, device=device)
+    if device.type == "cpu":
         _advise_huge_pages(tensor)  # before the first write, which is what takes pages
     return tensor.zero_()
 

@@ -133,7 +133,7 @@ def build_groups(specs: Sequence[TableSpec], config: TablesConfig, seed: int, wo
             offset += block
         on_host = config.memory == "host" and world.device.type == "cuda"
         device = torch.device("cpu") if on_host else world.device
-        weight = table_zeros(offset, dim, device=device, pin=on_host)
+        weight = table_zeros(offset, dim, device=device)
         group = TableGroup(dim, replicated, members, num_holders, weight)
         for name in members:
             _initialise(group.shard(name, world), seed)

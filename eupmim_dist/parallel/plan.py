@@ -122,7 +122,7 @@ def make_plan(groups: Sequence[TableGroup], parts: Sequence[Ids], exchange: Exch
                 number = _group_of(groups, name)
                 keys[number].append(_checked_keys(groups[number], name, wanted))
                 uses[number].append((part, name, wanted.shape))
-    except tuple(PROBLEMS.values()) as error:
+    except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error
     found = [
         distinct(np.concatenate(k) if len(k) > 2 else k[-1], group.end) for group, k in zip(groups, keys, strict=True)
@@ -258,8 +258,8 @@ def _exchange_counts(
 
 
 def _raise_everywhere(problem: Exception | None, exchange: Exchange) -> NoReturn:
-    told = None if problem is None else (type(problem).__name__, str(problem.args[0]))
+    told = None if problem is None else (type(problem).__name__, str(problem.args[0] if problem.args else problem))
     gathered: list[tuple[str, str] | None] = [None] * exchange.world.size
     dist.all_gather_object(gathered, told, group=exchange.group)
     rank, (kind, text) = next((rank, told) for rank, told in enumerate(gathered) if told is not None)
-    raise PROBLEMS[kind](f"rank {rank}: {text}")
+    raise PROBLEMS.get(kind, RuntimeError)(f"rank {rank}: {text}") from problem

@@ -3,15 +3,23 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from functools import cache
 from types import TracebackType
 from typing import Generic, TypeVar
 
 import torch.distributed as dist
 
-from eupmim_dist.parallel.world import World
+from eupmim_dist.parallel.world import World, collective_timeout
 
 T = TypeVar("T")
 Prepare = Callable[[int, dist.ProcessGroup | None], T]
+
+
+@cache
+def _own_group() -> dist.ProcessGroup:
+    """One for the process, since only one Prefetcher is at work at a time."""
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=collective_timeout()))
 
 
 class Prefetcher(Generic[T]):
@@ -25,7 +33,7 @@ class Prefetcher(Generic[T]):
         """`last_step` is the last one that will be taken; without `ahead` a step is prepared when it is taken."""
         self.waited_seconds = 0.0
         self._prepare, self._last, self._run_ahead = prepare, last_step, ahead
-        self._group = dist.new_group(backend="gloo") if ahead and world.size > 1 else None
+        self._group = _own_group() if ahead and world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[T]] | None = None
 
@@ -35,9 +43,11 @@ class Prefetcher(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # A plan begun must be finished, since the other ranks wait for it; after a failure the thread itself may wait
-        # for a rank that will not come, and the process ends without it.
+        # What is under way must be finished, since the other ranks wait for it, and may have failed; after a failure
+        # the thread itself may wait for a rank that will not come, until the collective timeout.
         self._thread.shutdown(wait=kind is None, cancel_futures=kind is not None)
+        if kind is None and self._ahead is not None:
+            self._ahead[1].result()
 
     def take(self, step: int) -> T:
         started = time.perf_counter()

@@ -83,7 +83,7 @@ class ShardedTables:
         """The rows of a plan; collective."""
         for name, count in plan.requests.items():
             self.requests[name] += count
-        return Lookup(self, plan)
+        return Lookup(self, plan, self.row_format)
 
     def load(self) -> dict[str, list[Load]]:
         """What each rank holds of each sharded table and has been asked for so far, by rank; collective."""
@@ -98,8 +98,8 @@ class ShardedTables:
         return {name: [of_rank[name] for of_rank in everywhere] for name in mine}
 
     def lookup(self, ids: Ids) -> "Lookup":
-        """Plans and fetches a single part; collective."""
-        return self.fetch(self.plan([ids]))
+        """Plans and fetches a single part, for ranking: rows travel as float32, no request is counted; collective."""
+        return Lookup(self, self.plan([ids]), torch.float32)
 
 
 class Lookup:
@@ -109,8 +109,8 @@ class Lookup:
     `gradients` brings their gradients to the owners.
     """
 
-    def __init__(self, tables: ShardedTables, plan: Plan) -> None:
-        self._tables, self._plan = tables, plan
+    def __init__(self, tables: ShardedTables, plan: Plan, row_format: torch.dtype) -> None:
+        self._tables, self._plan, self._row_format = tables, plan, row_format
         self._device = tables.world.device
         self.rows: list[Rows] = [{} for _ in range(plan.num_parts)]
         for part, found in zip(plan.groups, self._fetch(), strict=True):
@@ -151,7 +151,7 @@ class Lookup:
             _gather(group, part.asked, answer)
             outgoing.append((answer, without(part.received, rank)))
             incoming.append((found[number][:-1], part.sent))
-        with self._swap("rows", tables.row_format, outgoing, incoming):
+        with self._swap("rows", self._row_format, outgoing, incoming):
             for (part, group), rows in zip(groups, found, strict=True):
                 start = sum(part.sent[:rank])
                 _gather(group, part.own, rows[start : start + len(part.own)])

@@ -33,13 +33,13 @@ def judge(
     `dense` are averaged already and so alike on every rank, as are the rows of replicated tables. The factor
     brings the norm down to `max_norm`, without the L2 terms, which the optimizers add.
     """
-    common = torch.nn.utils.get_total_norm(dense).square()
-    own = torch.zeros((), device=world.device)
+    common = torch.nn.utils.get_total_norm(dense).double().square()  # squares of large norms are no float32
+    own = torch.zeros_like(common)
     for group, part in zip(tables.groups, rows, strict=True):
         total = common if group.replicated else own
-        total += torch.linalg.vector_norm(part.values).square()
+        total += torch.linalg.vector_norm(part.values).double().square()
     if world.size > 1:
         dist.all_reduce(own)
-    norm = (common + own).sqrt()
+    norm = (common + own).sqrt().float()
     factor = None if max_norm is None else max_norm / norm.clamp(min=max_norm)
     return Verdict(norm, norm.isfinite(), factor)

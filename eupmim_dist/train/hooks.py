@@ -24,6 +24,10 @@ class Hook(Protocol):
         """Training has ended, by its steps or early."""
 
 
+MOST_SKIPPED = 20
+"""Steps in a row whose gradients were not finite, after which training ends: it has diverged."""
+
+
 class LogHook:
     """Loss, its parts, gradient norm and samples/s every `train.log_every` steps.
 
@@ -34,6 +38,7 @@ class LogHook:
         self.writer, self.progress, self.throughput = writer, progress, throughput
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        self._skipped_in_a_row = 0
 
     def after_step(self, run: Run, outcome: Outcome) -> None:
         verdict = outcome.verdict
@@ -60,29 +65,31 @@ class LogHook:
         shares[-1] += dense_l2
         values = dict(zip([*sums, "l2"], shares.tolist(), strict=True))
         loss, rate = sum(values.values()), self.throughput.rate()
+        told = {"loss": loss, **{f"loss/{name}": value for name, value in values.items()}}
+        told["gradient_norm"] = norm / max(used, 1)
         self.writer.log(
             step,
             {
-                "loss": loss,
-                **{f"loss/{name}": value for name, value in values.items()},
-                "gradient_norm": norm / max(used, 1),
+                **(told if used else {}),
                 "skipped_steps": num_steps - used,
                 "learning_rate": run.config.train.learning_rate * rate_factor(run.config.train, step - 1),
                 "samples_per_second": rate,
             },
         )
-        if used < num_steps:
-            self._report_skipped(run, num_steps, num_steps - used)
+        self._judge_skipped(run, num_steps, num_steps - used)
         value = run.progress.best_value
         best = None if value is None else (f"valid {run.config.evaluation.metric}", value)
         self.progress.update(step, loss, rate, best)
 
-    def _report_skipped(self, run: Run, num_steps: int, skipped: int) -> None:
+    def _judge_skipped(self, run: Run, num_steps: int, skipped: int) -> None:
         step = run.progress.step
-        if skipped == num_steps >= run.config.train.log_every:  # not the rest of a window, after a resume or at the end
+        self._skipped_in_a_row = self._skipped_in_a_row + skipped if skipped == num_steps else 0
+        if self._skipped_in_a_row >= MOST_SKIPPED:
             raise UserError(
-                f"step {step}: the gradients of the last {num_steps} steps were not finite, so all were skipped; "
+                f"step {step}: the gradients of the last {self._skipped_in_a_row} steps were not finite, so all were "
+                "skipped; "
                 "lower train.learning_rate, set train.clip_norm, or go on from an earlier checkpoint"
             )
-        log = get_logger(run.world.rank)
-        log.warning(f"step {step}: {skipped} of {num_steps} steps skipped: their gradients were not finite")
+        if skipped:
+            log = get_logger(run.world.rank)
+            log.warning(f"step {step}: {skipped} of {num_steps} steps skipped: their gradients were not finite")

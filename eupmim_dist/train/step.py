@@ -28,7 +28,8 @@ def prepare_step(run: Run, step: int, group: dist.ProcessGroup | None = None) ->
     batch = run.sampler.sample(step)
     num_parts = run.config.train.accumulation
     parts = [batch.part(*block_range(len(batch.user), part, num_parts)) for part in range(num_parts)]
-    return Prepared(parts, run.tables.plan([run.model.ids(part) for part in parts], group))
+    plan = run.tables.plan([run.model.ids(part) for part in parts], group)
+    return Prepared([part.pinned() for part in parts] if run.world.device.type == "cuda" else parts, plan)
 
 
 def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
@@ -55,12 +56,16 @@ def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
 def l2_term(run: Run) -> tuple[Tensor, Tensor]:
     """(the replicated part, this rank's shards' part) of l2/2 times the sum of squares of every parameter.
 
-    The optimizers add its gradient (weight decay as Adam's L2); its value is only needed for the log.
+    The optimizers add its gradient (weight decay as Adam's L2); its value is only needed for the log. Rows count
+    where the optimizer moves all of them: the lazy ones add l2 to touched rows alone, which no term of a loss does.
     """
     factor = 0.5 * run.config.train.l2
-    common = torch.stack([p.square().sum() for p in run.model.parameters()]).sum()
+    common = torch.zeros((), device=run.world.device)
     own = torch.zeros_like(common)
-    for group in run.tables.groups:
+    if not factor:
+        return common, own
+    common += torch.stack([p.square().sum() for p in run.model.parameters()]).sum()
+    for group in run.tables.groups if run.config.tables.optimizer == "exact" else []:
         total = common if group.replicated else own
         total += torch.linalg.vector_norm(group.weight).square().to(total.device)
     return factor * common, factor * own

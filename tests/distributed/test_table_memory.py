@@ -18,8 +18,8 @@ NUM_STEPS = 3
 NUM_IDS = 20_000
 DIM = 32
 MARGIN = 1.15
-BATCH_COPIES = 12
-"""Of NUM_IDS rows in float32: rows and gradients of every use, of distinct rows, sent and received; their ids."""
+ALLOCATOR = 8 << 20
+"""Bytes that malloc may keep of what a step freed."""
 
 
 def status(field: str) -> int:
@@ -63,7 +63,8 @@ def test_a_rank_holds_its_share_and_a_batch(optimizer: str, total_rows: int, flo
     tables = [TableSpec("large", total_rows * 3 // 4, DIM), TableSpec("small", total_rows // 4, DIM)]
     config = TablesConfig.model_validate({"optimizer": optimizer, "replicate_below": 0})
     share = 4 * floats_per_row * total_rows // WORLD_SIZE
-    batch = BATCH_COPIES * NUM_IDS * DIM * 4
+    # docs/tables.md, with every id distinct (u = n) and as many rows wanted of a rank as it wants (m = n).
+    batch = 4 * DIM * 8 * NUM_IDS + 100 * NUM_IDS + ALLOCATOR
     for rank, held in enumerate(run_ranks(WORLD_SIZE, peak, tables, config)):
         told = f"rank {rank} held {held / 2**20:.0f} MiB, its share is {share / 2**20:.0f} MiB"
         print(told)
