@@ -47,8 +47,9 @@ check: $(STAMP)  ## Lint, formatting, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(STAMP) $(DATA)  ## Measure samples/s of training and users/s of evaluation
+bench: $(STAMP) $(DATA)  ## Measure training, evaluation and sharded tables on this machine
 	$(EUPMIM) bench step --data $(DATA)
+	$(LAUNCH) bench tables --systems ours,ddp
 
 results: $(STAMP)  ## Reproduce docs/results.md; the authors' MovieLens-1M files in ML1M=DIR
 	test -d data/movielens-1m || $(EUPMIM) prepare $(ML1M) --format eupmim --out data/movielens-1m
