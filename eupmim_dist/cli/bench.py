@@ -100,20 +100,21 @@ def tables(
     """
     from eupmim_dist.bench.rivals import Shape
     from eupmim_dist.bench.tables import SYSTEMS, measure_tables
-    from eupmim_dist.config.schema import TablesConfig
+    from eupmim_dist.config.load import parse_config
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
 
     if unknown := set(systems.split(",")) - set(SYSTEMS):
         raise UserError(f"--systems {systems}: {min(unknown)!r} is none of {', '.join(SYSTEMS)}")
     names = [name for name in SYSTEMS if name in systems.split(",")]
-    config = TablesConfig(
-        optimizer=optimizer,
-        replicate_below=0,
-        row_format=row_format,
-        gradient_format=gradient_format,
-        memory=memory,
-    )
+    settings = {
+        "optimizer": optimizer,
+        "replicate_below": 0,
+        "row_format": row_format,
+        "gradient_format": gradient_format,
+        "memory": memory,
+    }
+    config = parse_config({"tables": settings}, source="the options").tables
     world = init_world()
     with agreed(world):
         measured = measure_tables(Shape(rows, dim, samples, ids_per_sample), ids, names, config, steps, rounds, world)
