@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -105,9 +106,8 @@ class Scenario:
             weight = ((counter % 1009 - 504) / 313).to(values.dtype)
             if (step, rank) == self.poisoned:
                 weight = weight * torch.nan
-            total = (
-                total + (weight * values / 1000 if self.linear else weight * values.square() + weight * values).sum()
-            )
+            # softplus: its gradient, unlike a difference, is as precise as its argument, so roundings stay relative.
+            total = total + (weight * values / 1000 if self.linear else weight * F.softplus(values)).sum()
         return total
 
 
