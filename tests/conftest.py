@@ -1,7 +1,9 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +14,12 @@ def shared_data() -> Path:
     if not (shared / "data").is_dir():
         pytest.skip(f"no published data: {shared / 'data'} does not exist (EUPMIM_SHARED names another place)")
     return shared / "data"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread of torch's: sums in one order, and the speed of small things."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

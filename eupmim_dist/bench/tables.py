@@ -32,6 +32,8 @@ from eupmim_dist.bench.rivals import (
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.optim.tables import TableOptimizer, make_table_optimizer
+from eupmim_dist.parallel.agreement import everywhere
+from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
@@ -61,23 +63,20 @@ class Ours(System):
         return ids
 
     def steps(self, prepared: Sequence[Tensor]) -> Iterator[None]:
-        def plan(step: int, group: dist.ProcessGroup | None) -> Any:
+        def plan(step: int, group: dist.ProcessGroup | None) -> Plan:
             return self.tables.plan([{NAME: prepared[step]}], group)
 
         self.waited.clear()
         with Prefetcher(plan, self.tables.world, len(prepared) - 1, self.ahead) as plans:
             for step in range(len(prepared)):
                 before = self._seconds(plans)
-                self._step(partial(plans.take, step))
+                self.step(partial(plans.take, step))
                 self.waited.append(self._seconds(plans) - before)
                 yield
 
-    def step(self, prepared: Tensor) -> None:
-        self._step(lambda: self.tables.plan([{NAME: prepared}]))
-
-    def _step(self, plan: Callable[[], Any]) -> None:
+    def step(self, prepared: Callable[[], Plan]) -> None:
         self.watch.start()
-        lookup = self.tables.fetch(plan())
+        lookup = self.tables.fetch(prepared())
         self.watch.mark("forward")
         # Through a view: autograd would copy the given gradient for a leaf, but not the one that a model's own
         # operations make, nor here for TorchRec's rows, which are no leaf.
@@ -159,7 +158,7 @@ def measure_tables(
                 _run_round(one, ids, world)
             elif round_ == 0:
                 _run_round(one, ids[: WARM_UP + SLOW_STEPS + TAIL], world)
-    totals = _everywhere(needs, world)
+    totals = everywhere(needs, world)
     systems = {name: _summary(one, shape, config, totals, world) for name, one in measured.items()}
     return {
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else cpu_name(),
@@ -251,7 +250,7 @@ def _run_round(one: Measured, ids: list[Tensor], world: World) -> None:
 
 
 def _summary(one: Measured, shape: Shape, config: TablesConfig, needs: list[Needs], world: World) -> dict[str, Any]:
-    ranks = _everywhere((one.seconds, one.phases, one.memory, one.waited, one.sent), world)
+    ranks = everywhere((one.seconds, one.phases, one.memory, one.waited, one.sent), world)
     seconds = torch.tensor([of_rank for of_rank, *_ in ranks], dtype=torch.float64).mean(0)  # [rounds, steps]
     median = float(seconds.quantile(0.5))
     phases = {
@@ -283,7 +282,7 @@ def _summary(one: Measured, shape: Shape, config: TablesConfig, needs: list[Need
         result["exposed communication %"] = 100 * waited / float(seconds.sum())
     if one.system.ahead:
         return result
-    requests = _everywhere(one.system.tables.requests[NAME], world)
+    requests = everywhere(one.system.tables.requests[NAME], world)
     least = {
         "ids": remote * (4 if shape.rows < 2**31 else 8),
         "rows": remote * shape.dim * _bytes(config.row_format),
@@ -313,13 +312,6 @@ def _held(measured: dict[str, Measured], shape: Shape) -> Tensor | None:
             held[one.system.tables.shards[NAME].ids()] = True
             return held
     return None
-
-
-def _everywhere(value: Any, world: World) -> list[Any]:
-    everywhere = [value] * world.size
-    if world.size > 1:
-        dist.all_gather_object(everywhere, value)
-    return everywhere
 
 
 def _bytes(name: str) -> int:

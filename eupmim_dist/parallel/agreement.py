@@ -100,6 +100,14 @@ def decided_by_main(world: World, decide: Callable[[], T]) -> T:
     return cast(T, decision[0])
 
 
+def everywhere(value: T, world: World) -> list[T]:
+    """The values of all ranks, in their order, on every rank. Collective."""
+    values = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def let_the_first_failure_speak(error: BaseException) -> None:
     """On a rank that fails only because another has gone: wait for the launcher to stop this one.
 

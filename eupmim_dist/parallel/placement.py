@@ -111,7 +111,9 @@ class TableGroup:
 
     def shard(self, name: str, world: World) -> Shard:
         member = self.members[name]
-        start, stop = (0, member.spec.rows) if self.replicated else _block(member.spec, world)
+        start, stop = 0, member.spec.rows
+        if not self.replicated:
+            start, stop = block_range(member.spec.rows, world.rank, world.size)
         weight = self.weight[member.offset : member.offset + stop - start]
         return Shard(member.spec, member.order, start, weight, self.replicated)
 
@@ -150,7 +152,3 @@ def _initialise(shard: Shard, seed: int) -> None:
         ids = shard.order.ids(np.arange(shard.start + first, shard.start + first + len(part)))
         values = random_normal(key, torch.from_numpy(ids).to(part.device), shard.spec.dim)
         torch.mul(values, shard.spec.init_std, out=part)
-
-
-def _block(spec: TableSpec, world: World) -> tuple[int, int]:
-    return block_range(spec.rows, world.rank, world.size)

@@ -67,9 +67,13 @@ class GroupPlan:
 @dataclass(frozen=True)
 class Plan:
     groups: list[GroupPlan]
-    sharded: list[int]  # the groups whose rows are exchanged: none if there is one rank
     num_parts: int
     requests: dict[str, int]  # rows wanted of this rank, by table
+
+    @property
+    def sharded(self) -> list[int]:
+        """The groups whose rows are exchanged: none if there is one rank."""
+        return [number for number, group in enumerate(self.groups) if group.owner_merge is not None]
 
 
 @dataclass(frozen=True)
@@ -128,16 +132,14 @@ def make_plan(groups: Sequence[TableGroup], parts: Sequence[Ids], exchange: Exch
         distinct(np.concatenate(k) if len(k) > 2 else k[-1], group.end) for group, k in zip(groups, keys, strict=True)
     ]
     plans = [_local_plan(*of_group, exchange.world) for of_group in zip(uses, found, strict=True)]
-    sharded = []
     if exchange.world.size > 1:
-        sharded = [n for n, group in enumerate(groups) if not group.replicated]
         _plan_with_others(plans, groups, found, problem, exchange)
     elif problem is not None:
         raise problem
     requests: dict[str, int] = {}
     for group, plan in zip(groups, plans, strict=True):
-        requests |= _requests(group, np.concatenate([plan.asked.numpy(), plan.own.numpy()]))
-    return Plan(plans, sharded, len(parts), requests)
+        requests |= _requests(group, plan)
+    return Plan(plans, len(parts), requests)
 
 
 def _local_plan(uses: Uses, found: Distinct, world: World) -> GroupPlan:
@@ -202,10 +204,11 @@ def without(counts: list[int], rank: int) -> list[int]:
     return [0 if number == rank else count for number, count in enumerate(counts)]
 
 
-def _requests(group: TableGroup, wanted: np.ndarray) -> dict[str, int]:
+def _requests(group: TableGroup, plan: GroupPlan) -> dict[str, int]:
     """How many of the wanted rows of this rank's tensor belong to each table."""
     if len(group.members) == 1:
-        return dict.fromkeys(group.members, len(wanted))
+        return dict.fromkeys(group.members, sum(plan.received))
+    wanted = torch.cat([plan.asked, plan.own]).numpy()
     ends = np.array([member.offset + member.block for member in group.members.values()])
     table = np.searchsorted(ends, wanted, side="right")
     return dict(zip(group.members, np.bincount(table, minlength=len(ends)).tolist(), strict=True))

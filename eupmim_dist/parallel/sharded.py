@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import Rows, TableSpec
+from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.exchange import Exchange, Traffic
 from eupmim_dist.parallel.kernels import merge_rows
 from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
@@ -92,10 +93,8 @@ class ShardedTables:
             for name, shard in self.shards.items()
             if not shard.replicated
         }
-        everywhere: list[dict[str, Load]] = [mine] * self.world.size
-        if self.world.size > 1:
-            dist.all_gather_object(everywhere, mine)
-        return {name: [of_rank[name] for of_rank in everywhere] for name in mine}
+        ranks = everywhere(mine, self.world)
+        return {name: [of_rank[name] for of_rank in ranks] for name in mine}
 
     def lookup(self, ids: Ids) -> "Lookup":
         """Plans and fetches a single part, for ranking: rows travel as float32, no request is counted; collective."""
@@ -183,7 +182,9 @@ class Lookup:
             if sent is not into:
                 for rank in range(self._tables.world.size):
                     if rank != self._tables.world.rank:
-                        into[rank].copy_(sent[rank]).div_(scale)
+                        into[rank].copy_(sent[rank])
+                        if scale != 1:
+                            into[rank].div_(scale)
 
     def _summed(self, part: GroupPlan, dim: int, scale: float) -> Tensor:
         """The gradients of the uses, summed per distinct row and scaled, [u, dim]."""
@@ -228,8 +229,7 @@ def _check_agreement(specs: Sequence[TableSpec], seed: int, config: TablesConfig
     if dist.get_world_size() != world.size:
         raise ValueError(f"the process group has {dist.get_world_size()} ranks, the world {world.size}")
     described = [(spec.name, spec.rows, spec.dim) for spec in specs], seed, config.model_dump_json()
-    everywhere: list = [None] * world.size
-    dist.all_gather_object(everywhere, described)
-    for rank, other in enumerate(everywhere):
-        if other != everywhere[0]:
-            raise ValueError(f"rank {rank} has other tables or settings than rank 0: {other} and {everywhere[0]}")
+    first, *others = everywhere(described, world)
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            raise ValueError(f"rank {rank} has other tables or settings than rank 0: {other} and {first}")

@@ -16,7 +16,7 @@ class Verdict:
     """Scalars on the device, alike on every rank; reading them on the host would wait for the device."""
 
     norm: Tensor  # float32, of the global gradient, dense and rows together
-    ok: Tensor  # bool, False if any gradient is not finite: the step is to be skipped
+    ok: Tensor  # bool, False if any gradient is not finite or the norm beyond 1e19: the step is to be skipped
     factor: Tensor | None  # float32, what gradients are to be multiplied by; None for 1
 
 
@@ -33,13 +33,13 @@ def judge(
     `dense` are averaged already and so alike on every rank, as are the rows of replicated tables. The factor
     brings the norm down to `max_norm`, without the L2 terms, which the optimizers add.
     """
-    common = torch.nn.utils.get_total_norm(dense).double().square()  # squares of large norms are no float32
+    common = torch.nn.utils.get_total_norm(dense).square()
     own = torch.zeros_like(common)
     for group, part in zip(tables.groups, rows, strict=True):
         total = common if group.replicated else own
-        total += torch.linalg.vector_norm(part.values).double().square()
+        total += torch.linalg.vector_norm(part.values).square()
     if world.size > 1:
         dist.all_reduce(own)
-    norm = (common + own).sqrt().float()
+    norm = (common + own).sqrt()
     factor = None if max_norm is None else max_norm / norm.clamp(min=max_norm)
     return Verdict(norm, norm.isfinite(), factor)

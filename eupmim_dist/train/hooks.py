@@ -87,8 +87,7 @@ class LogHook:
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise UserError(
                 f"step {step}: the gradients of the last {self._skipped_in_a_row} steps were not finite, so all were "
-                "skipped; "
-                "lower train.learning_rate, set train.clip_norm, or go on from an earlier checkpoint"
+                "skipped; lower train.learning_rate, set train.clip_norm, or go on from an earlier checkpoint"
             )
         if skipped:
             log = get_logger(run.world.rank)

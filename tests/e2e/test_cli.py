@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ import yaml
 from eupmim_dist import __version__
 from eupmim_dist.cli.app import app, main
 from eupmim_dist.data.store import InteractionStore
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
@@ -81,14 +82,6 @@ def eupmim(place: Path, line: str) -> Ended:
     finally:
         sys.argv = before
     raise AssertionError("main() exits")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

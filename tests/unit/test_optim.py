@@ -1,7 +1,5 @@
 """Table optimizers against torch's and against plain formulas, at one rank."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,18 +11,12 @@ from eupmim_dist.parallel.sharded import RowGradients, ShardedTables
 from eupmim_dist.parallel.verdict import Verdict
 from eupmim_dist.parallel.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORLD = World(0, 1, 0, 1, torch.device("cpu"))
 SPEC = TableSpec("item", 11, 4)
 OTHERS = [TableSpec("user", 5, 4), TableSpec("wide", 3, 6)]  # one beside the rows of SPEC in the same tensor
 USED = 8  # rows from here on are never touched
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(

@@ -3,7 +3,6 @@
 MovieLens-1M as the authors of E-UPMiM published it; skipped where the data is not there.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ from eupmim_dist.evaluation.baselines.registry import BASELINES
 from eupmim_dist.evaluation.protocols import METRICS, PROTOCOLS
 from eupmim_dist.evaluation.runner import evaluate, evaluate_model, held_out_users
 from eupmim_dist.parallel.world import World
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORLD = World(0, 1, 0, 1, torch.device("cpu"))
 RELEASED = {"eupmim": "eupmim_movielens.pt", "comirec": "comirec_movielens.pt"}
@@ -52,14 +53,6 @@ FIGURES = {
 }
 # strict, test split, N = 10: recall, ndcg; from the same independent implementation
 BASELINE_FIGURES = {"popularity": (0.0376, 0.1246), "ease": (0.1107, 0.2311)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -26,19 +26,13 @@ from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.stores import small_store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORLD = World(0, 1, 0, 1, torch.device("cpu"))
 MODELS = [
     get_args(option.model_fields["name"].annotation)[0] for option in get_args(Config.model_fields["model"].annotation)
 ]
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config_of(tmp_path: Path, **changes: Any) -> Config:
