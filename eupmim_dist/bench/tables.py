@@ -33,6 +33,7 @@ from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.optim.tables import TableOptimizer, make_table_optimizer
 from eupmim_dist.parallel.agreement import everywhere
+from eupmim_dist.parallel.exchange import Lanes
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
@@ -63,8 +64,8 @@ class Ours(System):
         return ids
 
     def steps(self, prepared: Sequence[Tensor]) -> Iterator[None]:
-        def plan(step: int, group: dist.ProcessGroup | None) -> Plan:
-            return self.tables.plan([{NAME: prepared[step]}], group)
+        def plan(step: int, lanes: Lanes | None) -> Plan:
+            return self.tables.plan([{NAME: prepared[step]}], lanes)
 
         self.waited.clear()
         with Prefetcher(plan, self.tables.world, len(prepared) - 1, self.ahead) as plans:

@@ -79,7 +79,7 @@ def rowwise_adagrad_(
         if not l2:  # the gradient alone decides: all rates at once
             rates = _adagrad_rates(total, rows, gradient, scale, learning_rate, eps)
             for block, part, rate in _blocks(rows, gradient, rates):
-                _add(weight, block, part * rate)
+                weight.index_add_(0, block, part * rate)
             return
         for block, part in _blocks(rows, gradient):
             new = weight.index_select(0, block)
@@ -152,12 +152,6 @@ def _put(table: Tensor, rows: Tensor, values: Tensor) -> None:
         table.index_copy_(0, rows, values)
     else:  # half the time of index_copy_ for rows in the cache
         table.detach().numpy()[rows.numpy()] = values.numpy()
-
-
-def _add(table: Tensor, rows: Tensor, values: Tensor) -> None:
-    """table[rows] += values, touching each row once, which gathering and putting back would do twice."""
-    rows, shape = rows.unsqueeze(0), table.shape
-    table.add_(torch.sparse_coo_tensor(rows, values, shape, is_coalesced=True, check_invariants=False))
 
 
 def _whole_gradient(gradient: Tensor, weight: Tensor, scale: float, l2: float) -> Tensor:

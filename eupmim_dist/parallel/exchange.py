@@ -1,15 +1,20 @@
 """The exchanges of a look-up between ranks, and what they cost."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from itertools import product
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from eupmim_dist.parallel.world import World
+from eupmim_dist.parallel.world import World, collective_timeout
+
+Parts = Sequence[Sequence[Tensor]]
+"""Of each of several lists, one tensor per rank."""
 
 
 @dataclass
@@ -37,42 +42,50 @@ class Traffic(dict[str, Cost]):
         cost.bytes += num_bytes or 0
 
 
+@dataclass(frozen=True)
+class Lanes:
+    """Two gloo groups of all ranks. Their connections lock while they read a message, so that two ranks which send
+    each other much over a single one take turns."""
+
+    up: dist.ProcessGroup
+    """For what a lower rank sends a higher one."""
+    down: dist.ProcessGroup
+
+
+@cache
+def open_lanes(user: str) -> Lanes:
+    """The lanes of one user, who is a thread; opened once per process, by all ranks together."""
+    timeout = timedelta(seconds=collective_timeout())
+    return Lanes(*(dist.new_group(backend="gloo", timeout=timeout) for _ in range(2)))
+
+
 class Exchange:
-    """What the ranks of a process group (None: the default one) send each other, each a collective."""
+    """What ranks send each other: tensors on a CPU over `lanes`, those on GPUs over the default group."""
 
-    def __init__(self, world: World, traffic: Traffic, group: dist.ProcessGroup | None = None) -> None:
-        self.world, self.traffic, self.group = world, traffic, group
-
-    def equal_parts(self, kind: str, message: Tensor) -> Tensor:
-        """Row r of `message` [W, ...] goes to rank r; row r of the answer came from it."""
-        answer = torch.empty_like(message)
-        size = message.nbytes // self.world.size * (self.world.size - 1)
-        with self.traffic.measured(kind, size):
-            dist.all_to_all_single(answer, message, group=self.group)
-        return answer
+    def __init__(self, world: World, traffic: Traffic, lanes: Lanes | None) -> None:
+        """`lanes` may be None where there is one rank."""
+        self.world, self.traffic, self.lanes = world, traffic, lanes
 
     @contextmanager
-    def ragged_parts(
-        self, kind: str, send: Sequence[Sequence[Tensor]], receive: Sequence[Sequence[Tensor]]
-    ) -> Iterator[None]:
-        """For each of several lists: `send[i][r]` goes to rank r, `receive[i][r]` has been filled by it at the end.
+    def receiving(self, kind: str, receive: Parts) -> Iterator[Callable[[Parts], None]]:
+        """Exchanges ragged parts: `receive[i][r]` has been filled by rank r when the `with` ends; collective.
 
-        The body of the `with` runs meanwhile. All-to-all by point-to-point operations (one grouped call under
-        NCCL), so that neither side packs, unpacks or copies anything. What is empty is not sent, nor what a rank
-        would send to itself.
+        The body is given a function that it must call once: `send[i][r]` goes to rank r. What it does before, the
+        others need not wait for; what it does after, runs while the parts travel. What is empty is not sent, nor what
+        a rank would send to itself. Point-to-point operations: no side packs, unpacks or copies anything.
         """
-        peers = [rank for rank in range(self.world.size) if rank != self.world.rank]
-        operations = [
-            dist.P2POp(function, part, peer, self.group, tag)
-            for function, lists in ((dist.irecv, receive), (dist.isend, send))
-            for tag, parts in enumerate(lists)
-            for peer in peers
-            if (part := parts[peer]).numel()
-        ]
-        size = sum(parts[peer].nbytes for parts in send for peer in peers)
-        with self.traffic.measured(kind, size):
-            under_way = dist.batch_isend_irecv(operations) if operations else []
-        yield
+        waiting = self._operations(dist.irecv, receive)
+        under_way: list[dist.Work] = []
+        if not any(operation.tensor.is_cuda for operation in waiting):
+            under_way += _start(waiting)  # now: gloo sends without asking to whom is waiting
+            waiting = []  # NCCL takes all of them at once
+
+        def send(parts: Parts) -> None:
+            operations = self._operations(dist.isend, parts)
+            with self.traffic.measured(kind, sum(operation.tensor.nbytes for operation in operations)):
+                under_way.extend(_start(waiting + operations))
+
+        yield send
         with self.traffic.measured(kind, None):
             for work in under_way:
                 work.wait()
@@ -80,4 +93,22 @@ class Exchange:
     def all_reduce(self, kind: str, tensor: Tensor) -> None:
         """Sums over the ranks in place."""
         with self.traffic.measured(kind, 2 * tensor.nbytes * (self.world.size - 1) // self.world.size):
-            dist.all_reduce(tensor, group=self.group)
+            dist.all_reduce(tensor)
+
+    def _operations(self, function: Callable, lists: Parts) -> list[dist.P2POp]:
+        operations = []
+        for (tag, parts), peer in product(enumerate(lists), range(self.world.size)):
+            if peer != self.world.rank and parts[peer].numel():
+                group = None if parts[peer].is_cuda else self._lane(peer, function is dist.isend)
+                operations.append(dist.P2POp(function, parts[peer], peer, group, tag))
+        return operations
+
+    def _lane(self, peer: int, sending: bool) -> dist.ProcessGroup:
+        assert self.lanes is not None, "several ranks have lanes"
+        return self.lanes.up if (self.world.rank < peer) == sending else self.lanes.down
+
+
+def _start(operations: list[dist.P2POp]) -> list[dist.Work]:
+    if any(operation.tensor.is_cuda for operation in operations):
+        return dist.batch_isend_irecv(operations)
+    return [one.op(one.tensor, one.peer, one.group, one.tag) for one in operations]

@@ -96,16 +96,18 @@ def distinct(keys: np.ndarray, end: int) -> Distinct:
     bits = max(1, len(keys).bit_length())
     if end.bit_length() + bits > 63:
         raise OverflowError(f"{len(keys)} ids of {end} rows in one step are too many to be sorted")
-    packed = keys << bits | np.arange(len(keys))
+    packed = keys << bits
+    packed |= np.arange(len(keys))
     packed.sort()
-    ascending = packed >> bits
-    order = (packed & ((1 << bits) - 1)).astype(np.int32)
+    order = packed & ((1 << bits) - 1)
+    packed >>= bits  # the keys, ascending
     first = np.ones(len(keys), dtype=bool)
-    np.not_equal(ascending[1:], ascending[:-1], out=first[1:])
-    starts = np.flatnonzero(first).astype(np.int32)
+    np.not_equal(packed[1:], packed[:-1], out=first[1:])
+    starts = np.flatnonzero(first)
+    found = packed[starts]
     inverse = np.empty(len(keys), dtype=np.int32)
     inverse[order] = first.cumsum(dtype=np.int32) - 1
-    found = ascending[starts]
+    order, starts = order.astype(np.int32), starts.astype(np.int32)
     if len(found) and found[-1] == end:
         order, starts, found = order[: starts[-1]], starts[:-1], found[:-1]
     return Distinct(found, inverse, order, starts)
@@ -183,8 +185,8 @@ def _plan_with_others(
     wanted = [part.split(count.tolist()) for part, count in zip(positions, sent, strict=True)]
     asked = [torch.from_numpy(np.empty(count.sum() - count[world.rank], dtype)) for count in received]
     receive = [part.split(without(count.tolist(), world.rank)) for part, count in zip(asked, received, strict=True)]
-    with exchange.ragged_parts("ids", wanted, receive):
-        pass
+    with exchange.receiving("ids", receive) as send:
+        send(wanted)
     for n, *counts, of_ranks, others in zip(sharded, sent, received, wanted, asked, strict=True):
         own, others = of_ranks[world.rank].long(), others.long()
         owner = distinct(torch.cat([others, own]).numpy(), groups[n].stride)
@@ -252,7 +254,9 @@ def _exchange_counts(
     for column, count in enumerate(sent):
         message[:, 1 + column] = count
     message[:, 1 + num_counts :] = words
-    answer = exchange.equal_parts("counts", torch.from_numpy(message)).numpy()
+    answer = message.copy()
+    with exchange.receiving("counts", [list(torch.from_numpy(answer))]) as send:
+        send([list(torch.from_numpy(message))])
     if answer[:, 0].any():
         _raise_everywhere(problem, exchange)
     union = np.unpackbits(np.bitwise_or.reduce(answer[:, 1 + num_counts :], axis=0).view(np.uint8))
@@ -263,6 +267,6 @@ def _exchange_counts(
 def _raise_everywhere(problem: Exception | None, exchange: Exchange) -> NoReturn:
     told = None if problem is None else (type(problem).__name__, str(problem.args[0] if problem.args else problem))
     gathered: list[tuple[str, str] | None] = [None] * exchange.world.size
-    dist.all_gather_object(gathered, told, group=exchange.group)
+    dist.all_gather_object(gathered, told, group=exchange.lanes and exchange.lanes.up)
     rank, (kind, text) = next((rank, told) for rank, told in enumerate(gathered) if told is not None)
     raise PROBLEMS.get(kind, RuntimeError)(f"rank {rank}: {text}") from problem

@@ -1,39 +1,30 @@
-"""Prepares the next step in a thread while this one computes, with a process group of its own."""
+"""Prepares the next step in a thread while this one computes, over connections of its own."""
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
-from functools import cache
 from types import TracebackType
 from typing import Generic, TypeVar
 
-import torch.distributed as dist
-
-from eupmim_dist.parallel.world import World, collective_timeout
+from eupmim_dist.parallel.exchange import Lanes, open_lanes
+from eupmim_dist.parallel.world import World
 
 T = TypeVar("T")
-Prepare = Callable[[int, dist.ProcessGroup | None], T]
-
-
-@cache
-def _own_group() -> dist.ProcessGroup:
-    """One for the process, since only one Prefetcher is at work at a time."""
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=collective_timeout()))
+Prepare = Callable[[int, Lanes | None], T]
 
 
 class Prefetcher(Generic[T]):
-    """`take(step)` gives what `prepare(step, group)` returned, and has the next step prepared meanwhile.
+    """`take(step)` gives what `prepare(step, lanes)` returned, and has the next step prepared meanwhile.
 
-    Results are those of calling `prepare` in turn. It may communicate over `group`, a gloo group that nothing else
-    uses, and must not depend on what the steps compute. What it raises, `take` raises. Creating one is collective.
+    Results are those of calling `prepare` in turn. It may communicate over `lanes`, which nothing else uses, and
+    must not depend on what the steps compute. What it raises, `take` raises. Creating one is collective.
     """
 
     def __init__(self, prepare: Prepare[T], world: World, last_step: int, ahead: bool = True) -> None:
         """`last_step` is the last one that will be taken; without `ahead` a step is prepared when it is taken."""
         self.waited_seconds = 0.0
         self._prepare, self._last, self._run_ahead = prepare, last_step, ahead
-        self._group = _own_group() if ahead and world.size > 1 else None
+        self._lanes = open_lanes("prefetch") if ahead and world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[T]] | None = None
 
@@ -66,4 +57,4 @@ class Prefetcher(Generic[T]):
         return prepared
 
     def _submit(self, step: int) -> None:
-        self._ahead = step, self._thread.submit(self._prepare, step, self._group)
+        self._ahead = step, self._thread.submit(self._prepare, step, self._lanes)

@@ -9,7 +9,7 @@ gradients  after the backward pass, summed per distinct row, sent to the owners 
 n uses on this rank, u distinct rows among them, m rows that ranks want of this one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import Rows, TableSpec
 from eupmim_dist.parallel.agreement import everywhere
-from eupmim_dist.parallel.exchange import Exchange, Traffic
+from eupmim_dist.parallel.exchange import Exchange, Lanes, Traffic, open_lanes
 from eupmim_dist.parallel.kernels import merge_rows
 from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
 from eupmim_dist.parallel.plan import GroupPlan, Ids, Plan, make_plan, without
@@ -28,6 +28,10 @@ from eupmim_dist.parallel.world import World
 
 FLOAT16_GRADIENT_SCALE = 4096.0
 """Gradients of a mean over a batch are small: sent as float16 they are multiplied by this, to reach 1.5e-11 to 16."""
+
+
+Counted = tuple[Tensor, list[int]]
+"""Rows, and how many of them belong to each rank, in their order."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,15 @@ class ShardedTables:
         self.row_format = getattr(torch, config.row_format)
         self.gradient_format = getattr(torch, config.gradient_format)
         self.requests = dict.fromkeys(self.shards, 0)
-        self.exchange = Exchange(world, self.traffic)
+        self.exchange = Exchange(world, self.traffic, open_lanes("tables") if world.size > 1 else None)
 
-    def plan(self, parts: Sequence[Ids], group: dist.ProcessGroup | None = None) -> Plan:
+    def plan(self, parts: Sequence[Ids], lanes: Lanes | None = None) -> Plan:
         """Plans the look-up of int64 ids of any shape, one dict per part of the batch; collective.
 
-        `group` is a process group for CPU tensors: its own one in a thread that runs beside the training.
+        A thread that runs beside the training has `lanes` of its own.
         Raises, on every rank, what `make_plan` raises.
         """
-        exchange = Exchange(self.world, self.traffic, group)
+        exchange = self.exchange if lanes is None else Exchange(self.world, self.traffic, lanes)
         plan = make_plan(self.groups, parts, exchange)
         if self.world.device.type == "cuda":
             return replace(plan, groups=[part.pinned() for part in plan.groups])
@@ -122,20 +126,25 @@ class Lookup:
     def gradients(self, scale: float) -> list[RowGradients]:
         """Gradients by group times `scale`; collective. Frees the rows: a look-up has one backward pass."""
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
-        values = [self._summed(part, group.dim, scale) for part, group in zip(plan.groups, tables.groups, strict=True)]
-        outgoing, incoming = [], []
+        dims = [group.dim for group in tables.groups]
+        incoming, values = [], {}
         for number in plan.sharded:
-            part, here = plan.groups[number], values[number]
-            outgoing.append((here, part.sent))
-            values[number] = here.new_empty(len(part.asked) + len(part.own), here.shape[1])
+            part = plan.groups[number]
+            values[number] = torch.empty(len(part.asked) + len(part.own), dims[number], device=self._device)
             incoming.append((values[number][: len(part.asked)], without(part.received, rank)))
         wire_scale = FLOAT16_GRADIENT_SCALE if tables.gradient_format == torch.float16 else 1.0
-        with self._swap("gradients", tables.gradient_format, outgoing, incoming, wire_scale):
-            for number, (here, counts) in zip(plan.sharded, outgoing, strict=True):
-                values[number][len(plan.groups[number].asked) :] = here.split(counts)[rank]
+        with self._receiving("gradients", tables.gradient_format, incoming, wire_scale) as send:
+            summed = [self._summed(part, dim, scale) for part, dim in zip(plan.groups, dims, strict=True)]
+            send([(summed[number], plan.groups[number].sent) for number in plan.sharded])
+            for number, of_ranks in values.items():
+                part = plan.groups[number]
+                of_ranks[len(part.asked) :] = summed[number].split(part.sent)[rank]
         return [
-            RowGradients(part.rows.to(group.weight.device, non_blocking=True), self._merged(part, here))
-            for part, group, here in zip(plan.groups, tables.groups, values, strict=True)
+            RowGradients(
+                part.rows.to(group.weight.device, non_blocking=True),
+                self._merged(part, values.get(number, summed[number])),
+            )
+            for number, (part, group) in enumerate(zip(plan.groups, tables.groups, strict=True))
         ]
 
     def _fetch(self) -> list[Tensor]:
@@ -143,14 +152,15 @@ class Lookup:
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
         groups = list(zip(plan.groups, tables.groups, strict=True))
         found = [torch.empty(sum(part.sent) + 1, group.dim, device=self._device) for part, group in groups]
-        outgoing, incoming = [], []
-        for number in plan.sharded:
-            part, group = groups[number]
-            answer = torch.empty(len(part.asked), group.dim, device=self._device)
-            _gather(group, part.asked, answer)
-            outgoing.append((answer, without(part.received, rank)))
-            incoming.append((found[number][:-1], part.sent))
-        with self._swap("rows", self._row_format, outgoing, incoming):
+        incoming = [(found[number][:-1], plan.groups[number].sent) for number in plan.sharded]
+        with self._receiving("rows", self._row_format, incoming) as send:
+            outgoing = []
+            for number in plan.sharded:
+                part, group = groups[number]
+                answer = torch.empty(len(part.asked), group.dim, device=self._device)
+                _gather(group, part.asked, answer)
+                outgoing.append((answer, without(part.received, rank)))
+            send(outgoing)
             for (part, group), rows in zip(groups, found, strict=True):
                 start = sum(part.sent[:rank])
                 _gather(group, part.own, rows[start : start + len(part.own)])
@@ -158,30 +168,27 @@ class Lookup:
         return found
 
     @contextmanager
-    def _swap(
-        self,
-        kind: str,
-        wire: torch.dtype,
-        outgoing: list[tuple[Tensor, list[int]]],
-        incoming: list[tuple[Tensor, list[int]]],
-        scale: float = 1.0,
-    ) -> Iterator[None]:
-        """Sends rows, counted by rank, to the other ranks as `wire` times `scale`, and receives theirs.
+    def _receiving(
+        self, kind: str, wire: torch.dtype, incoming: list[Counted], scale: float = 1.0
+    ) -> Iterator[Callable[[list[Counted]], None]]:
+        """Exchanges rows with the other ranks, as `wire` times `scale`; `Exchange.receiving` for rows by rank.
 
-        The body of the `with` runs meanwhile; it may write what no other rank sends.
+        The body may write what no other rank sends.
         """
-        send = [(rows if scale == 1 else rows * scale).to(wire).split(counts) for rows, counts in outgoing]
+        world = self._tables.world
         parts = [into.split(counts) for into, counts in incoming]
         received = [
             parts[number] if into.dtype == wire else torch.empty_like(into, dtype=wire).split(counts)
             for number, (into, counts) in enumerate(incoming)
         ]
-        with self._tables.exchange.ragged_parts(kind, send, received):
-            yield
+        with self._tables.exchange.receiving(kind, received) as send:
+            yield lambda outgoing: send(
+                [(rows if scale == 1 else rows * scale).to(wire).split(counts) for rows, counts in outgoing]
+            )
         for into, sent in zip(parts, received, strict=True):
             if sent is not into:
-                for rank in range(self._tables.world.size):
-                    if rank != self._tables.world.rank:
+                for rank in range(world.size):
+                    if rank != world.rank:
                         into[rank].copy_(sent[rank])
                         if scale != 1:
                             into[rank].div_(scale)

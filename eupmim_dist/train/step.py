@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from eupmim_dist.data.batch import Batch
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.counter import stream_key
 from eupmim_dist.optim.schedule import rate_factor
+from eupmim_dist.parallel.exchange import Lanes
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.verdict import judge
 from eupmim_dist.train.state import Outcome, Run
@@ -23,12 +23,12 @@ class Prepared:
     plan: Plan
 
 
-def prepare_step(run: Run, step: int, group: dist.ProcessGroup | None = None) -> Prepared:
-    """Samples the batch of `step` (from 0) and plans its look-up, over `group`; collective."""
+def prepare_step(run: Run, step: int, lanes: Lanes | None = None) -> Prepared:
+    """Samples the batch of `step` (from 0) and plans its look-up, over `lanes`; collective."""
     batch = run.sampler.sample(step)
     num_parts = run.config.train.accumulation
     parts = [batch.part(*block_range(len(batch.user), part, num_parts)) for part in range(num_parts)]
-    plan = run.tables.plan([run.model.ids(part) for part in parts], group)
+    plan = run.tables.plan([run.model.ids(part) for part in parts], lanes)
     return Prepared([part.pinned() for part in parts] if run.world.device.type == "cuda" else parts, plan)
 
 

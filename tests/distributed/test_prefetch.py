@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
+from eupmim_dist.parallel.exchange import Lanes
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
@@ -20,9 +20,9 @@ def take_steps(stop_at: int, bad_rank: int) -> tuple[int, str]:
     world = init_world(cpu=True)
     tables = ShardedTables([TableSpec("item", 10, 4)], 0, world, TablesConfig(replicate_below=0))
 
-    def plan(step: int, group: dist.ProcessGroup | None) -> Plan:
+    def plan(step: int, lanes: Lanes | None) -> Plan:
         bad = step == BAD_STEP and world.rank == bad_rank
-        return tables.plan([{"item": torch.tensor([10 if bad else step])}], group)
+        return tables.plan([{"item": torch.tensor([10 if bad else step])}], lanes)
 
     taken = 0
     try:
