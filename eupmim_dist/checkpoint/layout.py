@@ -7,9 +7,11 @@
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
@@ -102,13 +104,33 @@ def verify_hashes(path: Path) -> None:
             raise UserError(f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint")
 
 
-def write_manifest(directory: Path, name: str, content: dict[str, Any]) -> None:
-    """Completes a checkpoint: lists its files with sizes and hashes. Written last."""
-    files = {
-        p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(directory.iterdir()) if p.is_file()
-    }
+def write_manifest(directory: Path, name: str, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+    """Completes a checkpoint; written last. `files`: name -> size and sha256."""
     text = json.dumps({"format_version": FORMAT_VERSION, **content, "files": files}, indent=1)
-    (directory / name).write_text(text + "\n", encoding="utf-8")
+    with (directory / name).open("w", encoding="utf-8") as stream:
+        stream.write(text + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    sync_directory(directory)
+
+
+def sync_directory(path: Path) -> None:
+    """Has the names in a directory written to the disk, where the system can do so."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_header(stream: BinaryIO, header: dict[str, Any]) -> bytes:
+    """Writes a safetensors header: its length in 8 bytes, then JSON, padded with spaces to a multiple of 8."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    raw = len(text).to_bytes(8, "little") + text
+    stream.write(raw)
+    return raw
 
 
 def sha256(path: Path) -> str:

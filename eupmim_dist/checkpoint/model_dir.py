@@ -1,5 +1,6 @@
 """Consolidated models: one `model.safetensors` and a `config.json`, readable at any number of ranks."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,10 @@ from eupmim_dist.checkpoint.layout import (
     STEP_MANIFEST,
     TENSOR_FILE,
     Checkpoint,
+    sha256,
+    sync_directory,
     verify_hashes,
+    write_header,
     write_manifest,
 )
 from eupmim_dist.errors import UserError
@@ -38,6 +42,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         staging.mkdir(parents=True)
         yield staging
         os.replace(staging, out)
+        sync_directory(out.parent)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -65,16 +70,18 @@ def consolidate(checkpoint: Checkpoint, out: Path, on_bytes: Callable[[int], Non
         position += size
     with new_directory(out) as staging:
         with (staging / TENSOR_FILE).open("wb") as stream:
-            _write_header(stream, header)
+            digest = hashlib.sha256(write_header(stream, header))
             for name, parts in pieces.items():
                 for block in _blocks_by_id(parts) if name.startswith("table.") else _blocks(parts):
                     stream.write(block)
+                    digest.update(block)
                     on_bytes(len(block))
             stream.flush()
             os.fsync(stream.fileno())
+            files = {TENSOR_FILE: {"size": stream.tell(), "sha256": digest.hexdigest()}}
         step_manifest = json.loads((checkpoint.path / STEP_MANIFEST).read_text(encoding="utf-8"))
         kept = {key: step_manifest[key] for key in ("step", "config", "tables", "data", "versions")}
-        write_manifest(staging, MODEL_MANIFEST, {**kept, "training": {}, "trained": checkpoint.training})
+        write_manifest(staging, MODEL_MANIFEST, {**kept, "training": {}, "trained": checkpoint.training}, files)
     return position
 
 
@@ -83,8 +90,11 @@ def write_model(tensors: Mapping[str, Any], description: dict[str, Any], out: Pa
     from safetensors.torch import save_file
 
     with new_directory(out) as staging:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging / TENSOR_FILE)
-        write_manifest(staging, MODEL_MANIFEST, description)
+        file = staging / TENSOR_FILE
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        write_manifest(
+            staging, MODEL_MANIFEST, description, {file.name: {"size": file.stat().st_size, "sha256": sha256(file)}}
+        )
 
 
 def _pieces(directory: Path) -> dict[str, list[dict[str, Any]]]:
@@ -145,10 +155,3 @@ def _blocks_by_id(parts: list[dict[str, Any]]) -> Iterator[bytes]:
                 stream.seek(offset + int(positions[run[0]] - start) * width)
                 block[run] = np.frombuffer(stream.read(len(run) * width), np.uint8).reshape(-1, width)
             yield block.tobytes()
-
-
-def _write_header(stream: BinaryIO, header: dict[str, Any]) -> None:
-    """The safetensors header: its length in 8 bytes, then JSON, padded with spaces to a multiple of 8."""
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)

@@ -27,6 +27,7 @@ FREE_KEYS = (
     "evaluation.top_n",
     "evaluation.batch_size",
     "checkpoint.every",
+    "checkpoint.keep",
 )
 """What a resumed run may change: nothing that the weights, or which of them are best, depend on."""
 

@@ -1,57 +1,37 @@
-"""Writes checkpoints: every rank its shards, then the manifest, then one rename makes it exist."""
+"""When checkpoints are written, and which are kept."""
 
-import os
 import shutil
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from eupmim_dist.checkpoint.layout import STEP_MANIFEST, complete_steps, step_dir, write_manifest
+from eupmim_dist.checkpoint.layout import complete_steps, step_dir
 from eupmim_dist.checkpoint.state import readable_failures, training_tensors
+from eupmim_dist.checkpoint.writer import CheckpointWriter
 from eupmim_dist.parallel.agreement import agreed
-from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.throughput import Throughput
 from eupmim_dist.train.state import Assembled, Outcome, Run
 
 
 def save_checkpoint(run: Run, run_dir: Path) -> Path:
-    """Saves the training state at `run.progress.step` and deletes all others but the best; collective.
+    """Saves the training state at `run.progress.step`, then deletes what `checkpoint.keep` spares not; collective.
 
     Nothing is at the final path before it is complete, and nothing is deleted before that.
     """
     run.progress.num_updates = int(run.table_optimizer.num_steps)
     final = step_dir(run_dir, run.progress.step)
-    staging = final.with_name(f".{final.name}.incomplete")
-    with agreed(run.world):
-        if run.world.is_main:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-    with agreed(run.world):
-        write_tensors(training_tensors(run), staging, run.world)
-    with agreed(run.world):
-        if run.world.is_main:
-            write_manifest(staging, STEP_MANIFEST, describe(run, run.progress.step, run.progress.as_dict()))
-            _replace(staging, final)
-            _prune(run, run_dir)
-    return final
-
-
-def write_tensors(tensors: dict[str, Tensor], directory: Path, world: World) -> None:
-    """One safetensors file per rank; collective."""
-    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-    with warnings.catch_warnings():
+    writer = CheckpointWriter(
+        final, describe(run, run.progress.step, run.progress.as_dict()), partial(_prune, run, run_dir)
+    )
+    with agreed(run.world), readable_failures(final), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
-        with readable_failures(directory):
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
-    if world.size > 1:
-        dist.barrier()
+        dcp.save(dict(training_tensors(run)), storage_writer=writer, no_dist=run.world.size == 1)
+    return final
 
 
 def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[str, Any]:
@@ -66,21 +46,14 @@ def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[
     }
 
 
-def _replace(staging: Path, final: Path) -> None:
-    """Puts `staging` in the place of `final`, which is only deleted once the new one is there."""
-    aside = final.with_name(f".{final.name}.replaced")
-    shutil.rmtree(aside, ignore_errors=True)
-    if final.exists():
-        os.rename(final, aside)
-    os.rename(staging, final)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
 def _prune(run: Run, run_dir: Path) -> None:
-    kept = {step_dir(run_dir, run.progress.step)}
-    if run.progress.best_step is not None:
-        kept.add(step_dir(run_dir, run.progress.best_step))
-    for path in complete_steps(run_dir):
+    """Keeps the last ones up to this step and the best; later ones are of a training that was gone back on."""
+    progress = run.progress
+    steps = complete_steps(run_dir)
+    kept = [path for path in steps if path <= step_dir(run_dir, progress.step)][-run.config.checkpoint.keep :]
+    if progress.best_step is not None:
+        kept.append(step_dir(run_dir, progress.best_step))
+    for path in steps:
         if path not in kept:
             shutil.rmtree(path)
 

@@ -171,6 +171,8 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     every: int = Field(1000, ge=1)
     """Steps between two checkpoints; the end of training writes one too, and so does a new best."""
+    keep: int = Field(1, ge=1)
+    """How many of the last checkpoints are kept, beside the best one."""
 
 
 class Config(Section):

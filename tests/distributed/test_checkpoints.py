@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint import save as saving
+from eupmim_dist.checkpoint import writer
 from eupmim_dist.checkpoint.layout import TENSOR_FILE, complete_steps, resolve, step_dir
 from eupmim_dist.checkpoint.load import load_model, load_training
 from eupmim_dist.checkpoint.model_dir import consolidate
@@ -281,12 +282,12 @@ def save_with_failures(store: Path, place: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         if world.rank == world.size - 1:
-            patch.setattr(saving.HuggingFaceStorageWriter, "write_data", fail_to_write)
+            patch.setattr(writer.CheckpointWriter, "_write", fail_to_write)
         found["shard"] = fails(run, place)
     found["after shard"] = sorted(path.name for path in place.glob("checkpoints/step-*"))
     with pytest.MonkeyPatch.context() as patch:
         if world.is_main:
-            patch.setattr(saving, "write_manifest", fail_to_write)
+            patch.setattr(writer, "write_manifest", fail_to_write)
         found["manifest"] = fails(run, place)
     found["after manifest"] = sorted(path.name for path in place.glob("checkpoints/step-*"))
     if world.size > 1:
@@ -315,7 +316,7 @@ def leave_before_saving(store: Path, place: Path) -> None:
     save_checkpoint(run, place)
     losses(run, 1)
     if run.world.rank == 1:
-        saving.write_tensors = fail_to_write  # type: ignore[assignment]
+        saving.training_tensors = fail_to_write  # type: ignore[assignment]
     save_checkpoint(run, place)
 
 

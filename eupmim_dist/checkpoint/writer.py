@@ -1,0 +1,135 @@
+"""Writes a checkpoint through torch.distributed.checkpoint: every rank its shards, then rank 0 the manifest.
+
+Torch's own writer of safetensors holds a second copy of all that a rank writes, and leaves hashing to a second reading.
+This one streams blocks and hashes them on the way; the files are alike, so torch's reader reads them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import Metadata, SavePlan, SavePlanner, StorageWriter
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from eupmim_dist.checkpoint.layout import STEP_MANIFEST, sync_directory, write_header, write_manifest
+
+BLOCK_ELEMENTS = 1 << 22
+"""Of a tensor, copied from its device and written at a time."""
+
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+
+
+class CheckpointWriter(StorageWriter):
+    """For one `dcp.save`: nothing is at `final` before it is complete and on the disk.
+
+    What fails on one rank, `dcp.save` raises on all.
+    """
+
+    def __init__(self, final: Path, description: dict[str, Any], then: Callable[[], None] = lambda: None) -> None:
+        """`description` is the manifest but for its files; `then` runs on rank 0 once `final` exists."""
+        self.final, self.staging = final, final.with_name(f".{final.name}.incomplete")
+        self.description, self.then = description, then
+
+    def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
+        """Nothing to reset: one writer writes one checkpoint."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike) -> bool:
+        return False  # the path is given to the writer, not to `dcp.save`
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        if is_coordinator:  # before any rank has a plan to write
+            for left in self.final.parent.glob(".step-*.incomplete"):  # by a save that was killed
+                shutil.rmtree(left)
+            self.staging.mkdir(parents=True)
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        count = len(plans)
+        names = (f"shard-{rank + 1:05d}-of-{count:05d}.safetensors" for rank in range(count))
+        return [replace(plan, storage_data=name) for plan, name in zip(plans, names, strict=True)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        tensors = [(item, cast(Tensor, planner.resolve_data(item)).detach()) for item in plan.items]
+        written: list[WriteResult] = []
+        if tensors:
+            entry = self._write(self.staging / plan.storage_data, tensors)
+            written = [WriteResult(item.index, tensor.nbytes, entry) for item, tensor in tensors]
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(written)
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        files = dict(of_rank[0].storage_data for of_rank in results if of_rank)
+        write_manifest(self.staging, STEP_MANIFEST, self.description, files)
+        _replace(self.staging, self.final)
+        self.then()
+
+    def _write(self, file: Path, tensors: list[tuple[WriteItem, Tensor]]) -> tuple[str, dict[str, Any]]:
+        """Writes one file; its name and its entry in the manifest."""
+        header: dict[str, Any] = {}
+        offsets = {item.index.fqn: {"saved_offsets": list(_offsets(item))} for item, _ in tensors}
+        header["__metadata__"] = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
+        position = 0
+        for item, tensor in tensors:
+            header[item.index.fqn] = {
+                "dtype": DTYPES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [position, position := position + tensor.nbytes],
+            }
+        digest = hashlib.sha256()
+        with file.open("wb") as stream:
+            digest.update(write_header(stream, header))
+            for _, tensor in tensors:
+                for block in _blocks(tensor):
+                    stream.write(block)
+                    digest.update(block)
+            stream.flush()
+            os.fsync(stream.fileno())
+            return file.name, {"size": stream.tell(), "sha256": digest.hexdigest()}
+
+
+def _offsets(item: WriteItem) -> torch.Size:
+    assert item.tensor_data is not None, "a checkpoint holds tensors only"
+    return item.tensor_data.chunk.offsets
+
+
+def _blocks(tensor: Tensor) -> Iterator[memoryview]:
+    for block in tensor.flatten().split(BLOCK_ELEMENTS):
+        yield memoryview(block.cpu().view(torch.uint8).numpy())
+
+
+def _replace(staging: Path, final: Path) -> None:
+    """Puts `staging` in the place of `final`; a crash in between leaves what `recover` mends."""
+    if final.exists():
+        final.rename(aside := _aside(final))
+        staging.rename(final)
+        shutil.rmtree(aside)
+    else:
+        staging.rename(final)
+    sync_directory(final.parent)
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.replaced")
+
+
+def recover(run_dir: Path) -> None:
+    """Brings back a checkpoint whose replacement was killed half-way."""
+    for aside in (run_dir / "checkpoints").glob(".step-*.replaced"):
+        final = aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
+        if final.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(final)
