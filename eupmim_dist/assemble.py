@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from eupmim_dist.checkpoint.layout import Checkpoint, resolve
-from eupmim_dist.checkpoint.load import load_model
+from eupmim_dist.checkpoint.load import load_model, open_sound
 from eupmim_dist.checkpoint.run_dir import Start
 from eupmim_dist.checkpoint.save import CheckpointHook
 from eupmim_dist.config.schema import Config
@@ -97,7 +97,7 @@ def load_trained(path: Path, world: World, data: Path | None = None, which: str 
 
     `data` overrides the store's path, not its content: a store with another fingerprint is refused.
     """
-    checkpoint = decided_by_main(world, lambda: resolve(path, which))
+    checkpoint = open_sound(decided_by_main(world, lambda: resolve(path, which)).path, world)
     config = checkpoint.config.model_copy(update={"world_size": None})
     store = open_store(data or config.data.dir, world)
     with agreed(world):
@@ -135,7 +135,7 @@ def run_training(run: Run, start: Start) -> None:
 
 def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
     """The best checkpoint of a finished run on the test split; also `evaluation.json` in the run directory."""
-    checkpoint = decided_by_main(run.world, lambda: resolve(run_dir, "best"))
+    checkpoint = open_sound(decided_by_main(run.world, lambda: resolve(run_dir, "best")).path, run.world)
     load_model(run, checkpoint)
     result = evaluate_model(run, "test", "strict", run.config.evaluation.top_n, progress=True)
     if run.world.is_main:

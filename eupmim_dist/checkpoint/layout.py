@@ -25,6 +25,10 @@ TENSOR_FILE = "model.safetensors"
 """Of a consolidated model."""
 
 
+class Damaged(UserError):
+    """A checkpoint is incomplete or not what was written; an earlier one may be sound."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint or consolidated model. `training` is the loop's state; empty for a model."""
@@ -45,9 +49,14 @@ def step_dir(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:09d}"
 
 
+def step_dirs(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, complete or not, oldest first."""
+    return sorted(path for path in (run_dir / "checkpoints").glob("step-*") if path.is_dir())
+
+
 def complete_steps(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(p.parent for p in (run_dir / "checkpoints").glob(f"step-*/{STEP_MANIFEST}"))
+    return [path for path in step_dirs(run_dir) if (path / STEP_MANIFEST).is_file()]
 
 
 def resolve(path: Path, which: str = "best") -> Checkpoint:
@@ -72,8 +81,8 @@ def resolve(path: Path, which: str = "best") -> Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Reads and checks a checkpoint's manifest and its files' sizes."""
-    manifest = next(p for p in (path / STEP_MANIFEST, path / MODEL_MANIFEST) if p.is_file())
+    """Reads a checkpoint's manifest and checks its files' sizes. Raises Damaged, or UserError for another version."""
+    manifest = _manifest(path)
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         readable = MODEL_VERSIONS if manifest.name == MODEL_MANIFEST else (FORMAT_VERSION,)
@@ -83,7 +92,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         for name, entry in content["files"].items():
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["size"]:
-                raise UserError(f"{file}: missing or cut short; use another checkpoint or consolidate again")
+                raise Damaged(f"{file}: missing or cut short; use another checkpoint or consolidate again")
         return Checkpoint(
             path=path,
             step=content["step"],
@@ -92,16 +101,29 @@ def open_checkpoint(path: Path) -> Checkpoint:
             tables=content["tables"],
             data=content["data"],
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint") from None
+    except OSError as error:
+        raise Damaged(f"{manifest}: cannot be read ({error.strerror}); use another checkpoint") from None
 
 
-def verify_hashes(path: Path) -> None:
-    """Reads every file of a checkpoint and compares its SHA-256 with the manifest's."""
-    manifest = next(p for p in (path / STEP_MANIFEST, path / MODEL_MANIFEST) if p.is_file())
-    for name, entry in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
-        if sha256(path / name) != entry["sha256"]:
-            raise UserError(f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint")
+def damage(path: Path, part: int = 0, num_parts: int = 1) -> str | None:
+    """Compares every `num_parts`-th file of an opened checkpoint with its SHA-256; what is wrong, if anything is."""
+    files = json.loads(_manifest(path).read_text(encoding="utf-8"))["files"]
+    for name, entry in sorted(files.items())[part::num_parts]:
+        try:
+            if sha256(path / name) != entry["sha256"]:
+                return f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint"
+        except OSError as error:
+            return f"{path / name}: cannot be read ({error.strerror}); use another checkpoint"
+    return None
+
+
+def _manifest(path: Path) -> Path:
+    for name in (STEP_MANIFEST, MODEL_MANIFEST):
+        if (path / name).is_file():
+            return path / name
+    raise Damaged(f"{path}: incomplete, it has no {STEP_MANIFEST}; use another checkpoint")
 
 
 def write_manifest(directory: Path, name: str, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:

@@ -11,15 +11,36 @@ from torch import Tensor
 from torch.distributed.checkpoint import TensorStorageMetadata
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from eupmim_dist.checkpoint.layout import TENSOR_FILE, Checkpoint, verify_hashes
+from eupmim_dist.checkpoint.layout import TENSOR_FILE, Checkpoint, Damaged, damage, open_checkpoint
 from eupmim_dist.checkpoint.state import model_tensors, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
-from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel.agreement import decided_by_main, everywhere
 from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Assembled, Progress, Run
 
 ROWS_AT_A_TIME = 1 << 16
+
+
+def open_sound(path: Path, world: World) -> Checkpoint:
+    """Opens a checkpoint and compares its files with the manifest's hashes, each rank a part of them; collective.
+
+    Raises Damaged on all ranks if one finds something wrong.
+    """
+
+    def opened() -> Checkpoint | Damaged:
+        try:
+            return open_checkpoint(path)
+        except Damaged as problem:
+            return problem
+
+    found = decided_by_main(world, opened)
+    if isinstance(found, Damaged):
+        raise found
+    for wrong in everywhere(damage(path, world.rank, world.size), world):
+        if wrong is not None:
+            raise Damaged(wrong)
+    return found
 
 
 def load_model(assembled: Assembled, checkpoint: Checkpoint) -> None:
@@ -44,9 +65,6 @@ def load_training(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shards: dict[str, Shard]) -> None:
-    with agreed(world):
-        if world.is_main:
-            verify_hashes(checkpoint.path)
     reader = HuggingFaceStorageReader(str(checkpoint.path))
     held = {
         name: tuple(entry.size)

@@ -17,9 +17,10 @@ from eupmim_dist.checkpoint.layout import (
     STEP_MANIFEST,
     TENSOR_FILE,
     Checkpoint,
+    Damaged,
+    damage,
     sha256,
     sync_directory,
-    verify_hashes,
     write_header,
     write_manifest,
 )
@@ -54,7 +55,8 @@ def consolidate(checkpoint: Checkpoint, out: Path, on_bytes: Callable[[int], Non
 
     `on_bytes` is called with the number of bytes of each block written.
     """
-    verify_hashes(checkpoint.path)
+    if wrong := damage(checkpoint.path):
+        raise Damaged(wrong)
     pieces = _pieces(checkpoint.path)
     header: dict[str, Any] = {}
     position = 0

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import torch
 
-from eupmim_dist.checkpoint.layout import Checkpoint, complete_steps, open_checkpoint, resolve
+from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, resolve, step_dirs
+from eupmim_dist.checkpoint.load import open_sound
+from eupmim_dist.checkpoint.writer import recover
 from eupmim_dist.config.load import dump_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
+from eupmim_dist.parallel.agreement import decided_by_main
+from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.log import get_logger
 
 CONFIG_FILE = "config.yaml"
 HEADER = "# eupmim-dist"
@@ -40,31 +45,48 @@ class Start:
     checkpoint: Checkpoint | None
 
 
-def find_start(run_dir: Path, resume: str, config: Config) -> Start:
-    """Decides how to start; writes nothing.
+def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Start:
+    """Decides how to start; collective.
 
-    `resume`: `auto` goes on from the run's last complete checkpoint, if there is one; `never` wants a new
-    directory; anything else is the path of a checkpoint or run to go on from.
+    `resume`: `auto` goes on from the run's last sound checkpoint, if there is one, and warns of those it skips;
+    `never` wants a new directory; anything else is the path of a checkpoint or run to go on from.
 
-    Raises UserError if the directory holds something else, or a run of another configuration.
+    Raises UserError if the directory holds something else, a run of another configuration, or damaged checkpoints only.
     """
+    candidates = decided_by_main(world, lambda: _candidates(run_dir, resume))
+    for path in candidates:
+        try:
+            checkpoint = open_sound(path, world)
+        except Damaged as problem:
+            if resume != "auto":
+                raise
+            get_logger(world.rank).warning(f"{problem}: going back to the one before it")
+            continue
+        decided_by_main(world, lambda found=checkpoint: _check_compatible(found, config))  # type: ignore[misc]
+        return Start(run_dir, checkpoint)
+    if candidates:
+        raise UserError(f"{run_dir}: none of its checkpoints is sound; give another --run-dir to begin anew")
+    return Start(run_dir, None)
+
+
+def _candidates(run_dir: Path, resume: str) -> list[Path]:
+    """The checkpoints to go on from, the one to try first first."""
     holds_run = _is_run(run_dir)
     if run_dir.exists() and not holds_run and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UserError(f"{run_dir}: already holds something that is not a run; give another --run-dir")
-    if resume == "never" and holds_run:
-        raise UserError(f"{run_dir}: already holds a run; use --resume auto to go on with it or another --run-dir")
-    checkpoint = None
-    if resume not in ("auto", "never"):
-        checkpoint = resolve(Path(resume), "last")
-        if checkpoint.is_model:
-            raise UserError(f"--resume {resume}: is a model without training state; give a run or a checkpoint of one")
-        if holds_run and run_dir.resolve() not in checkpoint.path.resolve().parents:
-            raise UserError(f"{run_dir}: already holds another run than --resume {resume}; give a new --run-dir")
-    elif resume == "auto" and (steps := complete_steps(run_dir)):
-        checkpoint = open_checkpoint(steps[-1])
-    if checkpoint is not None:
-        _check_compatible(checkpoint, config)
-    return Start(run_dir, checkpoint)
+    if resume == "auto":
+        recover(run_dir)
+        return step_dirs(run_dir)[::-1]
+    if resume == "never":
+        if holds_run:
+            raise UserError(f"{run_dir}: already holds a run; use --resume auto to go on with it or another --run-dir")
+        return []
+    checkpoint = resolve(Path(resume), "last")
+    if checkpoint.is_model:
+        raise UserError(f"--resume {resume}: is a model without training state; give a run or a checkpoint of one")
+    if holds_run and run_dir.resolve() not in checkpoint.path.resolve().parents:
+        raise UserError(f"{run_dir}: already holds another run than --resume {resume}; give a new --run-dir")
+    return [checkpoint.path]
 
 
 def write_config(run_dir: Path, config: Config) -> None:

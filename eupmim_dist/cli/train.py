@@ -38,7 +38,7 @@ def train(
     from eupmim_dist.checkpoint.load import load_training
     from eupmim_dist.checkpoint.run_dir import find_start, write_config
     from eupmim_dist.config.load import load_config
-    from eupmim_dist.parallel.agreement import agreed, decided_by_main
+    from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
     from eupmim_dist.telemetry.log import get_logger
 
@@ -46,7 +46,7 @@ def train(
     log = get_logger(world.rank)
     with agreed(world):
         settings = load_config(config, set_ or [])
-    start = decided_by_main(world, lambda: find_start(run_dir, resume, settings))
+    start = find_start(run_dir, resume, settings, world)
     store = assemble.open_store(settings.data.dir, world)
     with agreed(world):
         run = assemble.assemble_run(settings, world, store)

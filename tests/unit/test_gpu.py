@@ -29,7 +29,7 @@ def train_on(device: str, tmp_path: Path, optimizer: str, memory: str) -> Run:
     config = parse_config(values, "test")
     run_dir = tmp_path / f"{device}-{memory}".replace(":", "")
     run = assemble_run(config, world, open_store(config.data.dir, world))
-    start = find_start(run_dir, "auto", config)
+    start = find_start(run_dir, "auto", config, world)
     write_config(run_dir, config)
     run_training(run, start)
     [result] = evaluate_best(run, run_dir)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eupmim_dist.assemble import assemble_run, evaluate_best, load_trained, open_store, run_training
 from eupmim_dist.checkpoint.layout import complete_steps, resolve
-from eupmim_dist.checkpoint.load import load_training
+from eupmim_dist.checkpoint.load import load_training, open_sound
 from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.run_dir import Start, find_start, write_config
 from eupmim_dist.config.load import parse_config
@@ -59,7 +59,7 @@ def start(config: Config) -> Run:
 
 
 def train_in(config: Config, run_dir: Path, prepare: Callable[[Run], None] = lambda run: None) -> Run:
-    begun = find_start(run_dir, "auto", config)
+    begun = find_start(run_dir, "auto", config, WORLD)
     run = start(config)
     prepare(run)
     if begun.checkpoint:
@@ -248,7 +248,7 @@ def test_the_number_of_steps_is_fixed_where_the_rates_depend_on_it(tmp_path: Pat
     train_in(config_of(tmp_path, train__schedule="linear", train__max_steps=6), tmp_path / "run")
     longer = config_of(tmp_path, train__schedule="linear", train__max_steps=12)
     with pytest.raises(UserError, match=r"train\.max_steps: 12, but .* was trained with 6"):
-        find_start(tmp_path / "run", "auto", longer)
+        find_start(tmp_path / "run", "auto", longer, WORLD)
 
 
 @pytest.mark.parametrize("optimizer", ["exact", "sgd"])
@@ -373,7 +373,7 @@ def test_resuming_from_elsewhere_never_touches_another_run(tmp_path: Path) -> No
     for name in ("one", "two"):
         train_in(config_of(tmp_path), tmp_path / name)
     with pytest.raises(UserError, match="already holds another run"):
-        find_start(tmp_path / "two", str(tmp_path / "one"), config_of(tmp_path))
+        find_start(tmp_path / "two", str(tmp_path / "one"), config_of(tmp_path), WORLD)
 
 
 def test_more_patience_goes_on_with_a_stopped_run(tmp_path: Path) -> None:
@@ -414,25 +414,25 @@ def test_consolidated_and_run_give_the_same_metrics(tmp_path: Path) -> None:
 def test_run_directories_are_not_mixed_up(tmp_path: Path) -> None:
     train_in(config_of(tmp_path), tmp_path / "run")
     with pytest.raises(UserError, match=r"train\.learning_rate: 0\.5, but .* was trained with 0\.01"):
-        find_start(tmp_path / "run", "auto", config_of(tmp_path, train__learning_rate=0.5))
+        find_start(tmp_path / "run", "auto", config_of(tmp_path, train__learning_rate=0.5), WORLD)
     with pytest.raises(UserError, match="already holds a run"):
-        find_start(tmp_path / "run", "never", config_of(tmp_path))
+        find_start(tmp_path / "run", "never", config_of(tmp_path), WORLD)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="something that is not a run"):
-        find_start(tmp_path / "other", "auto", config_of(tmp_path))
-    assert find_start(tmp_path / "new", "auto", config_of(tmp_path)) == Start(tmp_path / "new", None)
+        find_start(tmp_path / "other", "auto", config_of(tmp_path), WORLD)
+    assert find_start(tmp_path / "new", "auto", config_of(tmp_path), WORLD) == Start(tmp_path / "new", None)
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
-    run = train_in(config_of(tmp_path), tmp_path / "run")
+    train_in(config_of(tmp_path), tmp_path / "run")
     last = resolve(tmp_path / "run", "last")
     file = next(last.path.glob("*.safetensors"))
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        load_training(run, last)
+        open_sound(last.path, WORLD)
     file.write_bytes(content[:-1])
     with pytest.raises(UserError, match="cut short"):
         resolve(tmp_path / "run", "last")
