@@ -17,9 +17,9 @@ from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 
-FORMAT_VERSION = 2
-MODEL_VERSIONS = (1, 2)
-"""Of consolidated models that can be read: only what a step's tables look like has changed."""
+FORMAT_VERSION = 3
+STEP_VERSIONS, MODEL_VERSIONS = (2, 3), (1, 2, 3)
+"""That can be read: since 2 tables of steps are in their stored order, since 3 manifests have a checksum."""
 STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
 TENSOR_FILE = "model.safetensors"
 """Of a consolidated model."""
@@ -85,7 +85,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     manifest = _manifest(path)
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        readable = MODEL_VERSIONS if manifest.name == MODEL_MANIFEST else (FORMAT_VERSION,)
+        checksum = content.pop("checksum", None)
+        if checksum != _checksum(content) and (checksum or content["format_version"] >= FORMAT_VERSION):
+            raise Damaged(f"{manifest}: damaged (its checksum is another); use another checkpoint")
+        readable = MODEL_VERSIONS if manifest.name == MODEL_MANIFEST else STEP_VERSIONS
         if (found := content["format_version"]) not in readable:
             mend = "update eupmim-dist" if found > FORMAT_VERSION else "train again, or use an earlier eupmim-dist"
             raise UserError(f"{manifest}: format version {found}, this program reads {FORMAT_VERSION}; {mend}")
@@ -128,12 +131,17 @@ def _manifest(path: Path) -> Path:
 
 def write_manifest(directory: Path, name: str, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
     """Completes a checkpoint; written last. `files`: name -> size and sha256."""
-    text = json.dumps({"format_version": FORMAT_VERSION, **content, "files": files}, indent=1)
+    content = {"format_version": FORMAT_VERSION, **content, "files": files}
+    text = json.dumps({**content, "checksum": _checksum(content)}, indent=1)
     with (directory / name).open("w", encoding="utf-8") as stream:
-        stream.write(text + "\n")
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     sync_directory(directory)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sync_directory(path: Path) -> None:

@@ -10,63 +10,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from eupmim_dist.assemble import assemble_run, evaluate_best, load_trained, open_store, run_training
+from eupmim_dist.assemble import evaluate_best, load_trained
 from eupmim_dist.checkpoint.layout import complete_steps, resolve
 from eupmim_dist.checkpoint.load import load_training, open_sound
 from eupmim_dist.checkpoint.model_dir import consolidate
-from eupmim_dist.checkpoint.run_dir import Start, find_start, write_config
-from eupmim_dist.config.load import parse_config
+from eupmim_dist.checkpoint.run_dir import Start, find_start
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.errors import UserError
 from eupmim_dist.optim.schedule import rate_factor
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
-from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import prepare_step, train_step
+from tests.runs import WORLD, config_of, start, train_in
 from tests.stores import small_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WORLD = World(0, 1, 0, 1, torch.device("cpu"))
 MODELS = [
     get_args(option.model_fields["name"].annotation)[0] for option in get_args(Config.model_fields["model"].annotation)
 ]
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-
-
-def config_of(tmp_path: Path, **changes: Any) -> Config:
-    if not (tmp_path / "store").exists():
-        small_store(tmp_path / "store")
-    values: dict[str, Any] = {
-        "data": {"dir": str(tmp_path / "store"), "history_length": 6},
-        "model": {"name": "eupmim", "dim": 8, "num_heads": 2, "num_encoder_layers": 1},
-        "train": {"global_batch_size": 8, "num_negatives": 5, "learning_rate": 0.01, "log_every": 2, "max_steps": 12},
-        "evaluation": {"every": 4, "metric": "recall@5", "patience": 0, "top_n": [5]},
-        "checkpoint": {"every": 6},
-    }
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        if name:
-            values.setdefault(section, {})[name] = value
-        else:
-            values[section] = value
-    return parse_config(values, "test")
-
-
-def start(config: Config) -> Run:
-    return assemble_run(config, WORLD, open_store(config.data.dir, WORLD))
-
-
-def train_in(config: Config, run_dir: Path, prepare: Callable[[Run], None] = lambda run: None) -> Run:
-    begun = find_start(run_dir, "auto", config, WORLD)
-    run = start(config)
-    prepare(run)
-    if begun.checkpoint:
-        load_training(run, begun.checkpoint)
-    write_config(run_dir, config)
-    run_training(run, begun)
-    return run
 
 
 def one_step(run: Run, step: int) -> Outcome:

@@ -1,0 +1,52 @@
+"""Small runs on one rank, for tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eupmim_dist.assemble import assemble_run, open_store, run_training
+from eupmim_dist.checkpoint.load import load_training
+from eupmim_dist.checkpoint.run_dir import find_start, write_config
+from eupmim_dist.config.load import parse_config
+from eupmim_dist.config.schema import Config
+from eupmim_dist.parallel.world import World
+from eupmim_dist.train.state import Run
+from tests.stores import small_store
+
+WORLD = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def config_of(tmp_path: Path, **changes: Any) -> Config:
+    if not (tmp_path / "store").exists():
+        small_store(tmp_path / "store")
+    values: dict[str, Any] = {
+        "data": {"dir": str(tmp_path / "store"), "history_length": 6},
+        "model": {"name": "eupmim", "dim": 8, "num_heads": 2, "num_encoder_layers": 1},
+        "train": {"global_batch_size": 8, "num_negatives": 5, "learning_rate": 0.01, "log_every": 2, "max_steps": 12},
+        "evaluation": {"every": 4, "metric": "recall@5", "patience": 0, "top_n": [5]},
+        "checkpoint": {"every": 6},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            values.setdefault(section, {})[name] = value
+        else:
+            values[section] = value
+    return parse_config(values, "test")
+
+
+def start(config: Config) -> Run:
+    return assemble_run(config, WORLD, open_store(config.data.dir, WORLD))
+
+
+def train_in(config: Config, run_dir: Path, prepare: Callable[[Run], None] = lambda run: None) -> Run:
+    begun = find_start(run_dir, "auto", config, WORLD)
+    run = start(config)
+    prepare(run)
+    if begun.checkpoint:
+        load_training(run, begun.checkpoint)
+    write_config(run_dir, config)
+    run_training(run, begun)
+    return run

@@ -1,0 +1,88 @@
+"""Checkpoints that were damaged, cut in two or written by another program: detected, never loaded, gone back on."""
+
+import json
+import shutil
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from eupmim_dist.checkpoint import layout
+from eupmim_dist.checkpoint.layout import complete_steps
+from eupmim_dist.checkpoint.load import open_sound
+from eupmim_dist.checkpoint.run_dir import find_start
+from eupmim_dist.errors import UserError
+from tests.runs import WORLD, config_of, train_in
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(tmp_path, checkpoint__every=3, checkpoint__keep=3)
+    whole = train_in(config, tmp_path / "whole")
+    files = [path.name for path in complete_steps(tmp_path / "whole")[-1].iterdir()]
+    assert len(files) == 2
+    for file, harm in product(files, (cut, flip, Path.unlink)):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", tmp_path / "run")
+        before, last = complete_steps(tmp_path / "run")[-2:]
+        harm(last / file)
+        capsys.readouterr()
+        begun = find_start(tmp_path / "run", "auto", config, WORLD)
+        assert begun.checkpoint is not None, (file, harm)
+        assert begun.checkpoint.path == before, (file, harm)
+        warned = capsys.readouterr().err
+        assert warned.startswith(f"warning: {last}"), (file, harm)
+        assert warned.endswith("going back to the one before it\n"), (file, harm)
+        with pytest.raises(UserError):
+            open_sound(last, WORLD)
+        again = train_in(config, tmp_path / "run")
+        assert torch.equal(again.tables.shards["item"].weight, whole.tables.shards["item"].weight)
+        assert open_sound(last, WORLD).step == 12
+
+
+def test_with_no_sound_checkpoint_left_nothing_is_trained_over(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    train_in(config, tmp_path / "run")
+    for path in complete_steps(tmp_path / "run"):
+        flip(path / "manifest.json")
+    with pytest.raises(UserError, match="none of its checkpoints is sound"):
+        find_start(tmp_path / "run", "auto", config, WORLD)
+
+
+def test_a_checkpoint_of_a_newer_program_is_not_gone_back_on(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    train_in(config, tmp_path / "run")
+    [last] = [path for path in complete_steps(tmp_path / "run") if path.name.endswith("12")]
+    content = json.loads((last / "manifest.json").read_text())
+    del content["checksum"]
+    files = content.pop("files")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "FORMAT_VERSION", 99)
+        del content["format_version"]
+        layout.write_manifest(last, "manifest.json", content, files)
+    with pytest.raises(UserError, match="format version 99, this program reads 3; update eupmim-dist"):
+        find_start(tmp_path / "run", "auto", config, WORLD)
+
+
+def test_a_replacement_that_was_cut_in_two_is_undone(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    train_in(config, tmp_path / "run")
+    last = complete_steps(tmp_path / "run")[-1]
+    last.rename(last.with_name(f".{last.name}.replaced"))
+    begun = find_start(tmp_path / "run", "auto", config, WORLD)
+    assert begun.checkpoint is not None
+    assert begun.checkpoint.path == last
