@@ -14,6 +14,9 @@ from eupmim_dist.errors import UserError
 
 MODULE = "eupmim_dist"
 
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+"""Signals that the launcher hands on to its ranks; its own exit code is then 128 + the signal's number."""
+
 # From the first word that is no option of `launch`, all belongs to the subcommand, with or without `--`.
 CONTEXT_SETTINGS = {"allow_interspersed_args": False}
 
@@ -133,6 +136,7 @@ def _run(command: list[str], env: dict[str, str]) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     debug = os.environ.get("EUPMIM_DEBUG") == "1"
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(number.name for number in FORWARDED))
     # Accelerate's own starts one process, and leaves it running when the launcher is told to stop.
     accelerate_launch.simple_launcher = _run_alone
     try:
@@ -172,8 +176,7 @@ def _run_alone(args: Namespace) -> None:
     command, env = prepare_simple_launcher_cmd_env(args)
     # Its own session, as torchrun gives its ranks: Ctrl-C reaches it once, from here.
     child = subprocess.Popen(command, env=env, start_new_session=True)
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    previous = {number: signal.signal(number, lambda got, _: child.send_signal(got)) for number in signals}
+    previous = {number: signal.signal(number, lambda got, _: child.send_signal(got)) for number in FORWARDED}
     try:
         if child.wait():
             raise subprocess.CalledProcessError(child.returncode, command)

@@ -23,6 +23,8 @@ def train(
 ) -> None:
     """Train a model, evaluate the best checkpoint on the test split.
 
+    SIGTERM or SIGUSR1 on any rank has all save after the step and exit with code 75; the same command goes on.
+
     On several ranks start it through `eupmim-dist launch`, `accelerate launch` or `torchrun`; results do not
     depend on their number.
 
@@ -41,6 +43,7 @@ def train(
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
     from eupmim_dist.telemetry.log import get_logger
+    from eupmim_dist.train.preemption import EXIT_CODE, leaving_on_signal
 
     world = init_world(cpu)
     log = get_logger(world.rank)
@@ -60,8 +63,13 @@ def train(
     with agreed(world):
         if world.is_main:
             write_config(run_dir, settings)
-    with agreed(world):
+    with agreed(world), leaving_on_signal(run):
         assemble.run_training(run, start)
+    if run.stopped_early:
+        log.info(f"asked to stop: step {run.progress.step} is saved, the same command goes on from there")
+        shutdown(world)
+        raise typer.Exit(EXIT_CODE)
+    with agreed(world):
         if world.size > 1:
             for line in assemble.describe_load(run):
                 log.info(line)

@@ -69,6 +69,7 @@ class Plan:
     groups: list[GroupPlan]
     num_parts: int
     requests: dict[str, int]  # rows wanted of this rank, by table
+    notice: bool  # whether any rank gave notice, alike on all
 
     @property
     def sharded(self) -> list[int]:
@@ -113,8 +114,10 @@ def distinct(keys: np.ndarray, end: int) -> Distinct:
     return Distinct(found, inverse, order, starts)
 
 
-def make_plan(groups: Sequence[TableGroup], parts: Sequence[Ids], exchange: Exchange) -> Plan:
+def make_plan(groups: Sequence[TableGroup], parts: Sequence[Ids], exchange: Exchange, notice: bool = False) -> Plan:
     """Plans the look-up of several parts of a batch at once; collective.
+
+    `notice` is something that this rank has to tell the others, which costs nothing here.
 
     Raises, on every rank: IndexError for an id outside its table, TypeError for ids that are not int64,
     KeyError for a table that is not among `groups`. The message names the rank.
@@ -135,13 +138,13 @@ def make_plan(groups: Sequence[TableGroup], parts: Sequence[Ids], exchange: Exch
     ]
     plans = [_local_plan(*of_group, exchange.world) for of_group in zip(uses, found, strict=True)]
     if exchange.world.size > 1:
-        _plan_with_others(plans, groups, found, problem, exchange)
+        notice = _plan_with_others(plans, groups, found, problem, notice, exchange)
     elif problem is not None:
         raise problem
     requests: dict[str, int] = {}
     for group, plan in zip(groups, plans, strict=True):
         requests |= _requests(group, plan)
-    return Plan(plans, len(parts), requests)
+    return Plan(plans, len(parts), requests, notice)
 
 
 def _local_plan(uses: Uses, found: Distinct, world: World) -> GroupPlan:
@@ -158,9 +161,10 @@ def _plan_with_others(
     groups: Sequence[TableGroup],
     found: list[Distinct],
     problem: Exception | None,
+    notice: bool,
     exchange: Exchange,
-) -> None:
-    """Completes the plans of several ranks in place."""
+) -> bool:
+    """Completes the plans of several ranks in place; whether any of them gave notice."""
     world = exchange.world
     sharded = [n for n, group in enumerate(groups) if not group.replicated]
     replicated = [n for n, group in enumerate(groups) if group.replicated]
@@ -169,7 +173,7 @@ def _plan_with_others(
     touched = [np.zeros(groups[n].end, dtype=bool) for n in replicated]
     for n, mask in zip(replicated, touched, strict=True):
         mask[found[n].keys] = True
-    received, unions = _exchange_counts(sent, touched, problem, exchange)
+    received, unions, noticed = _exchange_counts(sent, touched, problem, notice, exchange)
 
     for n, union in zip(replicated, unions, strict=True):
         rows = np.flatnonzero(union)
@@ -199,6 +203,7 @@ def _plan_with_others(
             rows=torch.from_numpy(owner.keys),
             owner_merge=owner.segments,
         )
+    return noticed
 
 
 def without(counts: list[int], rank: int) -> list[int]:
@@ -239,29 +244,33 @@ def _checked_keys(group: TableGroup, name: str, ids: Tensor) -> np.ndarray:
 
 
 def _exchange_counts(
-    sent: list[np.ndarray], touched: list[np.ndarray], problem: Exception | None, exchange: Exchange
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Sends each rank [1 if there is a problem here, its counts, a bit per row of replicated groups].
+    sent: list[np.ndarray],
+    touched: list[np.ndarray],
+    problem: Exception | None,
+    notice: bool,
+    exchange: Exchange,
+) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
+    """Sends each rank [1 for a problem here plus 2 for a notice, its counts, a bit per row of replicated groups].
 
     `sent` [sharded groups][W] counts the rows wanted of each rank, `touched` masks the rows of replicated groups.
-    Returns the counts received, alike, and the union of the ranks' masks.
+    Returns the counts received, alike, the union of the ranks' masks, and whether any rank gave notice.
     """
     num_counts, num_rows = len(sent), [len(mask) for mask in touched]
     bits = np.concatenate([*touched, np.zeros(-sum(num_rows) % 64, dtype=bool)])
     words = np.packbits(bits).view(np.int64)
     message = np.empty((exchange.world.size, 1 + num_counts + len(words)), np.int64)
-    message[:, 0] = problem is not None
+    message[:, 0] = (problem is not None) + 2 * notice
     for column, count in enumerate(sent):
         message[:, 1 + column] = count
     message[:, 1 + num_counts :] = words
     answer = message.copy()
     with exchange.receiving("counts", [list(torch.from_numpy(answer))]) as send:
         send([list(torch.from_numpy(message))])
-    if answer[:, 0].any():
+    if (answer[:, 0] & 1).any():
         _raise_everywhere(problem, exchange)
     union = np.unpackbits(np.bitwise_or.reduce(answer[:, 1 + num_counts :], axis=0).view(np.uint8))
     unions = np.split(union, np.cumsum(num_rows))[:-1]
-    return list(answer[:, 1 : 1 + num_counts].T), unions
+    return list(answer[:, 1 : 1 + num_counts].T), unions, bool(answer[:, 0].any())
 
 
 def _raise_everywhere(problem: Exception | None, exchange: Exchange) -> NoReturn:

@@ -72,14 +72,14 @@ class ShardedTables:
         self.requests = dict.fromkeys(self.shards, 0)
         self.exchange = Exchange(world, self.traffic, open_lanes("tables") if world.size > 1 else None)
 
-    def plan(self, parts: Sequence[Ids], lanes: Lanes | None = None) -> Plan:
+    def plan(self, parts: Sequence[Ids], lanes: Lanes | None = None, notice: bool = False) -> Plan:
         """Plans the look-up of int64 ids of any shape, one dict per part of the batch; collective.
 
-        A thread that runs beside the training has `lanes` of its own.
+        A thread that runs beside the training has `lanes` of its own. If any rank gives `notice`, all plans say so.
         Raises, on every rank, what `make_plan` raises.
         """
         exchange = self.exchange if lanes is None else Exchange(self.world, self.traffic, lanes)
-        plan = make_plan(self.groups, parts, exchange)
+        plan = make_plan(self.groups, parts, exchange, notice)
         if self.world.device.type == "cuda":
             return replace(plan, groups=[part.pinned() for part in plan.groups])
         return plan

@@ -16,10 +16,14 @@ def train(run: Run, hooks: Sequence[Hook]) -> None:
     run.dense.module.train()
     with Prefetcher(partial(prepare_step, run), run.world, settings.max_steps - 1, settings.prefetch) as batches:
         while progress.step < settings.max_steps and not progress.stopped:
-            outcome = train_step(run, progress.step, batches.take(progress.step))
+            prepared = batches.take(progress.step)
+            outcome = train_step(run, progress.step, prepared)
             progress.step += 1
             for hook in hooks:
                 hook.after_step(run, outcome)
+            if prepared.plan.notice:
+                break
+    run.stopped_early = progress.step < settings.max_steps and not progress.stopped
     if progress.step > first:  # going on with a finished run changes nothing
         for hook in hooks:
             hook.at_end(run)

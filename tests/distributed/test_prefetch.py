@@ -54,6 +54,24 @@ def test_stopping_early_leaves_no_rank_waiting() -> None:
     assert run_ranks(3, take_steps, 5, -1) == 3 * [(5, "done")]
 
 
+def notices(step_of_notice: int) -> list[bool]:
+    """Which steps' plans carry a notice that the last rank gives at one step."""
+    world = init_world(cpu=True)
+    tables = ShardedTables([TableSpec("item", 10, 4)], 0, world, TablesConfig(replicate_below=0))
+
+    def plan(step: int, lanes: Lanes | None) -> Plan:
+        mine = step == step_of_notice and world.rank == world.size - 1
+        return tables.plan([{"item": torch.tensor([step])}], lanes, notice=mine)
+
+    with Prefetcher(plan, world, last_step=4) as ahead:
+        return [ahead.take(step).notice for step in range(5)]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_notice_of_one_rank_reaches_all_at_the_same_step(size: int) -> None:
+    assert run_ranks(size, notices, 3) == size * [[False, False, False, True, False]]
+
+
 def loads() -> dict[str, list[tuple[int, int]]]:
     world = init_world(cpu=True)
     tables = ShardedTables(

@@ -135,6 +135,47 @@ def test_a_signal_stops_all_ranks(env, nproc, signal_):
     assert alive(ranks) == []
 
 
+def train_until_signalled(env, run_dir, pids, signal_):
+    """Trains without end on two ranks and sends a signal, once steps are logged, to what `pids` picks."""
+    sizes = ["--set", "model.dim=8", "--set", "data.history_length=5", "--set", "train.global_batch_size=8"]
+    endless = ["--set", "train.max_steps=1000000", "--set", "train.log_every=1"]
+    data = ["--set", f"data.dir={run_dir.parent / 'store'}", "--run-dir", str(run_dir)]
+    process = start([*TWO_ON_CPU, "--", "train", *data, *sizes, *endless], env)
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        log = run_dir / "metrics.jsonl"
+        if log.exists() and log.read_text().count("\n") > 5:
+            break
+        time.sleep(0.1)
+    os.kill(pids(process.pid), signal_)
+    return [*data, *sizes], *finish(process)
+
+
+@pytest.mark.parametrize(
+    ("pids", "signal_", "code"),
+    [
+        pytest.param(lambda launcher: children(launcher)[-1], signal.SIGUSR1, 75, id="one-rank"),
+        pytest.param(lambda launcher: launcher, signal.SIGTERM, 128 + signal.SIGTERM, id="launcher"),
+    ],
+)
+def test_a_training_that_is_asked_to_leave_saves_first(env, tmp_path, pids, signal_, code):
+    code_of_synth, _, err = run(
+        [*LAUNCH[:-1], "synth", "--users", "60", "--items", "500", "--out", str(tmp_path / "store")], env
+    )
+    assert code_of_synth == 0, err
+    same, returned, out, err = train_until_signalled(env, tmp_path / "run", pids, signal_)
+    assert returned == code, err
+    assert "Traceback" not in err
+    [told] = [line for line in out if line.startswith("asked to stop: ")]
+    step = re.fullmatch(r"asked to stop: step (\d+) is saved, the same command goes on from there", told).group(1)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == [f"step-{int(step):09d}"]
+    if signal_ == signal.SIGUSR1:
+        few = ["--set", f"train.max_steps={int(step) + 1}", "--set", "train.log_every=1"]
+        returned, out, err = run([*TWO_ON_CPU, "--", "train", *same, *few], env)
+        assert returned == 0, err
+        assert any(line.endswith(f", step {step}") for line in out), out
+
+
 DEFAULTS = dict.fromkeys(["nproc", "nnodes", "node_rank", "rdzv_endpoint", "mixed_precision", "threads", "config_file"])
 
 

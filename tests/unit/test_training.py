@@ -281,6 +281,30 @@ def test_the_parts_of_a_batch_give_what_the_whole_gives(tmp_path: Path, optimize
         torch.testing.assert_close(by_id(in_parts, name), by_id(whole, name), rtol=1e-3, atol=2e-5)
 
 
+def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    whole = train_in(config, tmp_path / "whole")
+
+    def ask_at_step_5(run: Run) -> None:
+        inner = run.table_optimizer.step
+
+        def step(*args: Any) -> None:
+            inner(*args)
+            if run.progress.step == 4:
+                run.stop_requested.set()
+
+        run.table_optimizer.step = step  # type: ignore[method-assign]
+
+    stopped = train_in(config, tmp_path / "run", ask_at_step_5)
+    assert stopped.stopped_early
+    assert stopped.progress.step in (6, 7)  # by then the thread may have planned the next step
+    assert resolve(tmp_path / "run", "last").step == stopped.progress.step
+    again = train_in(config, tmp_path / "run")
+    assert not again.stopped_early
+    assert again.progress == whole.progress
+    assert torch.equal(again.tables.shards["item"].weight, whole.tables.shards["item"].weight)
+
+
 def test_preparing_ahead_changes_nothing(tmp_path: Path) -> None:
     runs = {}
     for prefetch in (True, False):
