@@ -1,6 +1,5 @@
 """Reads checkpoints and consolidated models at any number of ranks: each rank keeps the rows it holds."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -82,10 +81,8 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shar
         for name, shard in shards.items():
             _read_by_id(shard, checkpoint.path / TENSOR_FILE, f"table.{name}")
             del tensors[f"table.{name}"]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
-        with readable_failures(checkpoint.path):
-            dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
+    with readable_failures(checkpoint.path):
+        dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
 
 
 def _read_by_id(shard: Shard, file: Path, name: str) -> None:

@@ -33,6 +33,7 @@ FREE_KEYS = (
     "evaluation.batch_size",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.asynchronous",
 )
 """What a resumed run may change: nothing that the weights, or which of them are best, depend on."""
 

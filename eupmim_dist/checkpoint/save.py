@@ -1,7 +1,7 @@
 """When checkpoints are written, and which are kept."""
 
 import shutil
-import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +11,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from eupmim_dist.checkpoint.layout import complete_steps, step_dir
-from eupmim_dist.checkpoint.state import readable_failures, training_tensors
+from eupmim_dist.checkpoint.state import host_copies, readable_failures, training_tensors
 from eupmim_dist.checkpoint.writer import CheckpointWriter
 from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel.exchange import open_lanes
 from eupmim_dist.telemetry.throughput import Throughput
 from eupmim_dist.train.state import Assembled, Outcome, Run
 
@@ -23,15 +24,45 @@ def save_checkpoint(run: Run, run_dir: Path) -> Path:
 
     Nothing is at the final path before it is complete, and nothing is deleted before that.
     """
-    run.progress.num_updates = int(run.table_optimizer.num_steps)
-    final = step_dir(run_dir, run.progress.step)
-    writer = CheckpointWriter(
-        final, describe(run, run.progress.step, run.progress.as_dict()), partial(_prune, run, run_dir)
-    )
-    with agreed(run.world), readable_failures(final), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
+    writer = _writer(run, run_dir)
+    with agreed(run.world), readable_failures(writer.final):
         dcp.save(dict(training_tensors(run)), storage_writer=writer, no_dist=run.world.size == 1)
-    return final
+    return writer.final
+
+
+class Saving:
+    """A `save_checkpoint` of a copy, written by a thread while training goes on; collective.
+
+    Not through `dcp.async_save`, whose stager failed when it was used again in a process (torch 2.13: "invalid python
+    storage").
+    """
+
+    def __init__(self, run: Run, run_dir: Path) -> None:
+        """Copies this rank's part of the state to host memory, which is what training waits for."""
+        alone = run.world.size == 1
+        writer = _writer(run, run_dir)
+        self._path = writer.final
+        with agreed(run.world):
+            tensors = host_copies(training_tensors(run), run.world)
+        group = None if alone else open_lanes("checkpoints").up
+        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._future = thread.submit(dcp.save, tensors, storage_writer=writer, process_group=group, no_dist=alone)
+        thread.shutdown(wait=False)
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def finish(self) -> None:
+        """Waits for the end. Raises what went wrong, on every rank what went wrong on any."""
+        with readable_failures(self._path):
+            self._future.result()
+
+
+def _writer(run: Run, run_dir: Path) -> CheckpointWriter:
+    progress = run.progress
+    progress.num_updates = int(run.table_optimizer.num_steps)
+    prune = partial(_prune, run_dir, run.config.checkpoint.keep, progress.step, progress.best_step)
+    return CheckpointWriter(step_dir(run_dir, progress.step), describe(run, progress.step, progress.as_dict()), prune)
 
 
 def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[str, Any]:
@@ -46,13 +77,12 @@ def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[
     }
 
 
-def _prune(run: Run, run_dir: Path) -> None:
+def _prune(run_dir: Path, keep: int, step: int, best_step: int | None) -> None:
     """Keeps the last ones up to this step and the best; later ones are of a training that was gone back on."""
-    progress = run.progress
     steps = complete_steps(run_dir)
-    kept = [path for path in steps if path <= step_dir(run_dir, progress.step)][-run.config.checkpoint.keep :]
-    if progress.best_step is not None:
-        kept.append(step_dir(run_dir, progress.best_step))
+    kept = [path for path in steps if path <= step_dir(run_dir, step)][-keep:]
+    if best_step is not None:
+        kept.append(step_dir(run_dir, best_step))
     for path in steps:
         if path not in kept:
             shutil.rmtree(path)
@@ -64,17 +94,31 @@ class CheckpointHook:
     def __init__(self, run_dir: Path, throughput: Throughput) -> None:
         self.run_dir, self.throughput = run_dir, throughput
         self._saved: dict[str, Any] | None = None
+        self._under_way: Saving | None = None
 
     def after_step(self, run: Run, outcome: Outcome) -> None:
+        if self._under_way is not None and self._under_way.done():
+            self._finish()
         progress = run.progress
         if progress.step % run.config.checkpoint.every == 0 or progress.best_step == progress.step:
             self._save(run)
 
     def at_end(self, run: Run) -> None:
         self._save(run)
+        self._finish()
 
     def _save(self, run: Run) -> None:
-        if self._saved != run.progress.as_dict():  # the evaluation at the end may find a new best at the same step
-            with self.throughput.pause():
+        if self._saved == run.progress.as_dict():  # the evaluation at the end may find a new best at the same step
+            return
+        with self.throughput.pause():
+            self._finish()  # one at a time
+            if run.config.checkpoint.asynchronous:
+                self._under_way = Saving(run, self.run_dir)
+            else:
                 save_checkpoint(run, self.run_dir)
-            self._saved = run.progress.as_dict()
+        self._saved = run.progress.as_dict()
+
+    def _finish(self) -> None:
+        if self._under_way is not None:
+            saving, self._under_way = self._under_way, None
+            saving.finish()

@@ -6,6 +6,7 @@ dense_optimizer.<moment>.<parameter>   Adam's moments of the network
 table_optimizer.<table>.<state>        the table optimizer's state, one entry per row
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +25,8 @@ from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Run
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
 
 
 def model_tensors(model: Recommender, tables: ShardedTables, world: World) -> dict[str, Tensor]:
@@ -59,6 +62,18 @@ def row_views(shards: Mapping[str, tuple[Shard, Tensor]], world: World) -> dict[
         stride = torch.empty(shape, device="meta").stride()
         views[name] = DTensor.from_local(tensor, mesh, [ShardPlacement(0)], shape=shape, stride=stride)
     return views
+
+
+def host_copies(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The tensors as they are now, in host memory."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, DTensor):
+            return tensor.detach().to("cpu", copy=True)
+        local, mesh = copy(tensor.to_local()), _mesh("cpu", world.size)
+        return DTensor.from_local(local, mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride())
+
+    return {name: copy(tensor) for name, tensor in tensors.items()}
 
 
 @cache

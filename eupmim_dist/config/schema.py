@@ -173,6 +173,8 @@ class CheckpointConfig(Section):
     """Steps between two checkpoints; the end of training writes one too, and so does a new best."""
     keep: int = Field(1, ge=1)
     """How many of the last checkpoints are kept, beside the best one."""
+    asynchronous: bool = False
+    """Write checkpoints while training goes on, of a copy in host memory as large as a rank's part of them."""
 
 
 class Config(Section):

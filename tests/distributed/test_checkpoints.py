@@ -264,15 +264,19 @@ def fail_to_write(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def fails(run: Run, place: Path) -> str:
+def save_meanwhile(run: Run, place: Path) -> None:
+    saving.Saving(run, place).finish()
+
+
+def fails(save: Callable[[Run, Path], object], run: Run, place: Path) -> str:
     try:
-        save_checkpoint(run, place)
+        save(run, place)
     except BaseException as error:
         return f"{isinstance(error, Exception)} {error}"
     return "saved"
 
 
-def save_with_failures(store: Path, place: Path) -> dict[str, Any]:
+def save_with_failures(store: Path, place: Path, save: Callable[[Run, Path], object]) -> dict[str, Any]:
     """What saving says on this rank where the last rank cannot write its shard, and where rank 0 no manifest."""
     run = start(store, "exact")
     world = run.world
@@ -283,25 +287,26 @@ def save_with_failures(store: Path, place: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         if world.rank == world.size - 1:
             patch.setattr(writer.CheckpointWriter, "_write", fail_to_write)
-        found["shard"] = fails(run, place)
+        found["shard"] = fails(save, run, place)
     found["after shard"] = sorted(path.name for path in place.glob("checkpoints/step-*"))
     with pytest.MonkeyPatch.context() as patch:
         if world.is_main:
             patch.setattr(writer, "write_manifest", fail_to_write)
-        found["manifest"] = fails(run, place)
+        found["manifest"] = fails(save, run, place)
     found["after manifest"] = sorted(path.name for path in place.glob("checkpoints/step-*"))
     if world.size > 1:
         dist.barrier()
-    save_checkpoint(run, place)  # nothing of the failed ones is in the way
+    save(run, place)  # nothing of the failed ones is in the way
     found["in the end"] = sorted(path.name for path in (place / "checkpoints").iterdir())
     return found
 
 
+@pytest.mark.parametrize("save", [save_checkpoint, save_meanwhile])
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_failed_save_leaves_the_earlier_checkpoint_and_fails_on_all_ranks(
-    store: Path, tmp_path: Path, size: int
+    store: Path, tmp_path: Path, size: int, save: Callable[[Run, Path], object]
 ) -> None:
-    for found in at_ranks(size, save_with_failures, store, tmp_path / "run"):
+    for found in at_ranks(size, save_with_failures, store, tmp_path / "run", save):
         for what in ("shard", "manifest"):
             assert found[what].startswith("True "), found[what]  # an Exception, which the command line reports
             assert "No space left on device" in found[what]
