@@ -155,6 +155,16 @@ def describe_load(run: Run) -> list[str]:
     return lines
 
 
+def describe_end(run: Run) -> str:
+    """Where training ended, why, and which step is tested."""
+    progress, config = run.progress, run.config.evaluation
+    early = f"early: no better one in {progress.evaluations_since_best} evaluations, " if progress.stopped else ""
+    return (
+        f"ended {early}after step {progress.step}; tested is the best, step {progress.best_step} "
+        f"(valid {config.metric} {progress.best_value:.4f}, {config.protocol})"
+    )
+
+
 def describe(run: Run) -> list[str]:
     """What is about to be trained, on what, in a few lines."""
     store, world, config = run.store, run.world, run.config

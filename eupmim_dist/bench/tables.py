@@ -38,6 +38,7 @@ from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.log import get_logger
 
 SystemName = Literal["ours", "torchrec", "torchrec-dedup", "torchrec-bags", "ddp", "ddp-dense"]
 SYSTEMS = get_args(SystemName)
@@ -150,7 +151,9 @@ def measure_tables(
         except Unavailable as reason:
             left_out[name] = str(reason)
     needs, held = Needs(), _held(measured, shape)
+    log = get_logger(world.rank)
     for round_ in range(rounds):
+        log.info(f"round {round_ + 1} of {rounds}: {', '.join(one.system.title for one in measured.values())}")
         ids = ids_of(round_)
         for each in ids:
             needs.add(each, held)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from eupmim_dist.cli.options import check_json
 from eupmim_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def step(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps per repetition.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions; the median is reported.")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the measurements to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the measurements to this file.", callback=check_json)
+    ] = None,
 ) -> None:
     """Measure samples/s of the full training step and users/s of evaluation.
 
@@ -82,7 +85,9 @@ def tables(
     memory: Annotated[
         Literal["device", "host"], typer.Option(help="host: our rows stay in host memory beside a GPU.")
     ] = "device",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the measurements to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the measurements to this file.", callback=check_json)
+    ] = None,
 ) -> None:
     """Measure look-up, gradient and update of one table: ours, TorchRec and nn.Embedding under DDP.
 

@@ -1,7 +1,7 @@
 """`eupmim-dist config show`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args, get_origin
 
 import typer
 
@@ -37,4 +37,9 @@ def show(
         return
     for key, field in fields():
         default = "" if field.is_required() else f" [{field.get_default(call_default_factory=True)}]"
-        typer.echo(f"{key}{default}\n    {field.description or ''}")
+        choices = (
+            f" ({' | '.join(map(str, get_args(field.annotation)))})"
+            if get_origin(field.annotation) is Literal and key != "model.name"
+            else ""
+        )
+        typer.echo(f"{key}{default}{choices}\n    {field.description or ''}")

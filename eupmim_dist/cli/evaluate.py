@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eupmim_dist.cli.options import DataOption, LastOption
+from eupmim_dist.cli.options import DataOption, LastOption, check_json
 
 
 def evaluate(
@@ -23,7 +23,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="`popularity`, `ease` or `cooccurrence` beside the model, or alone with --data."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file too.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the metrics to this file too.", callback=check_json)
+    ] = None,
     last: LastOption = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.")] = False,
 ) -> None:

@@ -1,5 +1,6 @@
 """Options that several subcommands share, and how their values are read."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,16 @@ DataOption = Annotated[
     typer.Option("--data", help="Interaction store, if it no longer lies where the run found it."),
 ]
 LastOption = Annotated[bool, typer.Option("--last", help="Of a run directory take the last checkpoint, not the best.")]
+
+
+def check_json(file: Path | None) -> Path | None:
+    """Refuses a `--json` that cannot be written, before the work that it would hold."""
+    if file is not None:
+        if file.is_dir():
+            raise UserError(f"--json {file}: is a directory; name a file")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise UserError(f"--json {file}: cannot be written; does its directory exist?")
+    return file
 
 
 def comma_separated(option: str, values: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eupmim_dist.cli.options import DataOption, LastOption
+from eupmim_dist.cli.options import DataOption, LastOption, check_json
 
 
 def recommend(
@@ -17,7 +17,9 @@ def recommend(
     data: DataOption = None,
     last: LastOption = False,
     include_seen: Annotated[bool, typer.Option(help="Recommend also what the user had already.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the recommendations to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the recommendations to this file.", callback=check_json)
+    ] = None,
 ) -> None:
     """Recommend items to users, from their whole history, with the interest that each item answers to.
 

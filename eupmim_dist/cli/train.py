@@ -23,10 +23,10 @@ def train(
 ) -> None:
     """Train a model, evaluate the best checkpoint on the test split.
 
-    SIGTERM or SIGUSR1 on any rank has all save after the step and exit with code 75; the same command goes on.
+    Ctrl-C, SIGTERM or SIGUSR1 on any rank has all save after the step and exit with code 75; the same command goes on.
 
-    On several ranks start it through `eupmim-dist launch`, `accelerate launch` or `torchrun`; results do not
-    depend on their number.
+    On several ranks start it through `eupmim-dist launch`, `accelerate launch` or `torchrun`; dropout aside, results
+    do not depend on their number.
 
     **Examples**
 
@@ -66,10 +66,11 @@ def train(
     with agreed(world), leaving_on_signal(run):
         assemble.run_training(run, start)
     if run.stopped_early:
-        log.info(f"asked to stop: step {run.progress.step} is saved, the same command goes on from there")
+        log.info(f"stopped as asked: step {run.progress.step} is saved, the same command goes on from there")
         shutdown(world)
         raise typer.Exit(EXIT_CODE)
     with agreed(world):
+        log.info(assemble.describe_end(run))
         if world.size > 1:
             for line in assemble.describe_load(run):
                 log.info(line)

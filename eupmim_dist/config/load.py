@@ -1,5 +1,6 @@
 """YAML file + `--set a.b=value` -> Config; every mistake names its key and the mend."""
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,8 +20,16 @@ def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     Raises UserError for a missing or malformed file, an unknown key (with the nearest name) or a bad value.
     """
     values = _read_yaml(file) if file else {}
+    alone = copy.deepcopy(values)
     apply_overrides(values, overrides)
-    return parse_config(values, source=str(file) if file else "configuration")
+    source = str(file) if file else "configuration"
+    try:
+        return parse_config(values, source)
+    except UserError:
+        if overrides:
+            parse_config(alone, source)  # whose mistake it is: the file's,
+            parse_config(values, f"{source} with --set" if file else "--set")  # or an override's
+        raise
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
@@ -63,13 +72,27 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key given twice where PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise UserError(f"{file}: no such configuration file; `ls configs` shows those shipped") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as a configuration: {error}") from None
+        raise UserError(
+            f"{file}: cannot be read as a configuration: {getattr(error, 'strerror', None) or error}"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -110,15 +133,26 @@ def _explain(error: ValidationError) -> str:
         del path[1]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
+        if owners := [name for name in _model_names() if key in _keys_of(name)]:
+            return f"{key} is a key of model {' and '.join(owners)}, not of the one chosen; leave it out"
         nearest = difflib.get_close_matches(key, [name for name, _ in fields()], n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]}?" if nearest else "; `eupmim-dist config show` lists the keys"
         return f"unknown key {key}{hint}"
     if first["type"] == "union_tag_invalid":
         return f"model.name: {first['input'].get('name')!r} is not a model; choose from {', '.join(_model_names())}"
+    if first["type"] == "string_pattern_mismatch":
+        described = dict(fields())[key].description or ""
+        return f"{key}: {first['input']!r} does not fit: {described[:1].lower()}{described[1:]}"
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"]
     shown = f" (got {value!r})" if isinstance(value, str | int | float | bool | None) else ""
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _keys_of(model: str) -> set[str]:
+    union = get_args(Config.model_fields["model"].annotation)
+    option = union[_model_names().index(model)]
+    return {f"model.{name}" for name in option.model_fields}
 
 
 def _model_names() -> list[str]:

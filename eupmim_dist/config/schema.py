@@ -35,6 +35,7 @@ class EUPMiMConfig(ModelConfig):
     """E-UPMiM; the defaults are the authors' for MovieLens-1M."""
 
     name: Literal["eupmim"] = "eupmim"
+    """Which model: eupmim or comirec; each has keys of its own."""
     extractor: Literal["transformer", "linear", "capsule"] = "transformer"
     """What turns a level into interests: ARMIENet over a Transformer or a linear encoder, or capsule routing."""
     num_levels: int = Field(3, ge=1)
@@ -77,12 +78,13 @@ class ComiRecConfig(ModelConfig):
     """ComiRec-DR as the authors of E-UPMiM ported it, with the loss written right."""
 
     name: Literal["comirec"] = "comirec"
+    """Which model: eupmim or comirec; each has keys of its own."""
     dim: int = Field(64, ge=2)
     """D: width of the embeddings."""
     num_interests: int = Field(4, ge=1)
     """K: interest vectors per user."""
     projection: bool = True
-    """relu(Linear(D, D)) after the capsules; off for the authors' released weights, evaluated without it."""
+    """comirec: relu(Linear(D, D)) after the capsules; off for the authors' released weights, evaluated without it."""
 
 
 WireFormat = Literal["float32", "bfloat16", "float16"]
@@ -143,6 +145,8 @@ class TrainConfig(Section):
     def _warm(self) -> "TrainConfig":
         if self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be fewer than max_steps {self.max_steps}")
+        if self.accumulation > self.global_batch_size:
+            raise ValueError(f"accumulation {self.accumulation} exceeds global_batch_size {self.global_batch_size}")
         return self
 
 
@@ -152,7 +156,7 @@ class EvaluationConfig(Section):
     protocol: Protocol = "strict"
     """Protocol that early stopping and `best` go by."""
     metric: str = Field("recall@10", pattern=r"^(recall|hit_rate|precision|ndcg)@[1-9]\d*$")
-    """Metric that early stopping and `best` go by: recall, hit_rate, precision or ndcg at a top-N."""
+    """Metric that early stopping and `best` go by: recall, hit_rate, precision or ndcg at a top-N, as recall@10."""
     patience: int = Field(20, ge=0)
     """Evaluations without a better value after which training stops; 0 never stops."""
     top_n: list[Annotated[int, Field(ge=1)]] = Field([10, 20, 50], min_length=1)

@@ -1,4 +1,4 @@
-"""The system asks a training to leave: it finishes its step, saves and exits with a code of its own."""
+"""A training is asked to leave, by the system or by Ctrl-C: it finishes its step, saves and exits."""
 
 import signal
 from collections.abc import Iterator
@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.state import Run
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What batch systems send some time before they kill; one rank's is enough."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What batch systems send some time before they kill, and Ctrl-C; one rank's is enough."""
 
 EXIT_CODE = 75
 """sysexits.h's EX_TEMPFAIL: start the same command again."""
@@ -22,6 +23,7 @@ def leaving_on_signal(run: Run) -> Iterator[None]:
 
     def request(number: int, frame: FrameType | None) -> None:
         run.stop_requested.set()
+        get_logger(run.world.rank).warning("asked to stop: saving after the step; a second time stops at once")
         signal.signal(number, previous[number])
 
     for number in previous:

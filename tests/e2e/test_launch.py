@@ -166,8 +166,8 @@ def test_a_training_that_is_asked_to_leave_saves_first(env, tmp_path, pids, sign
     same, returned, out, err = train_until_signalled(env, tmp_path / "run", pids, signal_)
     assert returned == code, err
     assert "Traceback" not in err
-    [told] = [line for line in out if line.startswith("asked to stop: ")]
-    step = re.fullmatch(r"asked to stop: step (\d+) is saved, the same command goes on from there", told).group(1)
+    [told] = [line for line in out if line.startswith("stopped as asked: ")]
+    step = re.fullmatch(r"stopped as asked: step (\d+) is saved, the same command goes on from there", told).group(1)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == [f"step-{int(step):09d}"]
     if signal_ == signal.SIGUSR1:
         few = ["--set", f"train.max_steps={int(step) + 1}", "--set", "train.log_every=1"]

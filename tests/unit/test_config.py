@@ -41,7 +41,7 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["model.profile=false"], "set model.profile_attention=none too"),
         (["evaluation.metric=recal@10"], "evaluation.metric: .*recal@10"),
         (["evaluation.protocol=loose"], "evaluation.protocol: .*'strict', 'comirec' or 'seed'"),
-        (["model.name=comirec", "model.num_levels=2"], "unknown key model.num_levels"),
+        (["model.name=comirec", "model.num_levels=2"], "model.num_levels is a key of model eupmim"),
         (["seed.x=1", "seed=2"], None),
         (["seed=2", "seed.x=1"], "seed is a value, not a section"),
         (["train"], "write it as key=value"),
@@ -92,3 +92,22 @@ def test_every_shipped_config_loads_and_says_how_to_run_it(file: Path) -> None:
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("")
     assert load_config(tmp_path / "c.yaml") == Config() == parse_config({}, "nothing")
+
+
+def test_a_mistake_is_blamed_on_where_it_was_made(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train:\n  max_steps: 0\n")
+    with pytest.raises(UserError, match=rf"^{file}: train.max_steps"):
+        load_config(file, ["seed=1"])
+    file.write_text("train:\n  max_steps: 5\n")
+    with pytest.raises(UserError, match=rf"^{file} with --set: seed"):
+        load_config(file, ["seed=x"])
+    with pytest.raises(UserError, match=r"^--set: seed"):
+        load_config(None, ["seed=x"])
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train:\n  max_steps: 5\n  max_steps: 6\n")
+    with pytest.raises(UserError, match=rf"^{file}:3: .*key max_steps is given twice"):
+        load_config(file)
