@@ -86,6 +86,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         checksum = content.pop("checksum", None)
+        # Before the version, which may be what is damaged: the checksum's rule is for all versions to come.
         if checksum != _checksum(content) and (checksum or content["format_version"] >= FORMAT_VERSION):
             raise Damaged(f"{manifest}: damaged (its checksum is another); use another checkpoint")
         readable = MODEL_VERSIONS if manifest.name == MODEL_MANIFEST else STEP_VERSIONS
@@ -112,13 +113,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def damage(path: Path, part: int = 0, num_parts: int = 1) -> str | None:
     """Compares every `num_parts`-th file of an opened checkpoint with its SHA-256; what is wrong, if anything is."""
-    files = json.loads(_manifest(path).read_text(encoding="utf-8"))["files"]
-    for name, entry in sorted(files.items())[part::num_parts]:
-        try:
+    try:
+        files = json.loads(_manifest(path).read_text(encoding="utf-8"))["files"]
+        for name, entry in sorted(files.items())[part::num_parts]:
             if sha256(path / name) != entry["sha256"]:
                 return f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint"
-        except OSError as error:
-            return f"{path / name}: cannot be read ({error.strerror}); use another checkpoint"
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        return f"{path}: cannot be checked ({error}); use another checkpoint"
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, resolve, step_dirs
+from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, complete_steps, resolve, step_dir, step_dirs
 from eupmim_dist.checkpoint.load import open_sound
 from eupmim_dist.checkpoint.writer import recover
 from eupmim_dist.config.load import dump_config
@@ -16,6 +16,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import decided_by_main
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.train.state import Run
 
 CONFIG_FILE = "config.yaml"
 HEADER = "# eupmim-dist"
@@ -72,11 +73,11 @@ def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Star
 
 def _candidates(run_dir: Path, resume: str) -> list[Path]:
     """The checkpoints to go on from, the one to try first first."""
+    recover(run_dir)
     holds_run = _is_run(run_dir)
     if run_dir.exists() and not holds_run and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UserError(f"{run_dir}: already holds something that is not a run; give another --run-dir")
     if resume == "auto":
-        recover(run_dir)
         return step_dirs(run_dir)[::-1]
     if resume == "never":
         if holds_run:
@@ -88,6 +89,18 @@ def _candidates(run_dir: Path, resume: str) -> list[Path]:
     if holds_run and run_dir.resolve() not in checkpoint.path.resolve().parents:
         raise UserError(f"{run_dir}: already holds another run than --resume {resume}; give a new --run-dir")
     return [checkpoint.path]
+
+
+def forget_lost_best(run: Run, run_dir: Path) -> None:
+    """After going back, or on in another directory, the best checkpoint may be none of this run's: the next is."""
+    progress = run.progress
+    if progress.best_step is None:
+        return
+    best = step_dir(run_dir, progress.best_step)
+    if not decided_by_main(run.world, lambda: best in complete_steps(run_dir)):
+        get_logger(run.world.rank).warning(f"{best}: is not there, so the best so far is forgotten")
+        progress.best_step = progress.best_value = None
+        progress.evaluations_since_best = 0
 
 
 def write_config(run_dir: Path, config: Config) -> None:

@@ -1,6 +1,5 @@
 """When checkpoints are written, and which are kept."""
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -10,9 +9,9 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
-from eupmim_dist.checkpoint.layout import complete_steps, step_dir
+from eupmim_dist.checkpoint.layout import complete_steps, step_dir, step_dirs
 from eupmim_dist.checkpoint.state import host_copies, readable_failures, training_tensors
-from eupmim_dist.checkpoint.writer import CheckpointWriter
+from eupmim_dist.checkpoint.writer import CheckpointWriter, remove
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.exchange import open_lanes
 from eupmim_dist.telemetry.throughput import Throughput
@@ -79,13 +78,12 @@ def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[
 
 def _prune(run_dir: Path, keep: int, step: int, best_step: int | None) -> None:
     """Keeps the last ones up to this step and the best; later ones are of a training that was gone back on."""
-    steps = complete_steps(run_dir)
-    kept = [path for path in steps if path <= step_dir(run_dir, step)][-keep:]
+    kept = [path for path in complete_steps(run_dir) if path <= step_dir(run_dir, step)][-keep:]
     if best_step is not None:
         kept.append(step_dir(run_dir, best_step))
-    for path in steps:
+    for path in step_dirs(run_dir):
         if path not in kept:
-            shutil.rmtree(path)
+            remove(path)
 
 
 class CheckpointHook:
@@ -101,18 +99,17 @@ class CheckpointHook:
             self._finish()
         progress = run.progress
         if progress.step % run.config.checkpoint.every == 0 or progress.best_step == progress.step:
-            self._save(run)
+            self._save(run, run.config.checkpoint.asynchronous)
 
     def at_end(self, run: Run) -> None:
-        self._save(run)
         self._finish()
+        if self._saved != run.progress.as_dict():  # the evaluation at the end may find a new best at a saved step
+            self._save(run, asynchronous=False)
 
-    def _save(self, run: Run) -> None:
-        if self._saved == run.progress.as_dict():  # the evaluation at the end may find a new best at the same step
-            return
+    def _save(self, run: Run, asynchronous: bool) -> None:
         with self.throughput.pause():
             self._finish()  # one at a time
-            if run.config.checkpoint.asynchronous:
+            if asynchronous:
                 self._under_way = Saving(run, self.run_dir)
             else:
                 save_checkpoint(run, self.run_dir)

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -48,9 +49,11 @@ class CheckpointWriter(StorageWriter):
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if is_coordinator:  # before any rank has a plan to write
-            for left in self.final.parent.glob(".step-*.incomplete"):  # by a save that was killed
-                shutil.rmtree(left)
+            for ending in ("incomplete", "removed"):  # left by what was killed
+                for left in self.final.parent.glob(f".step-*.{ending}"):
+                    shutil.rmtree(left)
             self.staging.mkdir(parents=True)
+            sync_directory(self.final.parent.parent)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -112,17 +115,20 @@ def _blocks(tensor: Tensor) -> Iterator[memoryview]:
 
 def _replace(staging: Path, final: Path) -> None:
     """Puts `staging` in the place of `final`; a crash in between leaves what `recover` mends."""
+    aside = final.with_name(f".{final.name}.replaced")
     if final.exists():
-        final.rename(aside := _aside(final))
-        staging.rename(final)
-        shutil.rmtree(aside)
-    else:
-        staging.rename(final)
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    staging.rename(final)
     sync_directory(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
-def _aside(final: Path) -> Path:
-    return final.with_name(f".{final.name}.replaced")
+def remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint: at once from those that count, then from the disk. What fails is left to a later save."""
+    with suppress(OSError):
+        removed = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed"))
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def recover(run_dir: Path) -> None:
@@ -130,6 +136,6 @@ def recover(run_dir: Path) -> None:
     for aside in (run_dir / "checkpoints").glob(".step-*.replaced"):
         final = aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
         if final.exists():
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.rename(final)

@@ -38,7 +38,7 @@ def train(
     """
     from eupmim_dist import assemble
     from eupmim_dist.checkpoint.load import load_training
-    from eupmim_dist.checkpoint.run_dir import find_start, write_config
+    from eupmim_dist.checkpoint.run_dir import find_start, forget_lost_best, write_config
     from eupmim_dist.config.load import load_config
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
@@ -49,7 +49,8 @@ def train(
     log = get_logger(world.rank)
     with agreed(world):
         settings = load_config(config, set_ or [])
-    start = find_start(run_dir, resume, settings, world)
+    with agreed(world):
+        start = find_start(run_dir, resume, settings, world)
     store = assemble.open_store(settings.data.dir, world)
     with agreed(world):
         run = assemble.assemble_run(settings, world, store)
@@ -58,15 +59,18 @@ def train(
         for line in assemble.describe(run):
             log.info(line)
     if start.checkpoint:
-        load_training(run, start.checkpoint)
+        with agreed(world):
+            load_training(run, start.checkpoint)
+        forget_lost_best(run, run_dir)
         log.info(f"going on from {start.checkpoint.path}, step {run.progress.step}")
     with agreed(world):
         if world.is_main:
             write_config(run_dir, settings)
     with agreed(world), leaving_on_signal(run):
         assemble.run_training(run, start)
-    if run.stopped_early:
-        log.info(f"stopped as asked: step {run.progress.step} is saved, the same command goes on from there")
+    if run.asked_to_leave:
+        command = "the same command" if resume == "auto" else "the same command with --resume auto"
+        log.info(f"stopped as asked: step {run.progress.step} is saved, {command} goes on from there")
         shutdown(world)
         raise typer.Exit(EXIT_CODE)
     with agreed(world):

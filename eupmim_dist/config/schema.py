@@ -175,8 +175,8 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     every: int = Field(1000, ge=1)
     """Steps between two checkpoints; the end of training writes one too, and so does a new best."""
-    keep: int = Field(1, ge=1)
-    """How many of the last checkpoints are kept, beside the best one."""
+    keep: int = Field(2, ge=1)
+    """How many of the last checkpoints are kept, and the best one; with 1, damage to it leaves none to go back to."""
     asynchronous: bool = False
     """Write checkpoints while training goes on, of a copy in host memory as large as a rank's part of them."""
 

@@ -16,7 +16,7 @@ class EvaluationHook:
 
     def at_end(self, run: Run) -> None:
         # A run that evaluates more rarely than it trains steps still gets a best checkpoint.
-        if run.progress.step % run.config.evaluation.every and not run.stopped_early:
+        if run.progress.step % run.config.evaluation.every and not run.asked_to_leave:
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:

@@ -77,7 +77,7 @@ class Exchange:
         waiting = self._operations(dist.irecv, receive)
         under_way: list[dist.Work] = []
         if not any(operation.tensor.is_cuda for operation in waiting):
-            under_way += _start(waiting)  # now: gloo sends without asking to whom is waiting
+            under_way += _start(waiting)  # now: gloo's sender need not ask a receiver that waits already
             waiting = []  # NCCL takes all of them at once
 
         def send(parts: Parts) -> None:

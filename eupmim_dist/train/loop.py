@@ -23,7 +23,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> None:
                 hook.after_step(run, outcome)
             if prepared.plan.notice:
                 break
-    run.stopped_early = progress.step < settings.max_steps and not progress.stopped
+    run.asked_to_leave = progress.step < settings.max_steps and not progress.stopped
     if progress.step > first:  # going on with a finished run changes nothing
         for hook in hooks:
             hook.at_end(run)

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.state import Run
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -18,13 +17,16 @@ EXIT_CODE = 75
 
 @contextmanager
 def leaving_on_signal(run: Run) -> Iterator[None]:
-    """While training: a signal requests a stop. A second one does what it would have done without this."""
+    """While training: a signal requests a stop, a second Ctrl-C stops at once.
+
+    Other signals may come twice: batch systems signal all processes of a job, and the launcher hands it on.
+    """
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
 
     def request(number: int, frame: FrameType | None) -> None:
-        run.stop_requested.set()
-        get_logger(run.world.rank).warning("asked to stop: saving after the step; a second time stops at once")
-        signal.signal(number, previous[number])
+        if number == signal.SIGINT and run.stop_requested:
+            raise KeyboardInterrupt
+        run.stop_requested = True  # and nothing else: a handler runs in the middle of anything
 
     for number in previous:
         signal.signal(number, request)

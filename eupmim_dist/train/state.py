@@ -1,7 +1,6 @@
 """What a training run is made of, and the little that changes while it trains."""
 
-from dataclasses import asdict, dataclass, field
-from threading import Event
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -54,9 +53,9 @@ class Run(Assembled):
     dense: Dense
     table_optimizer: TableOptimizer
     progress: Progress
-    stop_requested: Event = field(default_factory=Event)
+    stop_requested: bool = False
     """Set on any rank, at any time: all end after one of the next steps, the same one."""
-    stopped_early: bool = False
+    asked_to_leave: bool = False
     """Training ended by request: it is not finished, and its last step is saved."""
 
 

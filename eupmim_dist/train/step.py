@@ -28,7 +28,7 @@ def prepare_step(run: Run, step: int, lanes: Lanes | None = None) -> Prepared:
     batch = run.sampler.sample(step)
     num_parts = run.config.train.accumulation
     parts = [batch.part(*block_range(len(batch.user), part, num_parts)) for part in range(num_parts)]
-    plan = run.tables.plan([run.model.ids(part) for part in parts], lanes, notice=run.stop_requested.is_set())
+    plan = run.tables.plan([run.model.ids(part) for part in parts], lanes, notice=run.stop_requested)
     return Prepared([part.pinned() for part in parts] if run.world.device.type == "cuda" else parts, plan)
 
 

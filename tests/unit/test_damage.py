@@ -10,10 +10,10 @@ import torch
 
 from eupmim_dist.checkpoint import layout
 from eupmim_dist.checkpoint.layout import complete_steps
-from eupmim_dist.checkpoint.load import open_sound
-from eupmim_dist.checkpoint.run_dir import find_start
+from eupmim_dist.checkpoint.load import load_training, open_sound
+from eupmim_dist.checkpoint.run_dir import find_start, forget_lost_best
 from eupmim_dist.errors import UserError
-from tests.runs import WORLD, config_of, train_in
+from tests.runs import WORLD, config_of, start, train_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,6 +52,33 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
         again = train_in(config, tmp_path / "run")
         assert torch.equal(again.tables.shards["item"].weight, whole.tables.shards["item"].weight)
         assert open_sound(last, WORLD).step == 12
+
+
+def test_a_best_one_that_was_lost_is_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(tmp_path)
+    best = train_in(config, tmp_path / "run").progress.best_step
+    assert best is not None
+    assert best != 12
+    shutil.rmtree(layout.step_dir(tmp_path / "run", best))
+    run = start(config)
+    begun = find_start(tmp_path / "run", "auto", config, WORLD)
+    assert begun.checkpoint is not None
+    load_training(run, begun.checkpoint)
+    capsys.readouterr()
+    forget_lost_best(run, tmp_path / "run")
+    assert (run.progress.best_step, run.progress.best_value) == (None, None)
+    assert "the best so far is forgotten" in capsys.readouterr().err
+
+
+def test_a_first_save_that_fails_to_clean_up_is_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    run = train_in(config_of(tmp_path, checkpoint__keep=1), tmp_path / "run")
+    kept = [path.name for path in complete_steps(tmp_path / "run")]
+    assert kept == [f"step-{run.progress.best_step:09d}", "step-000000012"]
 
 
 def test_with_no_sound_checkpoint_left_nothing_is_trained_over(tmp_path: Path) -> None:

@@ -291,16 +291,16 @@ def test_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(tmp_path: Path) -> No
         def step(*args: Any) -> None:
             inner(*args)
             if run.progress.step == 4:
-                run.stop_requested.set()
+                run.stop_requested = True
 
         run.table_optimizer.step = step  # type: ignore[method-assign]
 
     stopped = train_in(config, tmp_path / "run", ask_at_step_5)
-    assert stopped.stopped_early
+    assert stopped.asked_to_leave
     assert stopped.progress.step in (6, 7)  # by then the thread may have planned the next step
     assert resolve(tmp_path / "run", "last").step == stopped.progress.step
     again = train_in(config, tmp_path / "run")
-    assert not again.stopped_early
+    assert not again.asked_to_leave
     assert again.progress == whole.progress
     assert torch.equal(again.tables.shards["item"].weight, whole.tables.shards["item"].weight)
 
@@ -342,9 +342,10 @@ def test_the_schedule_drives_the_rates_of_the_network_and_of_the_tables(tmp_path
 
 
 def test_checkpoints_kept_are_the_best_and_the_last(tmp_path: Path) -> None:
-    run = train_in(config_of(tmp_path), tmp_path / "run")
+    run = train_in(config_of(tmp_path, checkpoint__keep=1), tmp_path / "run")
     kept = {int(path.name.removeprefix("step-")) for path in complete_steps(tmp_path / "run")}
     assert kept == {12, run.progress.best_step}
+    assert run.progress.best_step != 12
     assert resolve(tmp_path / "run").step == run.progress.best_step
     assert resolve(tmp_path / "run", "last").step == 12
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
