@@ -19,7 +19,7 @@ from eupmim_dist.errors import UserError
 
 FORMAT_VERSION = 3
 STEP_VERSIONS, MODEL_VERSIONS = (2, 3), (1, 2, 3)
-"""That can be read: since 2 tables of steps are in their stored order, since 3 manifests have a checksum."""
+"""That can be read: since 2 tables of steps are in their stored order, since 3 their manifests have a checksum."""
 STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
 TENSOR_FILE = "model.safetensors"
 """Of a consolidated model."""
@@ -87,7 +87,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         checksum = content.pop("checksum", None)
         # Before the version, which may be what is damaged: the checksum's rule is for all versions to come.
-        if checksum != _checksum(content) and (checksum or content["format_version"] >= FORMAT_VERSION):
+        expected = manifest.name == STEP_MANIFEST and content["format_version"] >= FORMAT_VERSION
+        if checksum != _checksum(content) and (checksum or expected):
             raise Damaged(f"{manifest}: damaged (its checksum is another); use another checkpoint")
         readable = MODEL_VERSIONS if manifest.name == MODEL_MANIFEST else STEP_VERSIONS
         if (found := content["format_version"]) not in readable:
@@ -133,7 +134,9 @@ def _manifest(path: Path) -> Path:
 def write_manifest(directory: Path, name: str, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
     """Completes a checkpoint; written last. `files`: name -> size and sha256."""
     content = {"format_version": FORMAT_VERSION, **content, "files": files}
-    text = json.dumps({**content, "checksum": _checksum(content)}, indent=1)
+    if name == STEP_MANIFEST:  # a model's people may edit
+        content["checksum"] = _checksum(content)
+    text = json.dumps(content, indent=1)
     with (directory / name).open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from eupmim_dist.cli.options import check_json
 from eupmim_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ def step(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps per repetition.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions; the median is reported.")] = 5,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the measurements to this file.", callback=check_json)
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the measurements to this file.")] = None,
 ) -> None:
     """Measure samples/s of the full training step and users/s of evaluation.
 
@@ -43,12 +40,14 @@ def step(
     `eupmim-dist launch --nproc 2 --threads 1 -- bench step --data data/ml-1m`
     """
     from eupmim_dist.bench.step import measure_step
+    from eupmim_dist.cli.options import check_json
     from eupmim_dist.config.load import load_config
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
 
     world = init_world()
     with agreed(world):
+        check_json(json_file)
         settings = load_config(config, [*(set_ or []), f"data.dir={data}"])
         measured = measure_step(settings, world, steps, repeats)
     if world.is_main:
@@ -85,9 +84,7 @@ def tables(
     memory: Annotated[
         Literal["device", "host"], typer.Option(help="host: our rows stay in host memory beside a GPU.")
     ] = "device",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the measurements to this file.", callback=check_json)
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the measurements to this file.")] = None,
 ) -> None:
     """Measure look-up, gradient and update of one table: ours, TorchRec and nn.Embedding under DDP.
 
@@ -105,6 +102,7 @@ def tables(
     """
     from eupmim_dist.bench.rivals import Shape
     from eupmim_dist.bench.tables import SYSTEMS, measure_tables
+    from eupmim_dist.cli.options import check_json
     from eupmim_dist.config.load import parse_config
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
@@ -122,6 +120,7 @@ def tables(
     config = parse_config({"tables": settings}, source="the options").tables
     world = init_world()
     with agreed(world):
+        check_json(json_file)
         measured = measure_tables(Shape(rows, dim, samples, ids_per_sample), ids, names, config, steps, rounds, world)
     if world.is_main:
         _print_tables(measured)

@@ -23,9 +23,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="`popularity`, `ease` or `cooccurrence` beside the model, or alone with --data."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the metrics to this file too.", callback=check_json)
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file too.")] = None,
     last: LastOption = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.")] = False,
 ) -> None:
@@ -68,6 +66,7 @@ def evaluate(
             if name not in PROTOCOLS:
                 raise UserError(f"--protocol {name}: choose from {', '.join(PROTOCOLS)}")
         check_names(baselines)
+        check_json(json_file)
     with agreed(world):
         if run_or_checkpoint is not None:
             trained = assemble.load_trained(run_or_checkpoint, world, data, "last" if last else "best")

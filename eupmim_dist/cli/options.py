@@ -1,5 +1,6 @@
 """Options that several subcommands share, and how their values are read."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Annotated
@@ -15,14 +16,19 @@ DataOption = Annotated[
 LastOption = Annotated[bool, typer.Option("--last", help="Of a run directory take the last checkpoint, not the best.")]
 
 
-def check_json(file: Path | None) -> Path | None:
-    """Refuses a `--json` that cannot be written, before the work that it would hold."""
-    if file is not None:
-        if file.is_dir():
-            raise UserError(f"--json {file}: is a directory; name a file")
-        if not os.access(file if file.exists() else file.parent, os.W_OK):
-            raise UserError(f"--json {file}: cannot be written; does its directory exist?")
-    return file
+def check_json(file: Path | None) -> None:
+    """Refuses a `--json` that cannot be written, before the work whose result it is for."""
+    if file is None:
+        return
+    code = None
+    if file.is_dir():
+        code = errno.EISDIR
+    elif not file.parent.is_dir():
+        code = errno.ENOENT
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        code = errno.EACCES
+    if code is not None:
+        raise UserError(f"--json {file}: cannot be written: {os.strerror(code)}")
 
 
 def comma_separated(option: str, values: list[str]) -> list[str]:

@@ -17,9 +17,7 @@ def recommend(
     data: DataOption = None,
     last: LastOption = False,
     include_seen: Annotated[bool, typer.Option(help="Recommend also what the user had already.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the recommendations to this file.", callback=check_json)
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the recommendations to this file.")] = None,
 ) -> None:
     """Recommend items to users, from their whole history, with the interest that each item answers to.
 
@@ -39,6 +37,7 @@ def recommend(
     from eupmim_dist.parallel.world import init_world
     from eupmim_dist.telemetry.log import console
 
+    check_json(json_file)
     world = init_world(cpu=True)
     trained = assemble.load_trained(run_or_checkpoint, world, data, "last" if last else "best")
     found = recommend_items(trained, user, top_n, exclude_seen=not include_seen)

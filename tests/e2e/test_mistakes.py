@@ -175,7 +175,7 @@ CASES = [
     ("evaluate --baseline popularity --data store", "50 is larger than the catalogue of 30 items"),
     ("evaluate run --top-n 5 --json nowhere/a.json", "--json nowhere/a.json: cannot be written: No such file"),
     # checkpoints of another model, or damaged
-    ("evaluate model-newer", "model-newer/config.json: format version 7, this program reads 2; update"),
+    ("evaluate model-newer", "model-newer/config.json: format version 7, this program reads 3; update"),
     ("evaluate model-unknown-key", "model-unknown-key/config.json: unknown key model.width"),
     ("evaluate model-no-manifest", "model-no-manifest/config.json: not a manifest of this program"),
     ("evaluate model-wider", "model-wider: is of another model: .* should be .*16.*, the checkpoint holds it as .*8"),
