@@ -24,7 +24,7 @@ from eupmim_dist.evaluation.runner import Result, check_cutoffs, evaluate_model
 from eupmim_dist.models.interface import DataShape
 from eupmim_dist.models.registry import build_model
 from eupmim_dist.optim.tables import make_table_optimizer
-from eupmim_dist.parallel.agreement import agreed, decided_by_main
+from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.dense import Dense
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
@@ -97,7 +97,7 @@ def load_trained(path: Path, world: World, data: Path | None = None, which: str 
 
     `data` overrides the store's path, not its content: a store with another fingerprint is refused.
     """
-    checkpoint = open_sound(decided_by_main(world, lambda: resolve(path, which)).path, world)
+    checkpoint = open_sound(lambda: resolve(path, which), world)
     config = checkpoint.config.model_copy(update={"world_size": None})
     store = open_store(data or config.data.dir, world)
     with agreed(world):
@@ -135,7 +135,7 @@ def run_training(run: Run, start: Start) -> None:
 
 def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
     """The best checkpoint of a finished run on the test split; also `evaluation.json` in the run directory."""
-    checkpoint = open_sound(decided_by_main(run.world, lambda: resolve(run_dir, "best")).path, run.world)
+    checkpoint = open_sound(lambda: resolve(run_dir, "best"), run.world)
     load_model(run, checkpoint)
     result = evaluate_model(run, "test", "strict", run.config.evaluation.top_n, progress=True)
     if run.world.is_main:
@@ -159,10 +159,11 @@ def describe_end(run: Run) -> str:
     """Where training ended, why, and which step is tested."""
     progress, config = run.progress, run.config.evaluation
     early = f"early: no better one in {progress.evaluations_since_best} evaluations, " if progress.stopped else ""
-    return (
-        f"ended {early}after step {progress.step}; tested is the best, step {progress.best_step} "
-        f"(valid {config.metric} {progress.best_value:.4f}, {config.protocol})"
-    )
+    tested = "the last, since no best one is known"
+    if progress.best_value is not None:
+        value = f"valid {config.metric} {progress.best_value:.4f}, {config.protocol}"
+        tested = f"the best, step {progress.best_step} ({value})"
+    return f"ended {early}after step {progress.step}; tested is {tested}"
 
 
 def describe(run: Run) -> list[str]:

@@ -1,5 +1,6 @@
 """Reads checkpoints and consolidated models at any number of ranks: each rank keeps the rows it holds."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import TensorStorageMetadata
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from eupmim_dist.checkpoint.layout import TENSOR_FILE, Checkpoint, Damaged, damage, open_checkpoint
+from eupmim_dist.checkpoint.layout import TENSOR_FILE, Checkpoint, Damaged, damage
 from eupmim_dist.checkpoint.state import model_tensors, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import decided_by_main, everywhere
@@ -21,22 +22,22 @@ from eupmim_dist.train.state import Assembled, Progress, Run
 ROWS_AT_A_TIME = 1 << 16
 
 
-def open_sound(path: Path, world: World) -> Checkpoint:
-    """Opens a checkpoint and compares its files with the manifest's hashes, each rank a part of them; collective.
+def open_sound(opening: Callable[[], Checkpoint], world: World) -> Checkpoint:
+    """The checkpoint that `opening` opens on rank 0, its files compared with their hashes by all ranks; collective.
 
     Raises Damaged on all ranks if one finds something wrong.
     """
 
     def opened() -> Checkpoint | Damaged:
         try:
-            return open_checkpoint(path)
+            return opening()
         except Damaged as problem:
             return problem
 
     found = decided_by_main(world, opened)
     if isinstance(found, Damaged):
         raise found
-    for wrong in everywhere(damage(path, world.rank, world.size), world):
+    for wrong in everywhere(damage(found.path, world.rank, world.size), world):
         if wrong is not None:
             raise Damaged(wrong)
     return found

@@ -2,12 +2,21 @@
 
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, complete_steps, resolve, step_dir, step_dirs
+from eupmim_dist.checkpoint.layout import (
+    Checkpoint,
+    Damaged,
+    complete_steps,
+    open_checkpoint,
+    resolve,
+    step_dir,
+    step_dirs,
+)
 from eupmim_dist.checkpoint.load import open_sound
 from eupmim_dist.checkpoint.writer import recover
 from eupmim_dist.config.load import dump_config
@@ -48,7 +57,7 @@ class Start:
 
 
 def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Start:
-    """Decides how to start; collective.
+    """Decides how to start; collective, for the inside of `agreed`.
 
     `resume`: `auto` goes on from the run's last sound checkpoint, if there is one, and warns of those it skips;
     `never` wants a new directory; anything else is the path of a checkpoint or run to go on from.
@@ -58,13 +67,13 @@ def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Star
     candidates = decided_by_main(world, lambda: _candidates(run_dir, resume))
     for path in candidates:
         try:
-            checkpoint = open_sound(path, world)
+            checkpoint = open_sound(partial(open_checkpoint, path), world)
         except Damaged as problem:
             if resume != "auto":
                 raise
             get_logger(world.rank).warning(f"{problem}: going back to the one before it")
             continue
-        decided_by_main(world, lambda found=checkpoint: _check_compatible(found, config))  # type: ignore[misc]
+        _check_compatible(checkpoint, config)
         return Start(run_dir, checkpoint)
     if candidates:
         raise UserError(f"{run_dir}: none of its checkpoints is sound; give another --run-dir to begin anew")

@@ -13,7 +13,7 @@ from eupmim_dist.checkpoint.layout import complete_steps, step_dir, step_dirs
 from eupmim_dist.checkpoint.state import host_copies, readable_failures, training_tensors
 from eupmim_dist.checkpoint.writer import CheckpointWriter, remove
 from eupmim_dist.parallel.agreement import agreed
-from eupmim_dist.parallel.exchange import open_lanes
+from eupmim_dist.parallel.exchange import own_group
 from eupmim_dist.telemetry.throughput import Throughput
 from eupmim_dist.train.state import Assembled, Outcome, Run
 
@@ -43,7 +43,7 @@ class Saving:
         self._path = writer.final
         with agreed(run.world):
             tensors = host_copies(training_tensors(run), run.world)
-        group = None if alone else open_lanes("checkpoints").up
+        group = None if alone else own_group("checkpoints")
         thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._future = thread.submit(dcp.save, tensors, storage_writer=writer, process_group=group, no_dist=alone)
         thread.shutdown(wait=False)

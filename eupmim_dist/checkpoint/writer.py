@@ -35,7 +35,7 @@ class CheckpointWriter(StorageWriter):
     What fails on one rank, `dcp.save` raises on all.
     """
 
-    def __init__(self, final: Path, description: dict[str, Any], then: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, final: Path, description: dict[str, Any], then: Callable[[], None]) -> None:
         """`description` is the manifest but for its files; `then` runs on rank 0 once `final` exists."""
         self.final, self.staging = final, final.with_name(f".{final.name}.incomplete")
         self.description, self.then = description, then
@@ -51,7 +51,7 @@ class CheckpointWriter(StorageWriter):
         if is_coordinator:  # before any rank has a plan to write
             for ending in ("incomplete", "removed"):  # left by what was killed
                 for left in self.final.parent.glob(f".step-*.{ending}"):
-                    shutil.rmtree(left)
+                    shutil.rmtree(left, ignore_errors=True)
             self.staging.mkdir(parents=True)
             sync_directory(self.final.parent.parent)
 
@@ -59,9 +59,10 @@ class CheckpointWriter(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        count = len(plans)
-        names = (f"shard-{rank + 1:05d}-of-{count:05d}.safetensors" for rank in range(count))
-        return [replace(plan, storage_data=name) for plan, name in zip(plans, names, strict=True)]
+        return [
+            replace(plan, storage_data=f"shard-{number:05d}-of-{len(plans):05d}.safetensors")
+            for number, plan in enumerate(plans, start=1)
+        ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         tensors = [(item, cast(Tensor, planner.resolve_data(item)).detach()) for item in plan.items]

@@ -37,9 +37,6 @@ def show(
         return
     for key, field in fields():
         default = "" if field.is_required() else f" [{field.get_default(call_default_factory=True)}]"
-        choices = (
-            f" ({' | '.join(map(str, get_args(field.annotation)))})"
-            if get_origin(field.annotation) is Literal and key != "model.name"
-            else ""
-        )
+        among = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        choices = f" ({' | '.join(among)})" if len(among) > 1 else ""
         typer.echo(f"{key}{default}{choices}\n    {field.description or ''}")

@@ -136,14 +136,15 @@ def _run(command: list[str], env: dict[str, str]) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     debug = os.environ.get("EUPMIM_DEBUG") == "1"
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(number.name for number in FORWARDED))
     # Accelerate's own starts one process, and leaves it running when the launcher is told to stop.
     accelerate_launch.simple_launcher = _run_alone
     try:
         if not debug:
             logging.disable(logging.CRITICAL)  # the ranks say what went wrong; elastic's report only repeats it
+        args = accelerate_launch.launch_command_parser().parse_args(command)
+        args.signals_to_handle = ",".join(number.name for number in FORWARDED)  # torchrun's, which accelerate fills in
         with patch_environment(**env):
-            accelerate_launch.launch_command(accelerate_launch.launch_command_parser().parse_args(command))
+            accelerate_launch.launch_command(args)
     except ChildFailedError as failed:
         if debug:
             typer.echo(str(failed), err=True)

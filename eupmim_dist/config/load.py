@@ -22,13 +22,11 @@ def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     values = _read_yaml(file) if file else {}
     alone = copy.deepcopy(values)
     apply_overrides(values, overrides)
-    source = str(file) if file else "configuration"
+    sources = [*([str(file)] if file else []), *(["--set"] if overrides else [])]
     try:
-        return parse_config(values, source)
+        return parse_config(values, source=" with ".join(sources) or "configuration")
     except UserError:
-        if overrides:
-            parse_config(alone, source)  # whose mistake it is: the file's,
-            parse_config(values, f"{source} with --set" if file else "--set")  # or an override's
+        parse_config(alone, source=str(file))  # the file's own mistake is told without --set
         raise
 
 

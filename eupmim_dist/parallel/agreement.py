@@ -100,11 +100,11 @@ def decided_by_main(world: World, decide: Callable[[], T]) -> T:
     return cast(T, decision[0])
 
 
-def everywhere(value: T, world: World) -> list[T]:
-    """The values of all ranks, in their order, on every rank. Collective."""
+def everywhere(value: T, world: World, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The values of all ranks, in their order, on every rank. Collective; over `group` if given."""
     values = [value] * world.size
     if world.size > 1:
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=group)
     return values
 
 

@@ -53,10 +53,13 @@ class Lanes:
 
 
 @cache
+def own_group(user: str) -> dist.ProcessGroup:
+    """A gloo group of one user, who is a thread; made once per process, by all ranks together."""
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=collective_timeout()))
+
+
 def open_lanes(user: str) -> Lanes:
-    """The lanes of one user, who is a thread; opened once per process, by all ranks together."""
-    timeout = timedelta(seconds=collective_timeout())
-    return Lanes(*(dist.new_group(backend="gloo", timeout=timeout) for _ in range(2)))
+    return Lanes(own_group(f"{user}, up"), own_group(f"{user}, down"))
 
 
 class Exchange:

@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from eupmim_dist.data.batch import NO_ROW
+from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.exchange import Exchange
 from eupmim_dist.parallel.placement import TableGroup
 from eupmim_dist.parallel.world import World
@@ -275,7 +275,6 @@ def _exchange_counts(
 
 def _raise_everywhere(problem: Exception | None, exchange: Exchange) -> NoReturn:
     told = None if problem is None else (type(problem).__name__, str(problem.args[0] if problem.args else problem))
-    gathered: list[tuple[str, str] | None] = [None] * exchange.world.size
-    dist.all_gather_object(gathered, told, group=exchange.lanes and exchange.lanes.up)
+    gathered = everywhere(told, exchange.world, exchange.lanes.up if exchange.lanes else None)
     rank, (kind, text) = next((rank, told) for rank, told in enumerate(gathered) if told is not None)
     raise PROBLEMS.get(kind, RuntimeError)(f"rank {rank}: {text}") from problem

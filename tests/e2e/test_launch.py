@@ -155,9 +155,9 @@ def train_until_signalled(env, run_dir, pids, signal_):
 @pytest.mark.parametrize(
     ("pids", "signal_", "code"),
     [
-        pytest.param(lambda launcher: children(launcher)[-1:], signal.SIGUSR1, 75, id="one-rank"),
+        pytest.param(lambda launcher: children(launcher)[-1:], signal.SIGTERM, 75, id="one-rank"),
         pytest.param(
-            lambda launcher: [launcher, *children(launcher)], signal.SIGTERM, 128 + signal.SIGTERM, id="all-processes"
+            lambda launcher: [launcher, *children(launcher)], signal.SIGUSR1, 128 + signal.SIGUSR1, id="all-processes"
         ),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_training_that_is_asked_to_leave_saves_first(env, tmp_path, pids, sign
     [told] = [line for line in out if line.startswith("stopped as asked: ")]
     step = re.fullmatch(r"stopped as asked: step (\d+) is saved, the same command goes on from there", told).group(1)
     assert max(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")) == f"step-{int(step):09d}"
-    if signal_ == signal.SIGUSR1:
+    if signal_ == signal.SIGTERM:
         few = ["--set", f"train.max_steps={int(step) + 1}", "--set", "train.log_every=1"]
         returned, out, err = run([*TWO_ON_CPU, "--", "train", *same, *few], env)
         assert returned == 0, err

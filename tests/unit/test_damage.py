@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
+from eupmim_dist.assemble import describe_end, evaluate_best
 from eupmim_dist.checkpoint import layout
-from eupmim_dist.checkpoint.layout import complete_steps
+from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint
 from eupmim_dist.checkpoint.load import load_training, open_sound
 from eupmim_dist.checkpoint.run_dir import find_start, forget_lost_best
 from eupmim_dist.errors import UserError
@@ -48,10 +50,10 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
         assert warned.startswith(f"warning: {last}"), (file, harm)
         assert warned.endswith("going back to the one before it\n"), (file, harm)
         with pytest.raises(UserError):
-            open_sound(last, WORLD)
+            open_sound(partial(open_checkpoint, last), WORLD)
         again = train_in(config, tmp_path / "run")
         assert torch.equal(again.tables.shards["item"].weight, whole.tables.shards["item"].weight)
-        assert open_sound(last, WORLD).step == 12
+        assert open_sound(partial(open_checkpoint, last), WORLD).step == 12
 
 
 def test_a_best_one_that_was_lost_is_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,15 +70,19 @@ def test_a_best_one_that_was_lost_is_forgotten(tmp_path: Path, capsys: pytest.Ca
     forget_lost_best(run, tmp_path / "run")
     assert (run.progress.best_step, run.progress.best_value) == (None, None)
     assert "the best so far is forgotten" in capsys.readouterr().err
+    assert describe_end(run) == "ended after step 12; tested is the last, since no best one is known"
+    assert evaluate_best(run, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["step"] == 12
 
 
-def test_a_first_save_that_fails_to_clean_up_is_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saves_that_fail_to_clean_up_are_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(path: Path, ignore_errors: bool = False) -> None:
         if not ignore_errors:
             raise OSError(39, "Directory not empty")
 
     monkeypatch.setattr(shutil, "rmtree", busy)
-    run = train_in(config_of(tmp_path, checkpoint__keep=1), tmp_path / "run")
+    config = config_of(tmp_path, checkpoint__keep=1, checkpoint__every=2)
+    run = train_in(config, tmp_path / "run")
     kept = [path.name for path in complete_steps(tmp_path / "run")]
     assert kept == [f"step-{run.progress.best_step:09d}", "step-000000012"]
 

@@ -1,6 +1,7 @@
 """Checkpoints written while training goes on."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eupmim_dist.checkpoint.layout import complete_steps
+from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint
 from eupmim_dist.checkpoint.load import open_sound
 from eupmim_dist.checkpoint.writer import CheckpointWriter
 from eupmim_dist.errors import UserError
@@ -43,7 +44,10 @@ def test_what_is_saved_meanwhile_is_what_a_pause_would_have_saved(
     paths = [complete_steps(tmp_path / name) for name in ("paused", "meanwhile")]
     assert [path.name for path in paths[0]] == [path.name for path in paths[1]]
     for paused, meanwhile in zip(*paths, strict=True):
-        assert open_sound(paused, WORLD).training == open_sound(meanwhile, WORLD).training
+        assert (
+            open_sound(partial(open_checkpoint, paused), WORLD).training
+            == open_sound(partial(open_checkpoint, meanwhile), WORLD).training
+        )
         [one], [other] = paused.glob("*.safetensors"), meanwhile.glob("*.safetensors")
         tensors = load_file(one), load_file(other)
         assert tensors[0].keys() == tensors[1].keys()

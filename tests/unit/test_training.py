@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.assemble import evaluate_best, load_trained
-from eupmim_dist.checkpoint.layout import complete_steps, resolve
+from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint, resolve
 from eupmim_dist.checkpoint.load import load_training, open_sound
 from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.run_dir import Start, find_start
@@ -421,7 +422,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     content[-5] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        open_sound(last.path, WORLD)
+        open_sound(partial(open_checkpoint, last.path), WORLD)
     file.write_bytes(content[:-1])
     with pytest.raises(UserError, match="cut short"):
         resolve(tmp_path / "run", "last")
