@@ -1,0 +1,123 @@
+"""The tensors of a checkpoint as they lie in its files, read in blocks: what tools do without holding a table.
+
+A step's tensor is cut by rows into pieces, one per rank that wrote some; a model's is one piece.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from eupmim_dist.checkpoint.layout import Damaged
+from eupmim_dist.parallel.placement import NUM_COLUMNS, RowOrder
+
+BLOCK_BYTES = 64 << 20
+"""Read at a time: what a tool needs of memory, whatever the size of the tables."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows start..start+num_rows-1 of a tensor, side by side in a file from byte `offset` on."""
+
+    file: Path
+    dtype: str
+    """As safetensors names it: F32, I64 ..."""
+    shape: tuple[int, ...]
+    start: int
+    offset: int
+    num_bytes: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.num_rows
+
+    @property
+    def row_bytes(self) -> int:
+        return self.num_bytes // self.num_rows
+
+
+def read_pieces(directory: Path) -> dict[str, list[Piece]]:
+    """Tensor name -> its pieces by first row, from the headers of a checkpoint's or model's files.
+
+    Raises Damaged if a file has no readable header.
+    """
+    found: dict[str, list[Piece]] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        try:
+            with file.open("rb") as stream:
+                header_size = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(header_size))
+            offsets = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
+            for name, entry in header.items():
+                first, last = entry["data_offsets"]
+                start = offsets[name]["saved_offsets"][0] if name in offsets and entry["shape"] else 0
+                piece = Piece(file, entry["dtype"], tuple(entry["shape"]), start, 8 + header_size + first, last - first)
+                if piece.num_bytes:
+                    found.setdefault(name, []).append(piece)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+            raise Damaged(f"{file}: is no safetensors file ({error!r}); use another checkpoint") from None
+    return {name: sorted(pieces, key=lambda piece: piece.start) for name, pieces in sorted(found.items())}
+
+
+def shape_of(pieces: list[Piece]) -> tuple[int, ...]:
+    """The whole tensor's. Raises Damaged if rows are missing or twice there, or pieces are of different tensors."""
+    first, at = pieces[0], 0
+    for piece in pieces:
+        if piece.start != at or piece.shape[1:] != first.shape[1:] or piece.dtype != first.dtype:
+            raise Damaged(f"{piece.file}: its part of a tensor does not go on where the one before ends")
+        at = piece.stop
+    return (at, *first.shape[1:]) if first.shape else ()
+
+
+def stored_blocks(pieces: list[Piece], first: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The bytes of rows first..stop-1 (to the end if None) as they are stored, BLOCK_BYTES at a time."""
+    for piece in pieces:
+        begin, end = max(first, piece.start), piece.stop if stop is None else min(stop, piece.stop)
+        if begin >= end:
+            continue
+        with piece.file.open("rb") as stream:
+            stream.seek(piece.offset + (begin - piece.start) * piece.row_bytes)
+            left = (end - begin) * piece.row_bytes
+            while left:
+                yield (block := _read(stream, min(left, BLOCK_BYTES), piece))
+                left -= len(block)
+
+
+def blocks_by_id(pieces: list[Piece]) -> Iterator[bytes]:
+    """The rows of a table stored in its order (RowOrder) in the order of their ids, some BLOCK_BYTES at a time."""
+    rows, width = pieces[-1].stop, pieces[0].row_bytes
+    order = RowOrder(rows)
+    step = max(1, BLOCK_BYTES // (width * NUM_COLUMNS)) * NUM_COLUMNS
+    with ExitStack() as files:
+        streams = [files.enter_context(piece.file.open("rb")) for piece in pieces]
+        ends = [piece.stop for piece in pieces]
+        for first in range(0, rows, step):
+            positions = order.positions(np.arange(first, min(first + step, rows)))
+            by_position = positions.argsort()
+            ascending = positions[by_position]
+            # Runs of rows that lie side by side in one piece are read together.
+            new_run = (np.diff(ascending) != 1) | np.isin(ascending[1:], ends)
+            block = np.empty((len(positions), width), np.uint8)
+            for run in np.split(by_position, np.flatnonzero(new_run) + 1):
+                which = bisect_right(ends, positions[run[0]])
+                piece, stream = pieces[which], streams[which]
+                stream.seek(piece.offset + int(positions[run[0]] - piece.start) * width)
+                content = _read(stream, len(run) * width, piece)
+                block[run] = np.frombuffer(content, np.uint8).reshape(-1, width)
+            yield block.tobytes()
+
+
+def _read(stream: BinaryIO, size: int, piece: Piece) -> bytes:
+    content = stream.read(size)
+    if len(content) != size:
+        raise Damaged(f"{piece.file}: cut short; use another checkpoint")
+    return content
