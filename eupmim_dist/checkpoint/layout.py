@@ -82,6 +82,23 @@ def resolve(path: Path, which: str = "best") -> Checkpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint's manifest and checks its files' sizes. Raises Damaged, or UserError for another version."""
+    content = read_manifest(path)
+    manifest = _manifest(path)
+    try:
+        return Checkpoint(
+            path=path,
+            step=content["step"],
+            config=parse_config(content["config"], source=str(manifest)),
+            training=content["training"],
+            tables=content["tables"],
+            data=content["data"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _no_manifest(manifest, error) from None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The content of a manifest, its checksum and its files' sizes checked. Raises as `open_checkpoint`."""
     manifest = _manifest(path)
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
@@ -98,18 +115,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["size"]:
                 raise Damaged(f"{file}: missing or cut short; use another checkpoint or consolidate again")
-        return Checkpoint(
-            path=path,
-            step=content["step"],
-            config=parse_config(content["config"], source=str(manifest)),
-            training=content["training"],
-            tables=content["tables"],
-            data=content["data"],
-        )
+        return content
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint") from None
+        raise _no_manifest(manifest, error) from None
     except OSError as error:
         raise Damaged(f"{manifest}: cannot be read ({error.strerror}); use another checkpoint") from None
+
+
+def _no_manifest(manifest: Path, error: Exception) -> Damaged:
+    return Damaged(f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint")
 
 
 def damage(path: Path, part: int = 0, num_parts: int = 1) -> str | None:

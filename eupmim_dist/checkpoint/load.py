@@ -37,15 +37,20 @@ def open_sound(opening: Callable[[], Checkpoint], world: World) -> Checkpoint:
     found = decided_by_main(world, opened)
     if isinstance(found, Damaged):
         raise found
-    for wrong in everywhere(damage(found.path, world.rank, world.size), world):
+    check_hashes(found.path, world)
+    return found
+
+
+def check_hashes(path: Path, world: World) -> None:
+    """Compares the files of a checkpoint with their hashes, each on one rank; collective. Raises Damaged on all."""
+    for wrong in everywhere(damage(path, world.rank, world.size), world):
         if wrong is not None:
             raise Damaged(wrong)
-    return found
 
 
 def load_model(assembled: Assembled, checkpoint: Checkpoint) -> None:
     """Sets the weights, dense and tables; collective. Raises UserError for another model's checkpoint."""
-    tensors = model_tensors(assembled.model, assembled.tables, assembled.world)
+    tensors = model_tensors(assembled.model, assembled.tables)
     _read(tensors, checkpoint, assembled.world, assembled.tables.shards)
 
 

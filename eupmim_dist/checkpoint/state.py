@@ -21,6 +21,7 @@ from torch.distributed.tensor import Shard as ShardPlacement
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Recommender
+from eupmim_dist.optim.tables import TableOptimizer
 from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
@@ -29,25 +30,31 @@ from eupmim_dist.train.state import Run
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
 
 
-def model_tensors(model: Recommender, tables: ShardedTables, world: World) -> dict[str, Tensor]:
+def model_tensors(model: Recommender, tables: ShardedTables) -> dict[str, Tensor]:
     """Views of the weights: loading into them sets the model."""
-    dense = {f"dense.{name}": p.detach() for name, p in model.named_parameters()}
-    views = row_views({f"table.{name}": (shard, shard.weight) for name, shard in tables.shards.items()}, world)
-    return {**dense, **views}
+    return {**{f"dense.{name}": p.detach() for name, p in model.named_parameters()}, **table_rows(tables)}
 
 
 def training_tensors(run: Run) -> dict[str, Tensor]:
     """Views of the weights and of every optimizer state."""
+    return {
+        **model_tensors(run.model, run.tables),
+        **table_states(run.tables, run.table_optimizer),
+        **{f"dense_optimizer.{name}": value for name, value in run.dense.optimizer_state().items()},
+    }
+
+
+def table_rows(tables: ShardedTables) -> dict[str, Tensor]:
+    return row_views({f"table.{name}": (shard, shard.weight) for name, shard in tables.shards.items()}, tables.world)
+
+
+def table_states(tables: ShardedTables, optimizer: TableOptimizer) -> dict[str, Tensor]:
     state = {
-        f"table_optimizer.{name}.{key}": (run.tables.shards[name], value)
-        for name, by_key in run.table_optimizer.row_state.items()
+        f"table_optimizer.{name}.{key}": (tables.shards[name], value)
+        for name, by_key in optimizer.row_state.items()
         for key, value in by_key.items()
     }
-    return {
-        **model_tensors(run.model, run.tables, run.world),
-        **{f"dense_optimizer.{name}": value for name, value in run.dense.optimizer_state().items()},
-        **row_views(state, run.world),
-    }
+    return row_views(state, tables.world)
 
 
 def row_views(shards: Mapping[str, tuple[Shard, Tensor]], world: World) -> dict[str, Tensor]:

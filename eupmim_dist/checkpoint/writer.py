@@ -49,8 +49,9 @@ class CheckpointWriter(StorageWriter):
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if is_coordinator:  # before any rank has a plan to write
+            kind = self.final.name.partition("-")[0]  # step, or tables (accelerate_hooks.py)
             for ending in ("incomplete", "removed"):  # left by what was killed
-                for left in self.final.parent.glob(f".step-*.{ending}"):
+                for left in self.final.parent.glob(f".{kind}*.{ending}"):
                     shutil.rmtree(left, ignore_errors=True)
             self.staging.mkdir(parents=True)
             sync_directory(self.final.parent.parent)

@@ -44,7 +44,7 @@ def import_model(
     apply_overrides(settings, set_ or [])
     assembled = assemble.assemble(parse_config(settings, source="--set"), world, assemble.open_store(data, world))
     name = assembled.config.model.name
-    expected = model_tensors(assembled.model, assembled.tables, world)
+    expected = model_tensors(assembled.model, assembled.tables)
     tensors = renamed(released, name, [p for p, _ in assembled.model.named_parameters()], assembled.store)
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
