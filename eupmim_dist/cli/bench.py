@@ -58,6 +58,83 @@ def step(
 
 
 @bench.command()
+def checkpoint(
+    data: Annotated[Path, typer.Option(help="Interaction store to train on meanwhile; a small one.")] = Path(
+        "data/example"
+    ),
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table that is saved.")] = 10_000_000,
+    dim: Annotated[int, typer.Option(min=1, help="Width of a row.")] = 64,
+    place: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where to write, all ranks see it; default: the system's temporary files."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as tables.optimizer=lazy_adam."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the measurements to this file.")] = None,
+) -> None:
+    """Measure saving, checking, loading and consolidating a checkpoint of a large table, with the memory it takes.
+
+    Needs three times the table on the disk, and twice in memory over all ranks. Tables are updated by rowwise_adagrad
+    unless set otherwise.
+
+    **Examples**
+
+    `eupmim-dist bench checkpoint --rows 1000000`
+
+    `eupmim-dist launch --nproc 2 --threads 1 -- bench checkpoint --rows 10000000 --dim 64`
+    """
+    from eupmim_dist.bench.checkpoint import measure_checkpoint
+    from eupmim_dist.cli.options import check_json
+    from eupmim_dist.config.load import load_config
+    from eupmim_dist.parallel.agreement import agreed
+    from eupmim_dist.parallel.world import init_world, shutdown
+
+    world = init_world()
+    with agreed(world):
+        check_json(json_file)
+        if place is not None and not place.is_dir():
+            raise UserError(f"--dir {place}: no such directory; make it first")
+        settings = load_config(None, ["tables.optimizer=rowwise_adagrad", *(set_ or []), f"data.dir={data}"])
+        measured = measure_checkpoint(settings, world, rows, dim, place, rounds)
+    if world.is_main:
+        _print_checkpoint(measured)
+        _write(measured, json_file)
+    shutdown(world)
+
+
+def _print_checkpoint(measured: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(measured["device"])
+    size = f"{measured['rows']:,} x {measured['dim']} {measured['optimizer']}, {measured['checkpoint GB']:.2f} GB"
+    phases = Table(
+        title=f"{size}, {measured['ranks']} ranks", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for column in ("", "s", "rounds", "GB/s", "training lost, s", "peak MB a rank above before"):
+        phases.add_column(column, justify="right" if column else "left")
+    for what, phase in measured["phases"].items():
+        lost = measured["training lost s"].get(what)
+        phases.add_row(
+            what,
+            f"{phase['seconds']:.2f}",
+            f"{min(phase['rounds']):.2f}-{max(phase['rounds']):.2f}",
+            f"{phase['GB/s']:.2f}",
+            "" if lost is None else f"{lost:.2f}",
+            " ".join(f"{peak:,.0f}" for peak in phase["peak MB by rank"]),
+        )
+    console.print(phases)
+    console.print(
+        "one rank alone: " + ", ".join(f"{name} {speed:.2f} GB/s" for name, speed in measured["probes GB/s"].items())
+    )
+
+
+@bench.command()
 def tables(
     rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 2_000_000,
     dim: Annotated[int, typer.Option(min=1, help="Width of a row.")] = 64,
