@@ -17,10 +17,10 @@ DATA   := data/example
 RUN    := runs/example
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check bench results clean
+.PHONY: help setup train test crash-test check bench results clean
 
 help:  ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(STAMP)  ## Make .venv and install the project and its tools into it
 
@@ -41,6 +41,9 @@ $(DATA): | $(STAMP)
 
 test: $(STAMP)  ## Run all tests
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest $(ARGS)
+
+crash-test: $(STAMP)  ## Kill two trainings 20 times each and compare with one that was left alone; some 10 minutes
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.crash $(ARGS)
 
 check: $(STAMP)  ## Lint, formatting, types
 	$(VENV)/bin/ruff check .

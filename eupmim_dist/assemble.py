@@ -7,12 +7,14 @@ run      <- all of it, Accelerate, the optimizers and the sampler
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from eupmim_dist.checkpoint.layout import Checkpoint, resolve
+from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.checkpoint.load import load_model, open_sound
+from eupmim_dist.checkpoint.origin import check_same_data
 from eupmim_dist.checkpoint.run_dir import Start
 from eupmim_dist.checkpoint.save import CheckpointHook
 from eupmim_dist.config.schema import Config
@@ -25,9 +27,9 @@ from eupmim_dist.models.interface import DataShape
 from eupmim_dist.models.registry import build_model
 from eupmim_dist.optim.tables import make_table_optimizer
 from eupmim_dist.parallel.agreement import agreed
-from eupmim_dist.parallel.dense import Dense
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
+from eupmim_dist.parallel.zero import make_dense
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import TrainProgress
 from eupmim_dist.telemetry.throughput import Throughput
@@ -61,14 +63,20 @@ def assemble(config: Config, world: World, store: InteractionStore) -> Assembled
     return Assembled(config, world, store, model, tables)
 
 
-def assemble_run(config: Config, world: World, store: InteractionStore) -> Run:
-    """Everything a training needs, at step 0."""
+def assemble_run(
+    config: Config,
+    world: World,
+    store: InteractionStore,
+    set_weights: Callable[[Assembled], None] = lambda initial: None,
+) -> Run:
+    """Everything a training needs, at step 0; `set_weights` may change the initial ones."""
     for split in ("valid", "test"):
         if not len(store.users(split)):
             raise UserError(f"{store.path}: split {split} has no users, so training could not be judged")
     for key, cutoffs in (("metric", [config.evaluation.cutoff]), ("top_n", config.evaluation.top_n)):
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
     base = assemble(config, world, store)
+    set_weights(base)  # before the dense network is handed to what may copy it
     rate, l2 = config.train.learning_rate, config.train.l2
     return Run(
         config=config,
@@ -86,7 +94,7 @@ def assemble_run(config: Config, world: World, store: InteractionStore) -> Run:
             rank=world.rank,
             world_size=world.size,
         ),
-        dense=Dense(base.model, rate, l2, world),
+        dense=make_dense(base.model, rate, l2, world),
         table_optimizer=make_table_optimizer(config.tables, base.tables, rate, l2),
         progress=Progress(),
     )
@@ -105,14 +113,6 @@ def load_trained(path: Path, world: World, data: Path | None = None, which: str 
         assembled = assemble(config, world, store)
     load_model(assembled, checkpoint)
     return assembled
-
-
-def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:
-    if checkpoint.data["fingerprint"] != store.fingerprint:
-        raise UserError(
-            f"{store.path}: is another store than {checkpoint.path} was trained on ({checkpoint.data['name']}); "
-            "give that one with --data (for train: --set data.dir=...)"
-        )
 
 
 def run_training(run: Run, start: Start) -> None:
@@ -169,11 +169,12 @@ def describe_end(run: Run) -> str:
 def describe(run: Run) -> list[str]:
     """What is about to be trained, on what, in a few lines."""
     store, world, config = run.store, run.world, run.config
+    batch = config.train.global_batch_size
     dense = sum(p.numel() for p in run.model.parameters())
     tables = ", ".join(f"{s.spec.name} {s.spec.rows:,} x {s.spec.dim}" for s in run.tables.shards.values())
     dropped = f" ({run.sampler.num_dropped:,} dropped: too short)" if run.sampler.num_dropped else ""
     return [
         f"data    {store.path}: {len(run.sampler.users):,} training users{dropped}, {store.num_item_rows - 1:,} items",
         f"model   {config.model.name}: {dense:,} dense parameters; tables {tables}, {config.tables.optimizer}",
-        f"ranks   {world.size} on {world.device.type}, global batch {config.train.global_batch_size}",
+        f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
     ]

@@ -30,12 +30,19 @@ EUPMIM_NAMES = {
     "attention.mix1.": "fc_layers.0.",
     "attention.mix2.": "fc_layers.1.",
 }
-COMIREC_NAMES = {"capsules.weights": "capsule_network.weights"}
+COMIREC_PROJECTION = "capsule_network.proj."
+COMIREC_NAMES = {"capsules.weights": "capsule_network.weights", "projection.0.": COMIREC_PROJECTION}
 ITEMS, USERS = "mid_embeddings_var.weight", "user_embeddings_var.weight"
+ITEM_BIASES = "mid_embeddings_bias.weight"
+"""That nothing reads."""
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_release(file: Path) -> dict[str, Tensor]:
-    """The tensors of a released checkpoint; nothing but tensors is ever unpickled."""
+    """The tensors of a released checkpoint as float32; nothing but tensors is ever unpickled.
+
+    Raises UserError for a file that is none, and for a tensor that is not of floats or not finite.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles, which are refused below
@@ -46,7 +53,19 @@ def read_release(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: is not a checkpoint of tensors alone, so it is not loaded") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{file}: does not hold a state_dict of tensors; import the authors' released model.pt")
-    return tensors
+    return {str(name): _sound(tensor.detach(), f"{file}: {name}") for name, tensor in tensors.items()}
+
+
+def _sound(tensor: Tensor, what: str) -> Tensor:
+    """A float32 copy, in memory that no other tensor shares, as safetensors want it."""
+    if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+        raise UserError(
+            f"{what} is {str(tensor.dtype).removeprefix('torch.')}; only plain tensors of floats are imported"
+        )
+    copy = tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    if not copy.isfinite().all():
+        raise UserError(f"{what} holds NaN or infinite values; import a checkpoint from before training went wrong")
+    return copy
 
 
 def model_settings(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
@@ -74,22 +93,30 @@ def model_settings(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
 
 def renamed(tensors: dict[str, Tensor], model_name: str, ours: list[str], store: InteractionStore) -> dict[str, Tensor]:
     """Our tensor names (`dense.`, `table.`) -> the released tensors. `ours` names the dense parameters."""
-    found = {"table.item": tensors[ITEMS]}
-    if model_name == "eupmim":
-        names_here = {attribute.name for attribute in store.attributes}
-        if names_here != set(ATTRIBUTE_NAMES) or USERS not in tensors:
-            raise UserError(
-                f"{store.path}: has the attributes {', '.join(sorted(names_here)) or 'none'}; the release was trained "
-                f"with {', '.join(ATTRIBUTE_NAMES)}"
-            )
-        found["table.user"] = tensors[USERS]
-    names = COMIREC_NAMES if model_name == "comirec" else {**EUPMIM_NAMES, **_attribute_names(store)}
-    for name in ours:
-        theirs = their_name(name, names)
+    found = {}
+    for name, theirs in release_names(model_name, ours, store).items():
         if theirs not in tensors:
             raise UserError(f"the release has no tensor {theirs} for {name}; is it another version of the model?")
-        found[f"dense.{name}"] = tensors[theirs]
+        found[name] = tensors[theirs]
     return found
+
+
+def release_names(model_name: str, dense: list[str], store: InteractionStore) -> dict[str, str]:
+    """Our tensor names (`dense.`, `table.`) -> the released ones; `dense` names the dense parameters.
+
+    Raises UserError if the store has other attributes than the released model.
+    """
+    tables = {"table.item": ITEMS}
+    if model_name == "eupmim":
+        names_here = {attribute.name for attribute in store.attributes}
+        if names_here != set(ATTRIBUTE_NAMES):
+            raise UserError(
+                f"{store.path}: has the attributes {', '.join(sorted(names_here)) or 'none'}; the released model has "
+                f"{', '.join(ATTRIBUTE_NAMES)}"
+            )
+        tables["table.user"] = USERS
+    names = COMIREC_NAMES if model_name == "comirec" else {**EUPMIM_NAMES, **_attribute_names(store)}
+    return tables | {f"dense.{name}": their_name(name, names) for name in dense}
 
 
 def _attribute_names(store: InteractionStore) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 `RUN/checkpoints/step-000001000/` holds a training state, with `manifest.json`, and its tables in their stored order
 (parallel/placement.py); a consolidated or imported model is a directory of the same kind with `config.json` and one
-`model.safetensors`, without optimizer state, row i of a table being that of id i. No pickle.
+`model.safetensors` or several with an index, without optimizer state, row i of a table being that of id i, and the
+store's tables of raw ids. No pickle.
 """
 
 import hashlib
@@ -11,18 +12,22 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from eupmim_dist.checkpoint.stream import OnBytes, unheard
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
+from eupmim_dist.telemetry.log import get_logger
 
 FORMAT_VERSION = 3
 STEP_VERSIONS, MODEL_VERSIONS = (2, 3), (1, 2, 3)
 """That can be read: since 2 tables of steps are in their stored order, since 3 their manifests have a checksum."""
 STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
 TENSOR_FILE = "model.safetensors"
-"""Of a consolidated model."""
+"""Of a consolidated model, if one file holds it."""
+HASHED_AT_A_TIME = 1 << 22
+"""Bytes."""
 
 
 class Damaged(UserError):
@@ -38,7 +43,7 @@ class Checkpoint:
     config: Config
     training: dict[str, Any]
     tables: dict[str, list[int]]  # name -> [rows, dim]
-    data: dict[str, Any]  # name and fingerprint of the store it was trained on
+    data: dict[str, Any]  # name, fingerprint and, in later ones, attributes of the store it was trained on
 
     @property
     def is_model(self) -> bool:
@@ -54,30 +59,64 @@ def step_dirs(run_dir: Path) -> list[Path]:
     return sorted(path for path in (run_dir / "checkpoints").glob("step-*") if path.is_dir())
 
 
+def aside(checkpoint: Path) -> Path:
+    """Where a checkpoint lies while a new one takes its place; it stays there if that is killed half-way."""
+    return checkpoint.with_name(f".{checkpoint.name}.replaced")
+
+
+def left_aside(run_dir: Path) -> dict[Path, Path]:
+    """Where they belong -> where they lie, of the checkpoints that lie aside."""
+    left = (run_dir / "checkpoints").glob(".step-*.replaced")
+    return {path.with_name(path.name.removeprefix(".").removesuffix(".replaced")): path for path in left}
+
+
 def complete_steps(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     return [path for path in step_dirs(run_dir) if (path / STEP_MANIFEST).is_file()]
 
 
+def readable_steps(run_dir: Path) -> dict[str, Path]:
+    """Name -> path of the complete checkpoints of a run, oldest first; some may lie `aside`."""
+    found = {path.name: path for path in complete_steps(run_dir)}
+    for final, left in left_aside(run_dir).items():
+        if not final.exists() and (left / STEP_MANIFEST).is_file():
+            found[final.name] = left
+    return dict(sorted(found.items()))
+
+
 def resolve(path: Path, which: str = "best") -> Checkpoint:
     """The checkpoint that a path means: itself, or of a run directory the `best` or the `last`.
 
-    Raises UserError if there is none, or if a file of it is missing, has another size or another version.
+    Warns where it is another than was asked for: the last, as the best was lost. Raises UserError if there is none, or
+    if a file of it is missing, has another size or another version.
     """
     if not path.exists():
+        if (aside(path) / STEP_MANIFEST).is_file():
+            return _open_aside(aside(path))
         raise UserError(f"{path}: no such file or directory; give a run directory, a checkpoint or a model")
     if path.is_file():
         raise UserError(f"{path}: is a file; give the directory it is in, or `import` a released model.pt first")
     if (path / STEP_MANIFEST).is_file() or (path / MODEL_MANIFEST).is_file():
         return open_checkpoint(path)
-    steps = complete_steps(path)
+    steps = readable_steps(path)
     if not steps:
         raise UserError(f"{path}: neither a run with a complete checkpoint nor a checkpoint; train one first")
-    last = open_checkpoint(steps[-1])
+    last = _open_aside(list(steps.values())[-1])
     best_step = last.training.get("best_step")
-    if which == "last" or best_step is None or not (best := step_dir(path, best_step)).is_dir():
+    if which == "last" or best_step in (None, last.step):
         return last
-    return open_checkpoint(best)
+    best = step_dir(path, best_step)
+    if best.name in steps or best.is_dir():
+        return _open_aside(steps.get(best.name, best))
+    get_logger().warning(f"{best}: the best checkpoint is not there; taking the last, step {last.step}")
+    return last
+
+
+def _open_aside(path: Path) -> Checkpoint:
+    """Opens a checkpoint that may lie aside, as reading commands do: they change nothing."""
+    if path.name.startswith("."):
+        get_logger().warning(f"{path}: read where a replacement that was killed left it; `train` puts it back")
+    return open_checkpoint(path)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -115,6 +154,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["size"]:
                 raise Damaged(f"{file}: missing or cut short; use another checkpoint or consolidate again")
+        for file in path.iterdir():  # which readers would take for a part of it, torch's even unpickle
+            if (file.suffix == ".safetensors" or file.name == ".metadata") and file.name not in content["files"]:
+                raise Damaged(f"{file}: is no file of this checkpoint; move it away")
         return content
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_manifest(manifest, error) from None
@@ -126,12 +168,12 @@ def _no_manifest(manifest: Path, error: Exception) -> Damaged:
     return Damaged(f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint")
 
 
-def damage(path: Path, part: int = 0, num_parts: int = 1) -> str | None:
+def damage(path: Path, part: int = 0, num_parts: int = 1, on_bytes: OnBytes = unheard) -> str | None:
     """Compares every `num_parts`-th file of an opened checkpoint with its SHA-256; what is wrong, if anything is."""
     try:
         files = json.loads(_manifest(path).read_text(encoding="utf-8"))["files"]
         for name, entry in sorted(files.items())[part::num_parts]:
-            if sha256(path / name) != entry["sha256"]:
+            if sha256(path / name, on_bytes) != entry["sha256"]:
                 return f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint"
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         return f"{path}: cannot be checked ({error}); use another checkpoint"
@@ -172,15 +214,15 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-def write_header(stream: BinaryIO, header: dict[str, Any]) -> bytes:
-    """Writes a safetensors header: its length in 8 bytes, then JSON, padded with spaces to a multiple of 8."""
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    raw = len(text).to_bytes(8, "little") + text
-    stream.write(raw)
-    return raw
+def num_bytes(path: Path) -> int:
+    """Of the files that a checkpoint's manifest lists."""
+    return sum(entry["size"] for entry in read_manifest(path)["files"].values())
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path, on_bytes: OnBytes = unheard) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(HASHED_AT_A_TIME):
+            digest.update(block)
+            on_bytes(len(block))
+    return digest.hexdigest()

@@ -8,10 +8,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint import TensorStorageMetadata
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from eupmim_dist.checkpoint.layout import TENSOR_FILE, Checkpoint, Damaged, damage
+from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, damage
+from eupmim_dist.checkpoint.pieces import read_pieces, shape_of
 from eupmim_dist.checkpoint.state import model_tensors, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import decided_by_main, everywhere
@@ -70,12 +70,8 @@ def load_training(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shards: dict[str, Shard]) -> None:
-    reader = HuggingFaceStorageReader(str(checkpoint.path))
-    held = {
-        name: tuple(entry.size)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    pieces = read_pieces(checkpoint.path)
+    held = {name: shape_of(of_tensor) for name, of_tensor in pieces.items()}
     for name, tensor in tensors.items():
         if held.get(name) != tuple(tensor.shape):
             found = f"holds it as {held[name]}" if name in held else "does not hold it"
@@ -85,9 +81,11 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shar
             )
     if checkpoint.is_model:
         for name, shard in shards.items():
-            _read_by_id(shard, checkpoint.path / TENSOR_FILE, f"table.{name}")
+            [whole] = pieces[f"table.{name}"]
+            _read_by_id(shard, whole.file, f"table.{name}")
             del tensors[f"table.{name}"]
     with readable_failures(checkpoint.path):
+        reader = HuggingFaceStorageReader(str(checkpoint.path))
         dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
 
 

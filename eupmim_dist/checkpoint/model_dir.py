@@ -1,30 +1,38 @@
-"""Consolidated models: one `model.safetensors` and a `config.json`, readable at any number of ranks."""
+"""Consolidated and imported models: a directory to hand on, readable at any number of ranks."""
 
-import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from eupmim_dist.checkpoint.card import CARD_FILE, model_card
 from eupmim_dist.checkpoint.layout import (
     MODEL_MANIFEST,
-    STEP_MANIFEST,
     TENSOR_FILE,
     Checkpoint,
     Damaged,
     damage,
+    read_manifest,
     sha256,
     sync_directory,
-    write_header,
     write_manifest,
 )
-from eupmim_dist.checkpoint.pieces import blocks_by_id, read_pieces, shape_of, stored_blocks
+from eupmim_dist.checkpoint.origin import copy_id_maps, store_of
+from eupmim_dist.checkpoint.pieces import Piece, blocks_by_id, read_pieces, shape_of, stored_blocks
+from eupmim_dist.checkpoint.stream import OnBytes, Part, unheard, write_parts
+from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 
 MODEL_PREFIXES = ("dense.", "table.")
+INDEX_FILE = "model.safetensors.index.json"
+"""Which file holds which tensor, where there are several."""
+MAX_SHARD_BYTES = 5 * 10**9
+"""Of a file, unless one tensor alone is larger: what the readers of other programs expect."""
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @contextmanager
@@ -45,48 +53,92 @@ def new_directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def consolidate(checkpoint: Checkpoint, out: Path, on_bytes: Callable[[int], None] = lambda done: None) -> int:
-    """Joins the shards of a checkpoint's weights into one file, tables in the order of their ids; returns its bytes.
+def parse_size(text: str) -> int:
+    """`500MB` or `5GB` -> bytes, powers of 1000. Raises UserError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", text.strip().upper())
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise UserError(f"--max-shard-size {text}: write it as 500MB or 5GB")
+    return size
 
-    `on_bytes` is called with the number of bytes of each block written.
+
+def model_pieces(checkpoint: Checkpoint) -> dict[str, list[Piece]]:
+    """The pieces of the weights alone."""
+    return {name: p for name, p in read_pieces(checkpoint.path).items() if name.startswith(MODEL_PREFIXES)}
+
+
+def consolidate(
+    checkpoint: Checkpoint,
+    out: Path,
+    data: Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    on_bytes: OnBytes = unheard,
+) -> int:
+    """Joins the shards of a checkpoint's weights, tables in the order of their ids; returns the weights' bytes.
+
+    `out` holds `model.safetensors`, or files of `max_shard_bytes` at most with an index, each tensor whole in one; the
+    manifest `config.json`; the store's tables of raw ids; and a model card. The store is the one trained on, or `data`.
+    Blocks are read and written one after another: less than 1 GB is needed, whatever the size of the tables.
+
+    `on_bytes` hears of the bytes of each block of the checkpoint checked and of the model written.
+
+    Raises Damaged for a damaged checkpoint, UserError where the store is missing or another, or `out` in use.
     """
-    if wrong := damage(checkpoint.path):
+    store = store_of(checkpoint, data)
+    if wrong := damage(checkpoint.path, on_bytes=on_bytes):
         raise Damaged(wrong)
-    pieces = {name: p for name, p in read_pieces(checkpoint.path).items() if name.startswith(MODEL_PREFIXES)}
-    header: dict[str, Any] = {}
-    position = 0
-    for name, of_tensor in pieces.items():
-        size = sum(piece.num_bytes for piece in of_tensor)
-        header[name] = {
-            "dtype": of_tensor[0].dtype,
-            "shape": list(shape_of(of_tensor)),
-            "data_offsets": [position, position + size],
-        }
-        position += size
+    parts = [
+        Part(
+            name=name,
+            dtype=pieces[0].dtype,
+            shape=shape_of(pieces),
+            num_bytes=sum(piece.num_bytes for piece in pieces),
+            blocks=blocks_by_id(pieces) if name.startswith("table.") else stored_blocks(pieces),
+        )
+        for name, pieces in model_pieces(checkpoint).items()
+    ]
+    total = sum(part.num_bytes for part in parts)
+    grouped = _grouped(parts, max_shard_bytes)
     with new_directory(out) as staging:
-        with (staging / TENSOR_FILE).open("wb") as stream:
-            digest = hashlib.sha256(write_header(stream, header))
-            for name, of_tensor in pieces.items():
-                for block in blocks_by_id(of_tensor) if name.startswith("table.") else stored_blocks(of_tensor):
-                    stream.write(block)
-                    digest.update(block)
-                    on_bytes(len(block))
-            stream.flush()
-            os.fsync(stream.fileno())
-            files = {TENSOR_FILE: {"size": stream.tell(), "sha256": digest.hexdigest()}}
-        step_manifest = json.loads((checkpoint.path / STEP_MANIFEST).read_text(encoding="utf-8"))
-        kept = {key: step_manifest[key] for key in ("step", "config", "tables", "data", "versions")}
+        files = {name: write_parts(staging / name, group, {}, on_bytes) for name, group in grouped.items()}
+        if len(grouped) > 1:
+            where = {part.name: name for name, group in grouped.items() for part in group}
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            (staging / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            files[INDEX_FILE] = _entry(staging / INDEX_FILE)
+        files |= copy_id_maps(store, staging)
+        written = read_manifest(checkpoint.path)
+        (staging / CARD_FILE).write_text(model_card(checkpoint, store, written["versions"], out.name), encoding="utf-8")
+        kept = {key: written[key] for key in ("step", "config", "tables", "data", "versions")}
         write_manifest(staging, MODEL_MANIFEST, {**kept, "training": {}, "trained": checkpoint.training}, files)
-    return position
+    return total
 
 
-def write_model(tensors: Mapping[str, Any], description: dict[str, Any], out: Path) -> None:
-    """Writes whole tensors as a model directory."""
+def _grouped(parts: Sequence[Part], max_bytes: int) -> dict[str, list[Part]]:
+    """File name -> its tensors, in their order; a larger tensor has a file of its own."""
+    groups: list[list[Part]] = [[]]
+    size = 0
+    for part in parts:
+        if groups[-1] and size + part.num_bytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(part)
+        size += part.num_bytes
+    if len(groups) == 1:
+        return {TENSOR_FILE: groups[0]}
+    stem = Path(TENSOR_FILE).stem
+    return {f"{stem}-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, start=1)}
+
+
+def write_model(tensors: Mapping[str, Any], description: dict[str, Any], out: Path, store: InteractionStore) -> None:
+    """Writes whole tensors as a model directory, with the tables of raw ids of its store."""
     from safetensors.torch import save_file
 
     with new_directory(out) as staging:
-        file = staging / TENSOR_FILE
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-        write_manifest(
-            staging, MODEL_MANIFEST, description, {file.name: {"size": file.stat().st_size, "sha256": sha256(file)}}
-        )
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging / TENSOR_FILE)
+        files = {TENSOR_FILE: _entry(staging / TENSOR_FILE), **copy_id_maps(store, staging)}
+        write_manifest(staging, MODEL_MANIFEST, description, files)
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"size": file.stat().st_size, "sha256": sha256(file)}

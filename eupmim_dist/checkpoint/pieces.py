@@ -1,6 +1,6 @@
 """The tensors of a checkpoint as they lie in its files, read in blocks: what tools do without holding a table.
 
-A step's tensor is cut by rows into pieces, one per rank that wrote some; a model's is one piece.
+A step's tensor is cut by rows into pieces, one per rank that wrote some; a model's is one piece in one of its files.
 """
 
 import json
@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,12 @@ from eupmim_dist.parallel.placement import NUM_COLUMNS, RowOrder
 
 BLOCK_BYTES = 64 << 20
 """Read at a time: what a tool needs of memory, whatever the size of the tables."""
+
+
+INDEX_BYTES = 32
+"""Of a row's position and its place in the block, several times: for narrow tables more than the row itself."""
+NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+"""What numpy calls the types that a checkpoint may hold; it has no bfloat16, see `as_numbers`."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +55,26 @@ class Piece:
 def read_pieces(directory: Path) -> dict[str, list[Piece]]:
     """Tensor name -> its pieces by first row, from the headers of a checkpoint's or model's files.
 
-    Raises Damaged if a file has no readable header.
+    Raises Damaged if a file has no readable header, or one that contradicts itself.
     """
     found: dict[str, list[Piece]] = {}
     for file in sorted(directory.glob("*.safetensors")):
         try:
             with file.open("rb") as stream:
                 header_size = int.from_bytes(stream.read(8), "little")
+                if header_size > file.stat().st_size:
+                    raise ValueError("it has no header")
                 header = json.loads(stream.read(header_size))
             offsets = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
             for name, entry in header.items():
                 first, last = entry["data_offsets"]
                 start = offsets[name]["saved_offsets"][0] if name in offsets and entry["shape"] else 0
                 piece = Piece(file, entry["dtype"], tuple(entry["shape"]), start, 8 + header_size + first, last - first)
+                if piece.num_bytes != np.dtype(NUMPY_TYPES[piece.dtype]).itemsize * prod(piece.shape):
+                    raise ValueError(f"{name} has {piece.num_bytes} bytes")
                 if piece.num_bytes:
                     found.setdefault(name, []).append(piece)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise Damaged(f"{file}: is no safetensors file ({error!r}); use another checkpoint") from None
     return {name: sorted(pieces, key=lambda piece: piece.start) for name, pieces in sorted(found.items())}
 
@@ -96,7 +107,7 @@ def blocks_by_id(pieces: list[Piece]) -> Iterator[bytes]:
     """The rows of a table stored in its order (RowOrder) in the order of their ids, some BLOCK_BYTES at a time."""
     rows, width = pieces[-1].stop, pieces[0].row_bytes
     order = RowOrder(rows)
-    step = max(1, BLOCK_BYTES // (width * NUM_COLUMNS)) * NUM_COLUMNS
+    step = max(1, BLOCK_BYTES // ((width + INDEX_BYTES) * NUM_COLUMNS)) * NUM_COLUMNS
     with ExitStack() as files:
         streams = [files.enter_context(piece.file.open("rb")) for piece in pieces]
         ends = [piece.stop for piece in pieces]
@@ -114,6 +125,12 @@ def blocks_by_id(pieces: list[Piece]) -> Iterator[bytes]:
                 content = _read(stream, len(run) * width, piece)
                 block[run] = np.frombuffer(content, np.uint8).reshape(-1, width)
             yield block.tobytes()
+
+
+def as_numbers(block: bytes, dtype: str) -> np.ndarray:
+    """The elements of a block of a tensor, flat; bfloat16 as float32."""
+    numbers = np.frombuffer(block, NUMPY_TYPES[dtype])
+    return (numbers.astype("<u4") << 16).view("<f4") if dtype == "BF16" else numbers
 
 
 def _read(stream: BinaryIO, size: int, piece: Piece) -> bytes:

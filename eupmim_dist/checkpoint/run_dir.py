@@ -114,12 +114,12 @@ def forget_lost_best(run: Run, run_dir: Path) -> None:
 
 def write_config(run_dir: Path, config: Config) -> None:
     """The resolved configuration, with what it ran under as comments."""
+    header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}\n"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / CONFIG_FILE).write_text(header + dump_config(config), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--run-dir {run_dir}: cannot be made: {error.strerror}") from None
-    header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}\n"
-    (run_dir / CONFIG_FILE).write_text(header + dump_config(config), encoding="utf-8")
+        raise UserError(f"--run-dir {run_dir}: cannot be written: {error.strerror}; give another one") from None
 
 
 def _is_run(run_dir: Path) -> bool:
@@ -132,6 +132,8 @@ def _is_run(run_dir: Path) -> bool:
 
 def _check_compatible(checkpoint: Checkpoint, config: Config) -> None:
     before, now = _fixed(checkpoint.config), _fixed(config)
+    if config.train.init_from is None:  # not needed again: the checkpoint has what became of those weights
+        del before["train.init_from"], now["train.init_from"]
     if config.train.schedule != "constant":  # then every rate depends on it
         before["train.max_steps"], now["train.max_steps"] = checkpoint.config.train.max_steps, config.train.max_steps
     for key in before.keys() | now.keys():

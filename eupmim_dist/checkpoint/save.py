@@ -51,6 +51,10 @@ class Saving:
     def done(self) -> bool:
         return self._future.done()
 
+    def failed(self) -> bool:
+        """Once it is done."""
+        return self._future.exception() is not None
+
     def finish(self) -> None:
         """Waits for the end. Raises what went wrong, on every rank what went wrong on any."""
         with readable_failures(self._path):
@@ -71,7 +75,11 @@ def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[
         "training": training,
         "config": assembled.config.model_dump(mode="json"),
         "tables": {name: [s.spec.rows, s.spec.dim] for name, s in assembled.tables.shards.items()},
-        "data": {"name": assembled.store.name, "fingerprint": assembled.store.fingerprint},
+        "data": {
+            "name": assembled.store.name,
+            "fingerprint": assembled.store.fingerprint,
+            "attributes": [attribute.as_manifest() for attribute in assembled.store.attributes],
+        },
         "versions": {"eupmim-dist": version("eupmim-dist"), "torch": torch.__version__},
     }
 
@@ -96,7 +104,10 @@ class CheckpointHook:
 
     def after_step(self, run: Run, outcome: Outcome) -> None:
         if self._under_way is not None and self._under_way.done():
-            self._finish()
+            if self._under_way.failed():
+                run.stop_requested = True  # ranks see it some steps apart: they stop at the same one and raise it there
+            else:
+                self._finish()
         progress = run.progress
         if progress.step % run.config.checkpoint.every == 0 or progress.best_step == progress.step:
             self._save(run, run.config.checkpoint.asynchronous)

@@ -4,8 +4,6 @@ Torch's own writer of safetensors holds a second copy of all that a rank writes,
 This one streams blocks and hashes them on the way; the files are alike, so torch's reader reads them.
 """
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +19,8 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from eupmim_dist.checkpoint.layout import STEP_MANIFEST, sync_directory, write_header, write_manifest
+from eupmim_dist.checkpoint.layout import STEP_MANIFEST, aside, left_aside, sync_directory, write_manifest
+from eupmim_dist.checkpoint.stream import Part, shard_metadata, write_parts
 
 BLOCK_ELEMENTS = 1 << 22
 """Of a tensor, copied from its device and written at a time."""
@@ -83,31 +82,25 @@ class CheckpointWriter(StorageWriter):
 
     def _write(self, file: Path, tensors: list[tuple[WriteItem, Tensor]]) -> tuple[str, dict[str, Any]]:
         """Writes one file; its name and its entry in the manifest."""
-        header: dict[str, Any] = {}
-        offsets = {item.index.fqn: {"saved_offsets": list(_offsets(item))} for item, _ in tensors}
-        header["__metadata__"] = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
-        position = 0
-        for item, tensor in tensors:
-            header[item.index.fqn] = {
-                "dtype": DTYPES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [position, position := position + tensor.nbytes],
-            }
-        digest = hashlib.sha256()
-        with file.open("wb") as stream:
-            digest.update(write_header(stream, header))
-            for _, tensor in tensors:
-                for block in _blocks(tensor):
-                    stream.write(block)
-                    digest.update(block)
-            stream.flush()
-            os.fsync(stream.fileno())
-            return file.name, {"size": stream.tell(), "sha256": digest.hexdigest()}
+        parts = [
+            Part(
+                name=item.index.fqn,
+                dtype=DTYPES[tensor.dtype],
+                shape=tuple(tensor.shape),
+                num_bytes=tensor.nbytes,
+                blocks=_blocks(tensor),
+                start=_first_row(item),
+            )
+            for item, tensor in tensors
+        ]
+        return file.name, write_parts(file, parts, shard_metadata(parts))
 
 
-def _offsets(item: WriteItem) -> torch.Size:
+def _first_row(item: WriteItem) -> int:
     assert item.tensor_data is not None, "a checkpoint holds tensors only"
-    return item.tensor_data.chunk.offsets
+    first, *others = item.tensor_data.chunk.offsets or (0,)
+    assert not any(others), "tensors are cut by rows only"
+    return first
 
 
 def _blocks(tensor: Tensor) -> Iterator[memoryview]:
@@ -117,13 +110,13 @@ def _blocks(tensor: Tensor) -> Iterator[memoryview]:
 
 def _replace(staging: Path, final: Path) -> None:
     """Puts `staging` in the place of `final`; a crash in between leaves what `recover` mends."""
-    aside = final.with_name(f".{final.name}.replaced")
+    before = aside(final)
     if final.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
+        shutil.rmtree(before, ignore_errors=True)
+        final.rename(before)
     staging.rename(final)
     sync_directory(final.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def remove(checkpoint: Path) -> None:
@@ -135,9 +128,8 @@ def remove(checkpoint: Path) -> None:
 
 def recover(run_dir: Path) -> None:
     """Brings back a checkpoint whose replacement was killed half-way."""
-    for aside in (run_dir / "checkpoints").glob(".step-*.replaced"):
-        final = aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
+    for final, left in left_aside(run_dir).items():
         if final.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)
         else:
-            aside.rename(final)
+            left.rename(final)

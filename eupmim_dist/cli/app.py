@@ -13,13 +13,17 @@ from eupmim_dist.cli.bench import bench
 from eupmim_dist.cli.config import config
 from eupmim_dist.cli.consolidate import consolidate
 from eupmim_dist.cli.evaluate import evaluate
+from eupmim_dist.cli.export import export
 from eupmim_dist.cli.import_model import import_model
+from eupmim_dist.cli.inspect import inspect
 from eupmim_dist.cli.launch import CONTEXT_SETTINGS as LAUNCH_SETTINGS
-from eupmim_dist.cli.launch import launch
+from eupmim_dist.cli.launch import end_with_launcher, launch
 from eupmim_dist.cli.prepare import prepare
 from eupmim_dist.cli.recommend import recommend
+from eupmim_dist.cli.reshard import reshard
 from eupmim_dist.cli.synth import synth
 from eupmim_dist.cli.train import train
+from eupmim_dist.cli.verify import verify
 from eupmim_dist.errors import UserError
 
 DEBUG_VARIABLE = "EUPMIM_DEBUG"
@@ -39,13 +43,17 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(recommend)
 app.command()(consolidate)
+app.command()(reshard)
+app.command()(verify)
+app.command()(inspect)
 app.command("import")(import_model)
+app.command()(export)
 app.command(context_settings=LAUNCH_SETTINGS)(launch)
 app.add_typer(config, name="config")
 app.add_typer(bench, name="bench")
 
 
-ONE_RANK = ("synth", "prepare", "recommend", "consolidate", "import")
+ONE_RANK = ("synth", "prepare", "recommend", "consolidate", "reshard", "verify", "inspect", "import", "export")
 """Subcommands that write or print one thing: several ranks of them would do it several times at once."""
 
 
@@ -66,6 +74,7 @@ def root(
 
 def main() -> None:
     """Runs the command line. Exits with 0 on success, 2 for the user's mistake, 1 for any other failure."""
+    end_with_launcher()
     try:
         code = app(_arguments(), standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -52,5 +52,5 @@ def import_model(
                 f"{model}: {key} is {tuple(tensor.shape)}, but {data} and the settings ask for "
                 f"{tuple(expected[key].shape)}; use the store with the users and items it was trained on"
             )
-    write_model(tensors, {**describe(assembled, 0, {}), "imported_from": model.name}, out)
+    write_model(tensors, {**describe(assembled, 0, {}), "imported_from": model.name}, out, assembled.store)
     typer.echo(f"{name}: {len(tensors)} tensors -> {out}; try `eupmim-dist evaluate {out}`")

@@ -1,10 +1,15 @@
 """`eupmim-dist launch`: any subcommand on several ranks, through accelerate's own launcher."""
 
+import ctypes
 import os
 import shlex
 import signal
+import socket
 import subprocess
+import time
 from argparse import Namespace
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +21,15 @@ MODULE = "eupmim_dist"
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 """Signals that the launcher hands on to its ranks; its own exit code is then 128 + the signal's number."""
+
+LAUNCHER_VARIABLE = "EUPMIM_LAUNCHER"
+"""Tells ranks the launcher's process."""
+
+SURVIVORS_SECONDS = 5
+"""After a rank has died, what the others have to end; one that waits for the dead in C++ hears no signal."""
+
+ENDPOINT_SECONDS = 30
+"""How long a node that starts again waits for node 0 to have ended its last attempt."""
 
 # From the first word that is no option of `launch`, all belongs to the subcommand, with or without `--`.
 CONTEXT_SETTINGS = {"allow_interspersed_args": False}
@@ -43,12 +57,17 @@ def launch(
     config_file: Annotated[
         Path | None, typer.Option(help="An accelerate configuration; options given here win over it.")
     ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start again so many times if a rank dies; `train` goes on where it was saved.")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
 ) -> None:
     """Run a subcommand on several ranks, and show the accelerate command that does the same.
 
     The exit code is that of the rank that failed first (128 + n if signal n killed it); the others are
-    stopped.
+    stopped, within 5 s. With `--max-restarts` all start again then, but not after a mistake in the command (code 2), a
+    request to leave (code 75), or a signal to the launcher. On several nodes give it on each: every launcher starts
+    its own ranks again, and they meet at the same endpoint.
 
     **Examples**
 
@@ -56,17 +75,33 @@ def launch(
 
     `eupmim-dist launch --nproc 2 --cpu -- evaluate runs/example --split test`
 
+    `eupmim-dist launch --max-restarts 3 -- train --config configs/example.yaml --run-dir runs/example`
+
     `eupmim-dist launch --nnodes 2 --node-rank 0 --rdzv-endpoint node0:29500 -- train --config FILE`
+
+    `eupmim-dist launch --config-file configs/accelerate/zero2.yaml -- train --config FILE`
     """
     if not subcommand:
         raise UserError("nothing to launch: eupmim-dist launch --nproc 2 -- train --config FILE ...")
+    if max_restarts:
+        _check_resume(subcommand)
     command, env = _plan(
         subcommand, nproc, nnodes, node_rank, rdzv_endpoint, mixed_precision, cpu, threads, config_file
     )
     shown = " ".join(f"{name}={value}" for name, value in env.items())
     typer.echo(f"{shown} accelerate launch {shlex.join(command)}", err=True)
-    if not dry_run and (code := _run(command, env)):
+    if not dry_run and (code := _run(command, env, max_restarts)):
         raise typer.Exit(code)
+
+
+def _check_resume(subcommand: list[str]) -> None:
+    for option, value in zip(subcommand, [*subcommand[1:], ""], strict=True):
+        name, _, given = option.partition("=")
+        if subcommand[0] == "train" and name == "--resume" and (given or value) != "auto":
+            raise UserError(
+                f"--max-restarts with --resume {given or value}: a restart goes on from the run's last checkpoint, "
+                "which --resume auto does; leave one of them out"
+            )
 
 
 def _plan(
@@ -85,6 +120,7 @@ def _plan(
 
     config = _accelerate_config(config_file, cpu)
     cpu = cpu or bool(config and config.use_cpu)
+    deepspeed = bool(config and config.distributed_type == "DEEPSPEED")  # which needs torchrun, on one rank too
     gpus = 0 if cpu else torch.cuda.device_count()
     nnodes = _at_least_1("--nnodes", nnodes, config.num_machines if config else 1)
     configured = config.num_processes // nnodes if config and config.num_processes > 0 else None
@@ -102,13 +138,15 @@ def _plan(
             rdzv_endpoint = f"{config.main_process_ip}:{config.main_process_port}"
         host, port = _endpoint(nnodes, node_rank, rdzv_endpoint)
         command += ["--machine_rank", str(node_rank), "--main_process_ip", host, "--main_process_port", port]
-    elif total > 1:
+        if deepspeed:
+            command += ["--deepspeed_multinode_launcher", "standard"]  # torchrun; by default it goes by pdsh
+    elif total > 1 or deepspeed:
         command += ["--main_process_port", "0"]  # any free one: two launches on one machine do not clash
     if total > 1 and not (config and config.distributed_type in ("DEEPSPEED", "FSDP")):
         # On CPU too. Accelerate's --cpu starts a single process unless there is MPI; --multi_gpu means
         # torchrun, and a rank that sees no GPU uses gloo.
         command += ["--multi_gpu"]
-    elif cpu and total == 1:
+    elif cpu and total == 1 and not deepspeed:
         command += ["--cpu"]
     if mixed_precision or not config:
         command += ["--mixed_precision", mixed_precision or "no"]
@@ -124,37 +162,83 @@ def _plan(
     return [*command, "-m", MODULE, *subcommand], env
 
 
-def _run(command: list[str], env: dict[str, str]) -> int:
-    """Run `accelerate launch` in this process, so that its failure is an object and not a page of text."""
+def end_with_launcher() -> None:
+    """On a rank: the kernel kills it when its launcher is killed; it would write beside the next launch's ranks."""
+    launcher = int(os.environ.get(LAUNCHER_VARIABLE, "0"))
+    if launcher == os.getppid():
+        set_parent_death_signal = 1  # prctl's name for it; only Linux has it
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    elif launcher:  # deepspeed's processes are in between, or it has gone already
+        try:
+            os.kill(launcher, 0)
+        except ProcessLookupError:
+            raise SystemExit(1) from None
+
+
+def _run(command: list[str], env: dict[str, str], max_restarts: int = 0) -> int:
+    """Runs `accelerate launch`, again after a rank has died; the exit code of the last attempt."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    from eupmim_dist.train.preemption import EXIT_CODE, SIGNALS
+
+    # A user's mistake; asked to leave, in training or before it.
+    final = {0, 2, EXIT_CODE, 128 + signal.SIGINT, *(-number for number in SIGNALS)}
+    try:
+        rank, code = _attempt(command, env)
+        for restart in range(1, max_restarts + 1):
+            if code in final:
+                break
+            typer.echo(f"{_death(rank, code)}: starting again, {restart} of {max_restarts}", err=True)
+            _await_node_0(command)
+            rank, code = _attempt(command, env)
+    except SignalException as stopped:  # at any time: torchrun's handlers stay after its end
+        typer.echo(f"stopped by {stopped.sigval.name}", err=True)
+        return 128 + stopped.sigval
+    if code >= 0:  # the rank has said why
+        return code
+    hint = ": out of memory?" if -code == signal.SIGKILL else ""
+    typer.echo(f"error: {_death(rank, code)}{hint}", err=True)
+    return 128 - code
+
+
+def _death(rank: int, code: int) -> str:
+    return f"rank {rank} " + (f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with code {code}")
+
+
+def _attempt(command: list[str], env: dict[str, str]) -> tuple[int, int]:
+    """Runs `accelerate launch` in this process, so that its failure is an object and not a page of text.
+
+    Returns the rank that failed first and its exit code, which is negative if a signal killed it; 0, 0 for success.
+    """
     import logging
 
     import torch.distributed as dist
     from accelerate.commands import launch as accelerate_launch
     from accelerate.utils import patch_environment
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import PContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     debug = os.environ.get("EUPMIM_DEBUG") == "1"
     # Accelerate's own starts one process, and leaves it running when the launcher is told to stop.
     accelerate_launch.simple_launcher = _run_alone
+    # What torchrun gives the others once a rank has failed; for ranks that are asked to leave it states its 30 s.
+    PContext.close.__defaults__ = (None, SURVIVORS_SECONDS)
     try:
         if not debug:
             logging.disable(logging.CRITICAL)  # the ranks say what went wrong; elastic's report only repeats it
         args = accelerate_launch.launch_command_parser().parse_args(command)
         args.signals_to_handle = ",".join(number.name for number in FORWARDED)  # torchrun's, which accelerate fills in
-        with patch_environment(**env):
+        with patch_environment(**env, **{LAUNCHER_VARIABLE: str(os.getpid())}):
             accelerate_launch.launch_command(args)
     except ChildFailedError as failed:
         if debug:
             typer.echo(str(failed), err=True)
         rank, failure = failed.get_first_failure()
-        return _exit_code(rank, failure.exitcode)
+        return rank, failure.exitcode
     except subprocess.CalledProcessError as failed:
-        return _exit_code(0, failed.returncode)
-    except SignalException as stopped:
-        typer.echo(f"stopped by {stopped.sigval.name}", err=True)
-        return 128 + stopped.sigval
+        return 0, failed.returncode
     except (
         ValueError,
         AssertionError,
@@ -168,7 +252,20 @@ def _run(command: list[str], env: dict[str, str]) -> int:
         raise UserError(f"accelerate launch: {' '.join(str(error).split())}") from error
     finally:
         logging.disable(logging.NOTSET)
-    return 0
+    return 0, 0
+
+
+def _await_node_0(command: list[str]) -> None:
+    """On another node: waits until the endpoint of the last attempt is closed, whose keys are not the next one's."""
+    options = dict(pairwise(command))
+    if options.get("--machine_rank", "0") == "0":
+        return
+    endpoint = options["--main_process_ip"], int(options["--main_process_port"])
+    deadline = time.monotonic() + ENDPOINT_SECONDS
+    with suppress(OSError):
+        while time.monotonic() < deadline:
+            socket.create_connection(endpoint, timeout=1).close()
+            time.sleep(0.1)
 
 
 def _run_alone(args: Namespace) -> None:
@@ -184,15 +281,6 @@ def _run_alone(args: Namespace) -> None:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _exit_code(rank: int, code: int) -> int:
-    """A shell's exit code for a child's, which is negative if a signal killed it; names rank and signal."""
-    if code >= 0:
-        return code
-    hint = ": out of memory?" if -code == signal.SIGKILL else ""
-    typer.echo(f"error: rank {rank} was killed by {signal.Signals(-code).name}{hint}", err=True)
-    return 128 - code
 
 
 def _accelerate_config(path: Path | None, cpu: bool) -> Any:

@@ -140,6 +140,8 @@ class TrainConfig(Section):
     """Adds l2/2 times the sum of squares of every parameter to the loss; lazy table optimizers: of touched rows."""
     log_every: int = Field(50, ge=1)
     """Steps between two lines of the log."""
+    init_from: Path | None = None
+    """Run, checkpoint or model that a new training takes its weights from, rows by raw id; random ones if not given."""
 
     @model_validator(mode="after")
     def _warm(self) -> "TrainConfig":

@@ -35,6 +35,22 @@ class Attribute:
 
     name: str
     cardinality: int
+    labels: tuple[str, ...] | None = None
+    """What each value is called in the source, where it is known there."""
+
+    @classmethod
+    def from_manifest(cls, entry: dict[str, Any]) -> Attribute:
+        """Reads what `as_manifest` gave. Raises KeyError, TypeError or ValueError if it is something else."""
+        name, cardinality = str(entry["name"]), int(entry["cardinality"])
+        labels = entry.get("labels")
+        if labels is not None and not len(set(labels)) == len(labels) == cardinality:
+            raise ValueError(f"attribute {name} has {cardinality} values and not as many labels")
+        return cls(name, cardinality, None if labels is None else tuple(labels))
+
+    def as_manifest(self) -> dict[str, Any]:
+        """For JSON; without labels where none are known."""
+        known = {} if self.labels is None else {"labels": list(self.labels)}
+        return {"name": self.name, "cardinality": self.cardinality, **known}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +94,13 @@ class InteractionStore:
         try:
             counts = manifest["counts"]
             num_users, num_item_rows = int(counts["users"]), int(counts["item_rows"])
-            attributes = tuple(Attribute(a["name"], int(a["cardinality"])) for a in manifest["attributes"])
+            attributes = tuple(map(Attribute.from_manifest, manifest["attributes"]))
             if manifest["split_rule"] not in SPLIT_RULES:
                 raise ValueError(f"unknown split rule {manifest['split_rule']!r}")
             _check_files(path, manifest["files"], verify=verify)
             for name in ARRAYS:
                 if f"{name}.npy" in manifest["files"]:
-                    arrays[name] = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                    arrays[name] = np.lib.format.open_memmap(path / f"{name}.npy", mode="r")  # nothing else
             _check_arrays(arrays, num_users, int(counts["interactions"]), len(attributes))
             fingerprint = _fingerprint(manifest)
         except (KeyError, TypeError, ValueError) as error:
@@ -259,10 +275,17 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]], *, verify: bool) 
             raise UserError(
                 f"{file}: {size} bytes, {MANIFEST} says {entry['bytes']}; copy it again or prepare the store again"
             )
+        if file.suffix == ".parquet" and not _is_parquet(file):
+            raise UserError(f"{file}: is no Parquet file; copy it again or prepare the store again")
         if verify and sha256_of(file) != entry["sha256"]:
             raise UserError(
                 f"{file}: content does not match its SHA-256 in {MANIFEST}; copy it again or prepare the store again"
             )
+
+
+def _is_parquet(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PAR1"
 
 
 def _check_arrays(arrays: dict[str, np.ndarray | None], users: int, interactions: int, attributes: int) -> None:

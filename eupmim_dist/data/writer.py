@@ -34,8 +34,7 @@ class Dataset:
 
     `offsets` int64 [U+1], `items` int [I], `timestamps` int64 [I] or None, `attribute_values` int [U, A],
     `split` uint8 [U] (255: no split), `raw_users` String [U], `raw_items` and `titles` String [M] (entry i is
-    item i+1). `attribute_labels`: the source's value of each code, for an attribute that was encoded.
-    `report`: counts of what was dropped.
+    item i+1). `report`: counts of what was dropped.
     """
 
     offsets: np.ndarray
@@ -48,7 +47,6 @@ class Dataset:
     raw_users: pl.Series
     raw_items: pl.Series
     titles: pl.Series | None = None
-    attribute_labels: Mapping[str, list[str]] = field(default_factory=dict)
     report: dict[str, int] = field(default_factory=dict)
 
 
@@ -93,7 +91,6 @@ class StoreWriter:
         split_rule: str,
         attributes: Sequence[Attribute],
         num_item_rows: int,
-        attribute_labels: Mapping[str, list[str]] | None = None,
         report: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
         """Write `dataset.json` over the arrays and tables that lie in `directory`, and move all into place.
@@ -104,7 +101,6 @@ class StoreWriter:
         files = [file for file in files if file.exists()] + [self.directory / table for table in TABLES]
         offsets = np.load(self.directory / "offsets.npy", mmap_mode="r")
         split = np.load(self.directory / "split.npy", mmap_mode="r")
-        labels = attribute_labels or {}
         manifest = {
             "format_version": FORMAT_VERSION,
             "name": name,
@@ -118,11 +114,7 @@ class StoreWriter:
             },
             "split_rule": split_rule,
             "split_users": _split_users(split, split_rule),
-            "attributes": [
-                {"name": a.name, "cardinality": a.cardinality}
-                | ({"labels": labels[a.name]} if a.name in labels else {})
-                for a in attributes
-            ],
+            "attributes": [attribute.as_manifest() for attribute in attributes],
             "timestamp_ties": _timestamp_ties(self.directory, offsets),
             "report": dict(report or {}),
             "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
@@ -189,7 +181,6 @@ def write_dataset(dataset: Dataset, out: Path, *, name: str, source: str, force:
             split_rule=dataset.split_rule,
             attributes=dataset.attributes,
             num_item_rows=num_item_rows,
-            attribute_labels=dataset.attribute_labels,
             report=dataset.report,
         )
 

@@ -58,11 +58,7 @@ def recommend_items(
     store, model = trained.store, trained.model
     check_cutoffs([num], store.num_item_rows)
     users = np.array([_find(store, raw) for raw in raw_users], dtype=np.int64)
-    lengths = store.lengths(users)
-    data = trained.config.data
-    held_out = rank_for(
-        store, users, lengths, lengths, data.history_length, data.min_history, zero_unseen(trained.config)
-    )
+    held_out = whole_histories(trained, users)
     model.eval()
     scorer = _Remembering(model, trained.tables, per_interest=False)
     excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
@@ -96,6 +92,15 @@ def recommend_items(
             )
         )
     return found
+
+
+def whole_histories(trained: Assembled, users: np.ndarray) -> HeldOut:
+    """Users [B] with all that they had as their history, and no targets."""
+    lengths = trained.store.lengths(users)
+    data = trained.config.data
+    return rank_for(
+        trained.store, users, lengths, lengths, data.history_length, data.min_history, zero_unseen(trained.config)
+    )
 
 
 class _Remembering(InterestScorer):

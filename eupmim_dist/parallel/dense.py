@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
@@ -18,31 +19,46 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Dense:
-    """A model's dense part, prepared for the world, and its Adam with L2.
+    """A model's dense part, prepared for the world, and its Adam with L2; `make_dense` (parallel/zero.py) chooses.
 
     `model` is the network itself (for ranking, saving), `module` what a training step calls.
     """
 
+    partitioned = False
+    """Whether `gradients` are this rank's part of the averaged ones, and not all of them."""
+
     def __init__(self, model: Recommender, learning_rate: float, l2: float, world: World) -> None:
-        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        self.accelerator = Accelerator(cpu=world.device.type == "cpu", kwargs_handlers=[kwargs])
+        self.world = world
+        self.model = model
+        self.accelerator = self._accelerator()
         if self.accelerator.mixed_precision == "fp16":
             raise UserError("mixed precision fp16 is not supported; use bf16 or no")
-        if self.accelerator.distributed_type not in SUPPORTED:
-            raise UserError(
-                f"Accelerate was told to use {self.accelerator.distributed_type.value}; only data-parallel training "
-                "is supported: use a configuration of configs/accelerate"
-            )
         if self.accelerator.gradient_accumulation_steps != 1:
             raise UserError(
                 "Accelerate was told of gradient accumulation (gradient_accumulation_steps): set train.accumulation "
                 "instead"
             )
-        self.world = world
-        self.model = model
-        adam = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=l2, fused=True)
-        module, self.optimizer = self.accelerator.prepare(model, adam)
+        self.adam: Any = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=l2, fused=True)
+        module, self.optimizer = self._prepare()
         self.module: nn.Module = module
+
+    @property
+    def strategy(self) -> str:
+        """How the ranks share the work, for the log."""
+        return "DDP" if self.world.size > 1 else "one copy"
+
+    def _accelerator(self) -> Accelerator:
+        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        accelerator = Accelerator(cpu=self.world.device.type == "cpu", kwargs_handlers=[kwargs])
+        if accelerator.distributed_type not in SUPPORTED:
+            raise UserError(
+                f"Accelerate was told to use {accelerator.distributed_type.value}; only data-parallel training "
+                "and DeepSpeed are supported: use a configuration of configs/accelerate"
+            )
+        return accelerator
+
+    def _prepare(self) -> tuple[Any, Any]:
+        return self.accelerator.prepare(self.model, self.adam)
 
     def part(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of one part of the batch: the ranks average gradients in the last one only."""
@@ -65,12 +81,14 @@ class Dense:
 
     def step(self, learning_rate: float, verdict: Verdict) -> None:
         """Adam's step, unless the verdict has it skipped."""
-        adam = self.optimizer.optimizer
-        for group in adam.param_groups:
+        for group in self.adam.param_groups:
             group["lr"] = learning_rate
         # What torch's GradScaler sets: the divisor of the gradients, and 1.0 where nothing may change.
-        adam.grad_scale = None if verdict.factor is None else verdict.factor.reciprocal()
-        adam.found_inf = (~verdict.ok).float()
+        self.adam.grad_scale = None if verdict.factor is None else verdict.factor.reciprocal()
+        self.adam.found_inf = (~verdict.ok).float()
+        self._update()
+
+    def _update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -27,14 +27,16 @@ def judge(
     tables: ShardedTables,
     max_norm: float | None,
     world: World,
+    partitioned: bool = False,
 ) -> Verdict:
     """Judges the gradients of the global batch; collective.
 
-    `dense` are averaged already and so alike on every rank, as are the rows of replicated tables. The factor
-    brings the norm down to `max_norm`, without the L2 terms, which the optimizers add.
+    `dense` are averaged already and so alike on every rank, as are the rows of replicated tables; where they are
+    `partitioned` (ZeRO), each rank gives its own part. The factor brings the norm down to `max_norm`, without the
+    L2 terms, which the optimizers add.
     """
-    common = torch.nn.utils.get_total_norm(dense).square()
-    own = torch.zeros_like(common)
+    whole = torch.nn.utils.get_total_norm(dense).square()
+    common, own = (torch.zeros_like(whole), whole) if partitioned else (whole, torch.zeros_like(whole))
     for group, part in zip(tables.groups, rows, strict=True):
         total = common if group.replicated else own
         total += torch.linalg.vector_norm(part.values).square()

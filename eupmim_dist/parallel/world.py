@@ -93,6 +93,8 @@ def init_world(cpu: bool = False) -> World:
 
     from accelerate.state import PartialState
 
+    # DeepSpeed looks for a GPU itself, and warns where it finds none.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
     # Without cpu=True Accelerate believes in one process on a machine without GPUs. Made before any
     # Accelerator, so that a later one adopts this state; with the group already there it only reads it.
     PartialState(cpu=cpu, timeout=timeout)

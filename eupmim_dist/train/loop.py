@@ -17,13 +17,13 @@ def train(run: Run, hooks: Sequence[Hook]) -> None:
     with Prefetcher(partial(prepare_step, run), run.world, settings.max_steps - 1, settings.prefetch) as batches:
         while progress.step < settings.max_steps and not progress.stopped:
             prepared = batches.take(progress.step)
+            if prepared.plan.notice:  # before the step, which an evaluation might follow
+                run.asked_to_leave = True
+                break
             outcome = train_step(run, progress.step, prepared)
             progress.step += 1
             for hook in hooks:
                 hook.after_step(run, outcome)
-            if prepared.plan.notice:
-                break
-    run.asked_to_leave = progress.step < settings.max_steps and not progress.stopped
-    if progress.step > first:  # going on with a finished run changes nothing
+    if progress.step > first or run.asked_to_leave:  # going on with a finished run changes nothing
         for hook in hooks:
             hook.at_end(run)

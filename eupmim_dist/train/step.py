@@ -45,9 +45,10 @@ def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
         for name, share in found.items():
             shares[name] = shares[name] + share.detach() if name in shares else share.detach()
     gradients = run.dense.row_gradients(lookup)
-    verdict = judge(run.dense.gradients(), gradients, run.tables, run.config.train.clip_norm, run.world)
+    dense, max_norm = run.dense, run.config.train.clip_norm
+    verdict = judge(dense.gradients(), gradients, run.tables, max_norm, run.world, dense.partitioned)
     factor = rate_factor(run.config.train, step)
-    run.dense.step(factor * run.config.train.learning_rate, verdict)
+    dense.step(factor * run.config.train.learning_rate, verdict)
     run.table_optimizer.step(gradients, verdict, factor)
     return Outcome(shares, verdict)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from eupmim_dist.cli.app import app, main
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.world import init_world, shutdown
+from eupmim_dist.train import loop
+from eupmim_dist.train.state import Run
 
 
 def rank(what: str) -> None:
@@ -36,6 +39,13 @@ def rank(what: str) -> None:
     elif what == "die-alone":
         time.sleep(0.5)
         raise OSError("disk full")
+    elif what == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        dist.barrier()
+        if world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.write(1, b"ready\n")
+        time.sleep(60)
     elif what == "killed" and world.rank == world.size - 1:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what in ("killed", "sleep"):
@@ -46,7 +56,21 @@ def rank(what: str) -> None:
     shutdown(world)
 
 
+def break_step(step: int) -> None:
+    """Has the last rank alone fail in the middle of a step."""
+    train_step = loop.train_step
+
+    def broken(run: Run, number: int, *args: Any) -> Any:
+        if number == step and run.world.rank == run.world.size - 1:
+            raise MemoryError("no room for it")
+        return train_step(run, number, *args)
+
+    loop.train_step = broken
+
+
 if __name__ == "__main__":
+    if step := os.environ.get("BREAK_STEP"):
+        break_step(int(step))
     launch.MODULE = "tests.e2e.ranks"
     app.command("rank")(rank)
     main()

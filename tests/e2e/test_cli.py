@@ -142,7 +142,7 @@ def test_rank_0_alone_prints(place: Path) -> None:
     out = (place / "train.out").read_text()
     for line in (
         "data    store: 240 training users, 200 items\n",
-        "ranks   2 on cpu, global batch 32\n",
+        "ranks   2 on cpu, DDP, global batch 32\n",
         "test split, protocol strict, 30 users",
         "TensorBoard: tensorboard --logdir run\n",
     ):
@@ -275,10 +275,11 @@ def test_recommendations_for_people(place: Path) -> None:
     assert json.loads((place / "run.json").read_text()) == found
 
 
-def test_a_consolidated_model_is_one_plain_file(place: Path) -> None:
+def test_a_consolidated_model_is_one_plain_directory(place: Path) -> None:
     from safetensors.torch import load_file
 
-    assert sorted(path.name for path in (place / "model").iterdir()) == ["config.json", "model.safetensors"]
+    files = ["README.md", "config.json", "items.parquet", "model.safetensors", "users.parquet"]
+    assert sorted(path.name for path in (place / "model").iterdir()) == files
     tensors = load_file(place / "model" / "model.safetensors")
     assert tensors["table.item"].shape == (201, 8)
     assert tensors["table.user"].shape == (300, 8)

@@ -119,6 +119,39 @@ def test_one_failure_is_reported_once_and_is_the_exit_code(env, what, code, line
     assert (returned, rest) == (code, [line])
 
 
+@pytest.mark.parametrize(
+    ("what", "code", "lines"),
+    [
+        ("mistake", 2, ["error: data.yaml: no such key"]),
+        (
+            "killed",
+            128 + signal.SIGKILL,
+            [
+                "rank 1 was killed by SIGKILL: starting again, 1 of 2",
+                "rank 1 was killed by SIGKILL: starting again, 2 of 2",
+                "error: rank 1 was killed by SIGKILL: out of memory?",
+            ],
+        ),
+    ],
+)
+def test_all_ranks_start_again_after_one_has_died_but_not_after_a_mistake(env, what, code, lines):
+    returned, _, err = run([*TWO_ON_CPU, "--max-restarts", "2", "--", "rank", what], env)
+    assert (returned, err.splitlines()[1:]) == (code, lines)
+
+
+def test_one_rank_starts_again_too(env):
+    returned, _, err = run([*LAUNCH, "--cpu", "--nproc", "1", "--max-restarts", "1", "--", "rank", "exit"], env)
+    assert (returned, err.splitlines()[1:]) == (7, ["rank 0 failed with code 7: starting again, 1 of 1"])
+
+
+@pytest.mark.parametrize("option", [["--resume", "never"], ["--resume=runs/other"]])
+def test_restarts_go_on_from_where_the_run_was_saved(option):
+    with pytest.raises(UserError, match=r"--max-restarts with --resume (never|runs/other): a restart goes on"):
+        launch_module.launch(
+            ["train", "--run-dir", "runs/a", *option], max_restarts=1, dry_run=True, **DEFAULTS, cpu=True
+        )
+
+
 @pytest.mark.parametrize(("nproc", "signal_"), [("1", signal.SIGTERM), ("2", signal.SIGINT)])
 def test_a_signal_stops_all_ranks(env, nproc, signal_):
     process = start([*LAUNCH, "--cpu", "--nproc", nproc, "--", "rank", "sleep"], env)
@@ -135,12 +168,33 @@ def test_a_signal_stops_all_ranks(env, nproc, signal_):
     assert alive(ranks) == []
 
 
+def test_a_rank_that_hears_no_signal_does_not_outlive_a_dead_one_for_long(env):
+    process = start([*TWO_ON_CPU, "--", "rank", "deaf"], env)
+    assert process.stdout.readline() == "ready\n"
+    started = time.monotonic()
+    code, _, _ = finish(process)
+    assert code == 128 + signal.SIGKILL
+    assert time.monotonic() - started < 20  # torchrun would wait 30 s
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+@pytest.mark.parametrize("nproc", ["1", "2"])
+def test_ranks_end_with_a_launcher_that_is_killed(env, nproc):
+    process = start([*LAUNCH, "--cpu", "--nproc", nproc, "--", "rank", "sleep"], env)
+    for _ in range(int(nproc)):
+        assert process.stdout.readline() == "ready\n"
+    ranks = children(process.pid)
+    assert len(ranks) == int(nproc)
+    process.kill()
+    process.communicate(timeout=10)  # until the last one has closed its output
+
+
 def train_until_signalled(env, run_dir, pids, signal_):
     """Trains without end on two ranks and sends a signal, once steps are logged, to what `pids` picks."""
     sizes = ["--set", "model.dim=8", "--set", "data.history_length=5", "--set", "train.global_batch_size=8"]
     endless = ["--set", "train.max_steps=1000000", "--set", "train.log_every=1"]
     data = ["--set", f"data.dir={run_dir.parent / 'store'}", "--run-dir", str(run_dir)]
-    process = start([*TWO_ON_CPU, "--", "train", *data, *sizes, *endless], env)
+    process = start([*TWO_ON_CPU, "--max-restarts", "2", "--", "train", *data, *sizes, *endless], env)
     deadline = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < deadline:
         log = run_dir / "metrics.jsonl"

@@ -67,6 +67,7 @@ def test_eupmim(tmp_path: Path) -> None:
     store = prepared(write_splits(tmp_path / "source", with_profiles=True), "eupmim")
     assert store.split_rule == "given"
     assert [(a.name, a.cardinality) for a in store.attributes] == [("age", 57), ("gender", 2), ("occupation", 21)]
+    assert store.attributes[1].labels == ("0", "1")
     assert store.attribute_values.tolist() == [[int(v) for v in PROFILES[u].split(",")] for u in range(4)]
     assert [store.users(split).tolist() for split in ("train", "valid", "test")] == [[0, 1], [2], [3]]
     assert [sequence(store, user) for user in range(4)] == [history(user) for user in range(4)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from eupmim_dist.assemble import load_trained
+from eupmim_dist.cli.export import export
 from eupmim_dist.cli.import_model import import_model
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.prepare import prepare_store
@@ -96,6 +97,18 @@ def test_the_settings_are_read_from_the_tensors(shared_data: Path, store: Path) 
     assert eupmim.model == Config().model.model_copy(update={"unseen_users": "table"})
     assert eupmim.data.history_length == 10
     assert (comirec.model.name, comirec.model.dim, comirec.model.num_interests) == ("comirec", 64, 4)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_an_exported_release_is_the_release(shared_data: Path, store: Path, tmp_path: Path, name: str) -> None:
+    export(imported(name, shared_data, store), out=tmp_path / "out", format_name="authors")
+    released = torch.load(shared_data / "checkpoints" / RELEASED[name], weights_only=True)
+    exported = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    shapes = [{key: tensor.shape for key, tensor in tensors.items()} for tensors in (released, exported)]
+    assert shapes[0] == shapes[1]  # the authors' load_state_dict is strict
+    others = {key for key, tensor in released.items() if not torch.equal(tensor, exported[key])}
+    unread = {"user_embeddings_var.weight", "capsule_network.proj.weight", "capsule_network.proj.bias"}
+    assert others == (unread if name == "comirec" else set())
 
 
 @pytest.mark.parametrize("name", BASELINE_FIGURES)

@@ -217,3 +217,19 @@ def test_failure_leaves_everything_as_it_was(tmp_path: Path, earlier: bool) -> N
     assert list(tmp_path.iterdir()) == ([out] if earlier else [])
     if earlier:
         InteractionStore.open(out)
+
+
+def test_labels_of_values_are_kept_and_no_part_of_the_fingerprint(tmp_path: Path) -> None:
+    values = np.array([[1], [0], [1]])
+    labelled, plain = (
+        written(tmp_path / name, dataset([6, 0, 5], [0, 255, 2], "given", attributes=[city], attribute_values=values))
+        for name, city in (("labelled", Attribute("city", 2, ("Bath", "Oslo"))), ("plain", Attribute("city", 2)))
+    )
+    assert labelled.attributes == (Attribute("city", 2, ("Bath", "Oslo")),)
+    assert plain.attributes == (Attribute("city", 2),)
+    assert labelled.fingerprint == plain.fingerprint
+    for labels in (["Bath"], ["Bath", "Bath"], ["Bath", "Bath", "Oslo"], 2, [[], []]):
+        manifest = {**labelled.manifest, "attributes": [{"name": "city", "cardinality": 2, "labels": labels}]}
+        (labelled.path / "dataset.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match="damaged store"):
+            InteractionStore.open(labelled.path)

@@ -89,7 +89,7 @@ def dataset_from_events(
     order = np.argsort(user, kind="stable") if time is None else np.lexsort((time, user))
 
     raw_users, raw_items = raw_users[user_order], raw_items[item_order]
-    attributes, values, labels = _attributes_of(raw_users, profiles)
+    attributes, values = _attributes_of(raw_users, profiles)
     num_users = len(raw_users)
     return Dataset(
         offsets=np.concatenate([[0], np.cumsum(np.bincount(user, minlength=num_users))]),
@@ -102,7 +102,6 @@ def dataset_from_events(
         raw_users=raw_users,
         raw_items=raw_items,
         titles=None if titles is None else _looked_up(raw_items, titles, "item")["title"],
-        attribute_labels=labels,
         report=report,
     )
 
@@ -178,12 +177,10 @@ def _looked_up(ids: pl.Series, table: pl.DataFrame, key: str) -> pl.DataFrame:
     return ids.to_frame(key).join(table, on=key, how="left", maintain_order="left")
 
 
-def _attributes_of(
-    raw_users: pl.Series, profiles: Profiles | None
-) -> tuple[list[Attribute], np.ndarray, dict[str, list[str]]]:
-    """The attributes, their codes [users, attributes] and, where encoded here, the label of each code."""
+def _attributes_of(raw_users: pl.Series, profiles: Profiles | None) -> tuple[list[Attribute], np.ndarray]:
+    """The attributes, with the label of each code where encoded here, and their codes [users, attributes]."""
     if profiles is None:
-        return [], np.zeros((len(raw_users), 0), np.int32), {}
+        return [], np.zeros((len(raw_users), 0), np.int32)
     found = _looked_up(raw_users, profiles.frame, "user").drop("user")
     without = found.select(pl.any_horizontal(pl.all().is_null())).to_series().arg_true()
     if without.len():
@@ -192,12 +189,12 @@ def _attributes_of(
             f"({without.len()} such users); add it or leave his interactions out"
         )
     if profiles.attributes is not None:
-        return list(profiles.attributes), found.to_numpy(), {}
+        return list(profiles.attributes), found.to_numpy()
     labels = {name: _sorted_labels(found[name]) for name in found.columns}
     codes = found.select(
         pl.col(name).cast(pl.Enum(values)).to_physical().cast(pl.Int32) for name, values in labels.items()
     )
-    return [Attribute(name, len(values)) for name, values in labels.items()], codes.to_numpy(), labels
+    return [Attribute(name, len(values), tuple(values)) for name, values in labels.items()], codes.to_numpy()
 
 
 def _sorted_labels(column: pl.Series) -> list[str]:

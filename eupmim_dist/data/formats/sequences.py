@@ -78,7 +78,10 @@ def dataset_from_splits(files: Sequence[SplitFile], attributes: Sequence[str] = 
         num_item_rows=num_item_rows,
         split=split,
         split_rule="given",
-        attributes=[Attribute(name, int(c)) for name, c in zip(attributes, cardinalities, strict=True)],
+        attributes=[
+            Attribute(name, count, tuple(map(str, range(count))))
+            for name, count in zip(attributes, cardinalities.tolist(), strict=True)
+        ],
         attribute_values=values,
     )
 

@@ -1,0 +1,136 @@
+"""A model's `README.md`: what it is and how to use it, every figure from the files it was made of."""
+
+import json
+from math import isfinite
+from typing import Any
+
+from eupmim_dist.checkpoint.layout import Checkpoint
+from eupmim_dist.config.schema import Config
+from eupmim_dist.data.store import InteractionStore
+
+CARD_FILE = "README.md"
+SETTINGS = (
+    "seed",
+    "data.history_length",
+    "data.min_history",
+    "tables.optimizer",
+    "train.global_batch_size",
+    "train.num_negatives",
+    "train.learning_rate",
+    "train.schedule",
+    "train.l2",
+)
+"""Told beside all of `model`: what results depend on most."""
+SPLIT_RULES = {"leave_one_out": "the last item of each user for test, the one before it for valid"}
+
+
+def model_card(checkpoint: Checkpoint, store: InteractionStore, versions: dict[str, str], name: str) -> str:
+    """Markdown with a YAML header. `name` is what the model's directory is called in the examples."""
+    config = checkpoint.config
+    sections = [
+        _header(config),
+        f"# {config.model.name} on {store.name}",
+        f"A recommender with {config.model.num_interests} interest vectors of {config.model.dim} numbers per user: an "
+        "item is as good as its largest dot product with them.",
+        _training(checkpoint, store, versions),
+        "## Metrics",
+        _valid_metric(checkpoint),
+        _test_metrics(checkpoint),
+        "## Settings",
+        _settings(config),
+        "All of them are in `config.json`.",
+        "## Files",
+        _files(checkpoint),
+        "## Use",
+        _use(name),
+        f"These commands read the store `{store.name}` where the training found it; `--data DIR` names another place.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def evaluation_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The run's `evaluation.json`, if it is of this checkpoint."""
+    file = checkpoint.path.absolute().parent.parent / "evaluation.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        told = {key: found[key] for key in ("model", "protocol", "split", "users", "step")}
+        metrics = {name: float(value) for name, value in found["metrics"].items() if isfinite(value)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    of_this = (told["step"], told["model"]) == (checkpoint.step, checkpoint.config.model.name)
+    return {**told, "metrics": metrics} if of_this and metrics else None
+
+
+def _header(config: Config) -> str:
+    tags = "\n".join(f"- {tag}" for tag in ("recommendation", "multi-interest", config.model.name))
+    return f"---\nlibrary_name: eupmim-dist\ntags:\n{tags}\n---"
+
+
+def _training(checkpoint: Checkpoint, store: InteractionStore, versions: dict[str, str]) -> str:
+    counts = store.manifest["counts"]
+    held_out = SPLIT_RULES.get(store.split_rule)
+    if held_out is None:
+        sizes = ", ".join(f"{len(store.users(split)):,} {split}" for split in ("train", "valid", "test"))
+        held_out = f"split by user ({sizes})"
+    by = ", ".join(f"{what} {version}" for what, version in versions.items())
+    return (
+        f"Trained for {checkpoint.step:,} steps on `{store.name}` (fingerprint `{store.fingerprint[:12]}`): "
+        f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions; {held_out}. "
+        f"Written by {by}."
+    )
+
+
+def _valid_metric(checkpoint: Checkpoint) -> str:
+    training, config = checkpoint.training, checkpoint.config.evaluation
+    if training.get("best_value") is None:
+        return "Not evaluated on the valid split."
+    best = f"{config.metric} {training['best_value']:.4f} on the valid split, protocol `{config.protocol}`"
+    if training["best_step"] == checkpoint.step:
+        return f"{best}, by which this step was chosen."
+    return f"This is step {checkpoint.step:,}; the run's best so far was step {training['best_step']:,}: {best}."
+
+
+def _test_metrics(checkpoint: Checkpoint) -> str:
+    found = evaluation_of(checkpoint)
+    if found is None:
+        return ""
+    metrics = {tuple(key.split("@")): value for key, value in found["metrics"].items()}
+    names = list(dict.fromkeys(name for name, _ in metrics))
+    lines = [f"| N | {' | '.join(names)} |", f"| ---: |{' ---: |' * len(names)}"]
+    for cutoff in dict.fromkeys(cutoff for _, cutoff in metrics):
+        lines.append(f"| {cutoff} | {' | '.join(f'{metrics[name, cutoff]:.4f}' for name in names)} |")
+    seen = "" if checkpoint.config.evaluation.exclude_seen else ", what a user had before among the candidates"
+    title = f"{found['split'].capitalize()} split, protocol `{found['protocol']}`, {found['users']:,} users{seen}:"
+    return title + "\n\n" + "\n".join(lines)
+
+
+def _settings(config: Config) -> str:
+    values = config.model_dump(mode="json")
+    told = {f"model.{key}": value for key, value in values["model"].items()}
+    for key in SETTINGS:
+        section, _, name = key.rpartition(".")
+        told[key] = (values[section] if section else values)[name]
+    return "\n".join(["| setting | value |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in told.items())])
+
+
+def _files(checkpoint: Checkpoint) -> str:
+    tables = ", ".join(f"`table.{name}` {rows:,} x {dim}" for name, (rows, dim) in checkpoint.tables.items())
+    return "\n".join(
+        [
+            f"- `model*.safetensors`: {tables}, row i for the id i, and the network, `dense.*`",
+            "- `config.json`: every setting, and size and SHA-256 of each file but this one and itself",
+            "- `items.parquet`, `users.parquet`: which raw id an id stands for; item 0 is padding",
+        ]
+    )
+
+
+def _use(name: str) -> str:
+    return "\n".join(
+        "    eupmim-dist " + line
+        for line in (
+            f"evaluate {name} --split test --protocol strict",
+            f"recommend {name} --user ID --top-n 10",
+            f"train --init-from {name} --set data.dir=STORE --run-dir runs/tuned",
+            f"export {name} --out vectors",
+        )
+    )

@@ -1,0 +1,105 @@
+"""What a checkpoint or model holds, as one mapping for JSON."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from eupmim_dist.checkpoint.card import evaluation_of
+from eupmim_dist.checkpoint.layout import Checkpoint, read_manifest
+from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
+from eupmim_dist.checkpoint.stream import OnBytes, unheard
+
+NUMBERS = 1 << 20
+"""Looked at together, as several arrays of float64 are made of them."""
+KINDS = {
+    "dense": "network",
+    "table": "tables",
+    "dense_optimizer": "optimizer of the network",
+    "table_optimizer": "optimizer of the tables",
+}
+
+
+def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes = unheard) -> dict[str, Any]:
+    """Model, step, data, progress, versions, and each tensor; with `stats` of its numbers if asked for.
+
+    `stats` are min, max, mean and std (population) of the finite numbers in float64, None if there are none, and
+    `not_finite`, the count of the others; they are read by blocks, of which `on_bytes` hears.
+
+    Raises Damaged if a tensor is not whole.
+    """
+    manifest = read_manifest(checkpoint.path)
+    pieces = read_pieces(checkpoint.path)
+    tensors = {name: _tensor(of_tensor, with_stats, on_bytes) for name, of_tensor in pieces.items()}
+    return {
+        "path": str(checkpoint.path),
+        "kind": "model" if checkpoint.is_model else "checkpoint",
+        "format_version": manifest["format_version"],
+        "model": checkpoint.config.model.model_dump(mode="json"),
+        "step": checkpoint.step,
+        "data": {"dir": str(checkpoint.config.data.dir), **checkpoint.data},
+        "imported_from": manifest.get("imported_from"),
+        "ranks": None if checkpoint.is_model else _num_ranks(manifest["files"]),
+        "training": checkpoint.training or manifest.get("trained", {}),
+        "valid": {"metric": checkpoint.config.evaluation.metric, "protocol": checkpoint.config.evaluation.protocol},
+        "evaluation": evaluation_of(checkpoint),
+        "versions": manifest["versions"],
+        "files": manifest["files"],
+        "totals": _totals(tensors),
+        "tensors": tensors,
+    }
+
+
+def _num_ranks(files: dict[str, Any]) -> int:
+    """Ranks that wrote a checkpoint: its files are named after them, but one with nothing to write has none."""
+    named = [re.fullmatch(r"shard-\d+-of-(\d+)\.safetensors", name) for name in files]
+    return max((int(match[1]) for match in named if match), default=len(files))
+
+
+def _tensor(pieces: list[Piece], with_stats: bool, on_bytes: OnBytes) -> dict[str, Any]:
+    found = {
+        "shape": list(shape_of(pieces)),
+        "dtype": pieces[0].dtype,
+        "bytes": sum(piece.num_bytes for piece in pieces),
+        "pieces": len(pieces),
+    }
+    return {**found, "stats": _stats(pieces, on_bytes)} if with_stats else found
+
+
+def _stats(pieces: list[Piece], on_bytes: OnBytes) -> dict[str, Any]:
+    count, not_finite, mean, squares = 0, 0, 0.0, 0.0
+    low, high = np.inf, -np.inf
+    for raw in _some_at_a_time(pieces, on_bytes):
+        numbers = raw[np.isfinite(raw)].astype(np.float64)
+        not_finite += len(raw) - len(numbers)
+        if not len(numbers):
+            continue
+        low, high = min(low, numbers.min()), max(high, numbers.max())
+        # Of what is seen so far and of this block, joined: a plain sum of squares would lose what mean squared hides.
+        of_block, total = numbers.mean(), count + len(numbers)
+        difference = of_block - mean
+        squares += ((numbers - of_block) ** 2).sum() + difference**2 * count * len(numbers) / total
+        mean += difference * len(numbers) / total
+        count = total
+    if not count:
+        return {"min": None, "max": None, "mean": None, "std": None, "not_finite": not_finite}
+    values = {"min": low, "max": high, "mean": mean, "std": (squares / count) ** 0.5}
+    return {**{key: float(value) for key, value in values.items()}, "not_finite": not_finite}
+
+
+def _some_at_a_time(pieces: list[Piece], on_bytes: OnBytes) -> Iterator[np.ndarray]:
+    for block in stored_blocks(pieces):
+        numbers = as_numbers(block, pieces[0].dtype)
+        yield from (numbers[first : first + NUMBERS] for first in range(0, len(numbers), NUMBERS))
+        on_bytes(len(block))
+
+
+def _totals(tensors: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
+    totals: dict[str, dict[str, int]] = {}
+    for name, tensor in tensors.items():
+        kind = totals.setdefault(KINDS.get(name.partition(".")[0], "other"), {"tensors": 0, "numbers": 0, "bytes": 0})
+        kind["tensors"] += 1
+        kind["numbers"] += int(np.prod(tensor["shape"], dtype=np.int64))
+        kind["bytes"] += tensor["bytes"]
+    return totals

@@ -1,0 +1,129 @@
+"""What other programs can use of a checkpoint: its item vectors, and the whole model as its authors save theirs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eupmim_dist.checkpoint.imported import (
+    COMIREC_PROJECTION,
+    ITEM_BIASES,
+    USERS,
+    model_settings,
+    release_names,
+)
+from eupmim_dist.checkpoint.layout import Checkpoint, Damaged
+from eupmim_dist.checkpoint.pieces import (
+    BLOCK_BYTES,
+    Piece,
+    as_numbers,
+    blocks_by_id,
+    read_pieces,
+    shape_of,
+    stored_blocks,
+)
+from eupmim_dist.config.schema import Config
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.vector_files import Block, Vectors
+from eupmim_dist.errors import UserError
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+AUTHORS_MODEL = {
+    "extractor": "transformer",
+    "profile_attention": "seed",
+    "graph": True,
+    "profile": True,
+    "orthogonal": True,
+}
+"""What the tensors of E-UPMiM as its authors save it cannot say otherwise, and import would take for granted."""
+
+
+def item_vectors(checkpoint: Checkpoint) -> Vectors:
+    """Vectors [items, D] in the order of their ids, without the padding row, read in blocks of BLOCK_BYTES."""
+    pieces = _floats(read_pieces(checkpoint.path), "table.item", checkpoint)
+    rows, dim = shape_of(pieces)
+
+    def blocks() -> Iterator[Block]:
+        first = 0
+        for content in _by_id(checkpoint, pieces):
+            block = _float32(content, pieces[0], (-1, dim))
+            ids = np.arange(first, first := first + len(block))
+            kept = slice(1 if ids[0] == 0 else 0, None)
+            if len(ids[kept]):
+                yield ids[kept], block[kept]
+
+    return Vectors("items", (rows - 1, dim), blocks())
+
+
+def write_authors(checkpoint: Checkpoint, store: InteractionStore, file: Path) -> list[str]:
+    """Writes a model as the `model.pt` that its authors' code saves, which `import` reads back bit for bit.
+
+    Returns the settings, as KEY=VALUE, that this model has and `import` cannot tell from the file. Holds the model in
+    memory. Tensors that the authors' classes have and nothing reads are zeros.
+
+    Raises:
+        UserError: the model has parts that the authors' has not, or the other way round.
+    """
+    model = checkpoint.config.model
+    if model.name == "eupmim":
+        for key, value in AUTHORS_MODEL.items():
+            if (found := getattr(model, key)) != value:
+                raise UserError(
+                    f"{checkpoint.path}: model.{key} is {str(found).lower()} and the authors' model always has "
+                    f"{str(value).lower()}, so --format authors cannot say it; use another format, or consolidate"
+                )
+    stored = read_pieces(checkpoint.path)
+    dense = [name.removeprefix("dense.") for name in stored if name.startswith("dense.")]
+    tensors: dict[str, Tensor] = {}
+    for ours, theirs in release_names(model.name, dense, store).items():
+        pieces = _floats(stored, ours, checkpoint)
+        content = _by_id(checkpoint, pieces) if ours.startswith("table.") else stored_blocks(pieces)
+        tensors[theirs] = torch.from_numpy(_float32(b"".join(content), pieces[0], shape_of(pieces)))
+    unused: dict[str, tuple[int, ...]] = {ITEM_BIASES: (store.num_item_rows, 1)}
+    if model.name == "comirec":
+        unused |= {USERS: (store.num_users, model.dim)}
+        unused |= {f"{COMIREC_PROJECTION}weight": (model.dim, model.dim), f"{COMIREC_PROJECTION}bias": (model.dim,)}
+    tensors = {name: torch.zeros(shape) for name, shape in unused.items()} | tensors
+    try:
+        with file.open("wb") as stream:
+            torch.save(tensors, stream)
+    except RuntimeError as error:  # how torch tells of a full disk
+        raise OSError(f"{file.name}: {error}") from None
+    return _untold(checkpoint.config, model_settings(tensors, file))
+
+
+def _untold(config: Config, told: dict[str, Any]) -> list[str]:
+    """The settings of a model that are neither told by its tensors nor the defaults."""
+    untold = []
+    for section, keys in (("model", config.model.model_dump()), ("data", ("history_length", "min_history"))):
+        ours = getattr(config, section)
+        for key in keys:
+            default = told.get(section, {}).get(key, type(ours).model_fields[key].default)
+            if (value := getattr(ours, key)) != default:
+                untold.append(f"{section}.{key}={str(value).lower()}")
+    return untold
+
+
+def _floats(stored: dict[str, list[Piece]], name: str, checkpoint: Checkpoint) -> list[Piece]:
+    pieces = stored.get(name)
+    if pieces is None or pieces[0].dtype not in FLOATS:
+        raise Damaged(f"{checkpoint.path}: holds no {name} of floats; use another checkpoint")
+    return pieces
+
+
+def _by_id(checkpoint: Checkpoint, pieces: list[Piece]) -> Iterator[bytes]:
+    """Whole rows of a table in the order of their ids, about BLOCK_BYTES at a time."""
+    if not checkpoint.is_model:
+        yield from blocks_by_id(pieces)
+        return
+    rows, step = pieces[-1].stop, max(1, BLOCK_BYTES // pieces[0].row_bytes)
+    for first in range(0, rows, step):
+        yield b"".join(stored_blocks(pieces, first, min(first + step, rows)))
+
+
+def _float32(content: bytes, piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
+    return as_numbers(content, piece.dtype).astype("<f4").reshape(shape)

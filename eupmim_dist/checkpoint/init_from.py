@@ -1,0 +1,250 @@
+"""Fine-tuning: a new training takes the weights of a trained model, also where users, items or categories are others.
+
+Rows of tables are matched by raw id, those of attributes by label; what the trained model has not seen keeps its
+initial values, so that the start is the same at any number of ranks.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from eupmim_dist.checkpoint.layout import Checkpoint, Damaged
+from eupmim_dist.checkpoint.pieces import BLOCK_BYTES, Piece, as_numbers, read_pieces, shape_of, stored_blocks
+from eupmim_dist.data.store import Attribute, InteractionStore
+from eupmim_dist.errors import UserError
+from eupmim_dist.models.interface import Recommender
+from eupmim_dist.parallel.agreement import agreed, everywhere
+from eupmim_dist.parallel.placement import RowOrder, Shard
+from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.train.state import Assembled
+
+INIT_FILE = "init_from.txt"
+"""Of a run directory: what was taken from where, in words."""
+NEW = -1
+"""In place of the source's row: it has none."""
+ATTRIBUTE_WEIGHT = "profile.attributes.{}.weight"
+_DENSE, _TABLE = "dense.", "table."
+_ATTRIBUTE = re.compile(re.escape(_DENSE + ATTRIBUTE_WEIGHT).replace(r"\{\}", r"\d+"))
+
+Pieces = Mapping[str, list[Piece]]
+
+
+def take_weights(
+    assembled: Assembled, source: Checkpoint, on_bytes: Callable[[int], None] = lambda done: None
+) -> list[str]:
+    """Sets the weights, dense and tables, to those of a trained model; collective.
+
+    A rank needs three times BLOCK_BYTES and, while raw ids are matched, some 150 bytes for each row that it holds,
+    however many rows there are in all. `on_bytes` is called with the number of bytes of each block read.
+
+    Returns what was taken, in lines for people. Raises UserError, on all ranks, if the network is another one, or if
+    neither the source nor the store it was trained on tells what its rows stand for.
+    """
+    world, store = assembled.world, assembled.store
+    rows_of = {name: rows for name, (rows, _) in source.tables.items()}
+    taken = {}
+    with agreed(world):
+        pieces = read_pieces(source.path)
+        _check_network(assembled, source, pieces)
+        trained_on = _trained_on(source, store, world)
+        for name, shard in assembled.tables.shards.items():
+            if trained_on is store:
+                matches = shard.ids().numpy()
+            else:
+                id_map = (source.path if trained_on is None else trained_on.path) / id_map_of(name)
+                matches = _matches(shard, name, store.path / id_map.name, id_map, rows_of[name])
+            taken[name] = int(np.count_nonzero(matches != NEW))
+            _copy_rows(shard.weight, matches, pieces[_TABLE + name], rows_of[name], source.is_model, on_bytes)
+        parameters = dict(assembled.model.named_parameters())
+        for name, parameter in parameters.items():
+            if not _ATTRIBUTE.fullmatch(_DENSE + name):
+                parameter.data.copy_(_whole(pieces[_DENSE + name]))
+        told = _take_attributes(assembled, source, trained_on, parameters, pieces)
+    lines = [f"starting from {source.path}, step {source.step}"]
+    for name, shard in assembled.tables.shards.items():
+        total = taken[name] if shard.replicated else sum(everywhere(taken[name], world))
+        padding = int(name == Recommender.item_table)
+        counts = total - padding, shard.spec.rows - padding, rows_of[name] - padding
+        lines.append(_line(f"{name}s", "rows", source, *counts))
+    return lines + told
+
+
+def id_map_of(table: str) -> str:
+    """The file of a store, and of a consolidated model, that has the raw ids of a table's rows."""
+    return f"{table}s.parquet"
+
+
+def _trained_on(source: Checkpoint, store: InteractionStore, world: World) -> InteractionStore | None:
+    """The store that a model was trained on: `store`, if it is the same; none if the model itself tells enough."""
+    if source.data["fingerprint"] == store.fingerprint:
+        return store
+    if "attributes" in source.data and all((source.path / id_map_of(name)).is_file() for name in source.tables):
+        return None
+    directory = source.config.data.dir
+    with suppress(UserError):
+        found = InteractionStore.open(directory, verify=world.local_rank == 0)
+        if found.fingerprint == source.data["fingerprint"]:
+            return found
+    raise UserError(
+        f"{source.path}: has no id maps, and {directory} does not hold the store it was trained on "
+        f"({source.data['name']}); run `eupmim-dist consolidate` where that is and start from the model it writes"
+    )
+
+
+def _check_network(assembled: Assembled, source: Checkpoint, pieces: Pieces) -> None:
+    """Raises UserError unless both have the same tables of the same width and, attributes aside, dense parameters."""
+    here: dict[str, tuple[int, ...]] = {_DENSE + name: tuple(p.shape) for name, p in assembled.model.named_parameters()}
+    here |= {_TABLE + name: (shard.spec.dim,) for name, shard in assembled.tables.shards.items()}
+    there = {name: shape_of(of_tensor) for name, of_tensor in pieces.items() if name.startswith(_DENSE)}
+    for name, (rows, dim) in source.tables.items():
+        if _TABLE + name not in pieces or shape_of(pieces[_TABLE + name]) != (rows, dim):
+            raise Damaged(f"{source.path}: table {name} is not as its manifest says; use another checkpoint")
+        there[_TABLE + name] = (dim,)
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name) and not _ATTRIBUTE.fullmatch(name):
+            shapes = [
+                f"of shape {shape}" if shape is not None else "none" for shape in (there.get(name), here.get(name))
+            ]
+            raise UserError(
+                f"{source.path}: is of another network: {name} is {shapes[0]} there and {shapes[1]} here; "
+                f"set what shapes it as it was there: {_differences(assembled, source)}"
+            )
+
+
+def _differences(assembled: Assembled, source: Checkpoint) -> str:
+    there, here = (
+        {"data.history_length": config.data.history_length}
+        | {f"model.{key}": value for key, value in config.model.model_dump(mode="json").items()}
+        for config in (source.config, assembled.config)
+    )
+    if there["model.name"] != here["model.name"]:
+        return f"model.name={there['model.name']} (here {here['model.name']})"
+    differ = [f"{key}={there[key]} (here {here[key]})" for key in here if there.get(key) != here[key]]
+    return ", ".join(differ) or "no setting differs, so it is of another version of the model"
+
+
+def _matches(shard: Shard, name: str, new_map: Path, old_map: Path, source_rows: int) -> np.ndarray:
+    """The source's row for each row of a shard, by raw id: int64 [rows held], NEW where there is none."""
+    ids = shard.ids().numpy()
+    try:
+        found = (
+            pl.scan_parquet(new_map)
+            .select("id", "raw_id")
+            .join(pl.LazyFrame({"id": ids}), on="id", how="semi")
+            .join(pl.scan_parquet(old_map).select("raw_id", source="id"), on="raw_id")
+            .select("id", "source")
+            .collect(engine="streaming")
+        )
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise Damaged(f"{old_map}: cannot be read as an id map ({reason}); consolidate again") from None
+    rows, sources = found["id"].to_numpy(), found["source"].to_numpy()
+    if found["id"].n_unique() != len(rows) or (len(rows) and not 0 <= sources.min() <= sources.max() < source_rows):
+        raise Damaged(f"{old_map}: does not give each raw id one of {source_rows} rows; consolidate again")
+    matches = np.full(len(ids), NEW)
+    matches[shard.order.positions(rows) - shard.start] = sources
+    if name == Recommender.item_table:
+        matches[ids == 0] = 0  # padding, which has no raw id
+    return matches
+
+
+def _copy_rows(
+    weight: Tensor,
+    matches: np.ndarray,
+    pieces: list[Piece],
+    source_rows: int,
+    by_id: bool,
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Sets the rows of `weight` that have a match to the source's, which are read in the order they are stored in."""
+    rows = np.flatnonzero(matches != NEW)
+    if not len(rows):
+        return
+    stored = matches[rows] if by_id else RowOrder(source_rows).positions(matches[rows])
+    order = stored.argsort()
+    rows, stored = rows[order], stored[order]
+    rows_at_a_time, end = max(1, BLOCK_BYTES // pieces[0].row_bytes), int(stored[-1]) + 1
+    for first in range(int(stored[0]), end, rows_at_a_time):
+        low, high = np.searchsorted(stored, [first, first + rows_at_a_time])
+        block = b"".join(stored_blocks(pieces, first, min(first + rows_at_a_time, end)))
+        values = as_numbers(block, pieces[0].dtype).reshape(-1, weight.shape[1])[stored[low:high] - first]
+        weight[torch.from_numpy(rows[low:high]).to(weight.device)] = torch.from_numpy(values).to(weight)
+        on_bytes(len(block))
+
+
+def _take_attributes(
+    assembled: Assembled,
+    source: Checkpoint,
+    trained_on: InteractionStore | None,
+    parameters: Mapping[str, Tensor],
+    pieces: Pieces,
+) -> list[str]:
+    """Sets the attributes' embeddings by name and label; what was taken, a line for each."""
+    if ATTRIBUTE_WEIGHT.format(0) not in parameters and _DENSE + ATTRIBUTE_WEIGHT.format(0) not in pieces:
+        return []  # none, or a model without profile
+    store, lines, unlabelled = assembled.store, [], []
+    known = {attribute.name: (number, attribute) for number, attribute in enumerate(_attributes(source, trained_on))}
+    for position, attribute in enumerate(store.attributes):
+        if attribute.name not in known:
+            lines.append(_line(f"attribute {attribute.name}", "values", source, 0, attribute.cardinality, 0))
+            continue
+        number, before = known.pop(attribute.name)
+        weight = parameters[ATTRIBUTE_WEIGHT.format(position)]
+        of_tensor = pieces.get(_DENSE + ATTRIBUTE_WEIGHT.format(number))
+        if of_tensor is None or shape_of(of_tensor) != (before.cardinality, weight.shape[1]):
+            raise Damaged(f"{source.path}: attribute {attribute.name} is not as its manifest says")
+        if trained_on is not store and not (attribute.labels and before.labels):
+            if attribute.cardinality != before.cardinality:
+                raise UserError(
+                    f"{source.path}: attribute {attribute.name} has {before.cardinality} values there and "
+                    f"{attribute.cardinality} in {store.path}, and which is which is not known without labels; "
+                    "`eupmim-dist prepare` both stores again, with a format that has labels, such as csv"
+                )
+            unlabelled.append(attribute.name)
+        matches = _matching_values(attribute, before)
+        here = np.flatnonzero(matches != NEW)
+        rows = _whole(of_tensor)[torch.from_numpy(matches[here])]
+        weight.data[torch.from_numpy(here).to(weight.device)] = rows.to(weight)
+        counts = len(here), attribute.cardinality, before.cardinality
+        lines.append(_line(f"attribute {attribute.name}", "values", source, *counts))
+    if unlabelled:
+        get_logger(assembled.world.rank).warning(
+            f"{', '.join(unlabelled)}: no labels on both sides, so value n is taken for value n of {source.path}"
+        )
+    return lines + [f"attribute {name} of {source.path} dropped" for name in known]
+
+
+def _matching_values(attribute: Attribute, before: Attribute) -> np.ndarray:
+    """The value that each of an attribute's values was before, NEW for none: int64 [cardinality]."""
+    if not (attribute.labels and before.labels):
+        return np.arange(attribute.cardinality)
+    value_of = {label: value for value, label in enumerate(before.labels)}
+    return np.array([value_of.get(label, NEW) for label in attribute.labels])
+
+
+def _attributes(source: Checkpoint, trained_on: InteractionStore | None) -> list[Attribute]:
+    if trained_on is not None:
+        return list(trained_on.attributes)
+    try:
+        return [Attribute.from_manifest(entry) for entry in source.data["attributes"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{source.path}: the attributes in its manifest cannot be read ({error!r})") from None
+
+
+def _whole(pieces: list[Piece]) -> Tensor:
+    numbers = as_numbers(b"".join(stored_blocks(pieces)), pieces[0].dtype)
+    return torch.from_numpy(numbers.copy()).reshape(shape_of(pieces))
+
+
+def _line(what: str, unit: str, source: Checkpoint, taken: int, here: int, there: int) -> str:
+    return (
+        f"{what}: {taken:,} of {here:,} {unit} taken from {source.path}, {here - taken:,} new, "
+        f"{there - taken:,} of its {there:,} dropped"
+    )

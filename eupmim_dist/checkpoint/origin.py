@@ -1,0 +1,55 @@
+"""The store that a checkpoint was trained on: found again, and its tables of raw ids taken along."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from eupmim_dist.checkpoint.layout import Checkpoint
+from eupmim_dist.data.store import TABLES, InteractionStore
+from eupmim_dist.errors import UserError
+
+COPIED_AT_A_TIME = 1 << 22
+"""Bytes."""
+
+
+def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:
+    """Raises UserError if `store` has another content than the one that the checkpoint was trained on."""
+    if checkpoint.data["fingerprint"] != store.fingerprint:
+        raise UserError(
+            f"{store.path}: is another store than {checkpoint.path} was trained on ({checkpoint.data['name']}); "
+            "give that one with --data (for train: --set data.dir=...)"
+        )
+
+
+def store_of(checkpoint: Checkpoint, data: Path | None = None) -> InteractionStore:
+    """Opens the store that a checkpoint was trained on: where the run found it, or at `data`.
+
+    Raises UserError if there is none, or another one.
+    """
+    path = data or checkpoint.config.data.dir
+    if data is None and not path.is_dir():
+        raise UserError(f"{path}: the store that {checkpoint.path} was trained on is not there; name it with --data")
+    store = InteractionStore.open(path, verify=False)
+    check_same_data(checkpoint, store)
+    return store
+
+
+def copy_id_maps(store: InteractionStore, directory: Path) -> dict[str, dict[str, Any]]:
+    """Copies `users.parquet` and `items.parquet` (columns id, raw_id, title where known) into a model directory.
+
+    Returns their entries in its manifest. Raises UserError if the store's are not what they were.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for name in TABLES:
+        digest = hashlib.sha256()
+        with (store.path / name).open("rb") as source, (directory / name).open("wb") as target:
+            while block := source.read(COPIED_AT_A_TIME):
+                target.write(block)
+                digest.update(block)
+            target.flush()
+            os.fsync(target.fileno())
+            entries[name] = {"size": target.tell(), "sha256": digest.hexdigest()}
+        if entries[name]["sha256"] != store.manifest["files"][name]["sha256"]:
+            raise UserError(f"{store.path / name}: content does not match its SHA-256; prepare the store again")
+    return entries

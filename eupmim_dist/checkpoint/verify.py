@@ -1,0 +1,116 @@
+"""Whether checkpoints and models are what was written: complete, unchanged, whole and finite."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from eupmim_dist.checkpoint.layout import (
+    MODEL_MANIFEST,
+    STEP_MANIFEST,
+    Checkpoint,
+    Damaged,
+    damage,
+    left_aside,
+    open_checkpoint,
+    readable_steps,
+    step_dirs,
+)
+from eupmim_dist.checkpoint.model_dir import INDEX_FILE
+from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
+from eupmim_dist.checkpoint.stream import OnBytes, unheard
+from eupmim_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found at the path of a checkpoint or model."""
+
+    path: Path
+    step: int | None
+    problem: str | None
+    """One line that says what is wrong, if anything is."""
+
+
+def to_verify(path: Path) -> list[Path]:
+    """The checkpoints that a path means, complete or not: itself, or all of a run.
+
+    Raises UserError if there are none.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; give a run directory, a checkpoint or a model")
+    if any((path / name).is_file() for name in (STEP_MANIFEST, MODEL_MANIFEST)) or path.name.startswith("step-"):
+        return [path]
+    found = sorted({*step_dirs(path), *readable_steps(path).values()}, key=lambda found: found.name.lstrip("."))
+    if not found:
+        raise UserError(f"{path}: neither a run with checkpoints nor a checkpoint or model")
+    return found
+
+
+def left_overs(path: Path) -> list[Path]:
+    """What is being written in a run, or beside a checkpoint or model; or was, by what was killed: in nobody's way."""
+    needed = readable_steps(path).values()
+    directory = path / "checkpoints"
+    found = [*directory.glob(".step-*.incomplete"), *directory.glob(".step-*.removed"), *left_aside(path).values()]
+    found += [left for left in [path.with_name(f".{path.name}.incomplete")] if left.is_dir()]
+    return sorted(left for left in found if left not in needed)
+
+
+def verify(path: Path, on_bytes: OnBytes = unheard) -> Finding:
+    """Checks a checkpoint or model: its manifest, its files and their hashes, that the pieces of each tensor make it
+    whole with the manifest's sizes, and that all numbers are finite. Reads by blocks.
+
+    `on_bytes` hears of each block hashed and of each looked at.
+    """
+    step = None
+    try:
+        checkpoint = open_checkpoint(path)
+        step = checkpoint.step
+        if problem := damage(path, on_bytes=on_bytes):
+            raise Damaged(problem)
+        pieces = read_pieces(path)
+        for problem in _misfits(checkpoint, pieces):
+            raise Damaged(problem)
+        for name, of_tensor in pieces.items():
+            for block in stored_blocks(of_tensor):
+                on_bytes(len(block))
+                if not np.isfinite(as_numbers(block, of_tensor[0].dtype)).all():
+                    raise Damaged(f"{name} holds numbers that are not finite")
+    except UserError as error:
+        return Finding(path, step, str(error).replace(f"{path}/", "").removeprefix(f"{path}: "))
+    except OSError as error:
+        return Finding(path, step, f"cannot be read: {error.strerror}")
+    return Finding(path, step, None)
+
+
+def _misfits(checkpoint: Checkpoint, pieces: dict[str, list[Piece]]) -> Iterator[str]:
+    """Where the tensors are not those that the manifest tells of."""
+    for file in {piece.file for of_tensor in pieces.values() for piece in of_tensor}:
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            yield f"{file}: is no sound safetensors file ({error})"
+    for table in checkpoint.tables:
+        if f"table.{table}" not in pieces:
+            yield f"table.{table} is missing"
+    for name, of_tensor in pieces.items():
+        kind, _, rest = name.partition(".")
+        shape = shape_of(of_tensor)
+        if kind == "table" and list(shape) != checkpoint.tables.get(rest):
+            yield f"{name} is {shape}, the manifest says {checkpoint.tables.get(rest)}"
+        elif kind == "table_optimizer" and shape[:1] != tuple(checkpoint.tables.get(rest.rpartition(".")[0], [])[:1]):
+            yield f"{name} is {shape}, which is not an entry for each row of its table"
+        elif kind == "dense_optimizer":
+            of = f"dense.{rest.partition('.')[2]}"
+            if of not in pieces or shape != shape_of(pieces[of]):
+                yield f"{name} is {shape}, which is not the shape of {of}"
+        elif kind not in ("table", "table_optimizer", "dense"):
+            yield f"{name} is no tensor of a checkpoint"
+    if (index := checkpoint.path / INDEX_FILE).is_file():
+        where = {name: piece.file.name for name, [piece] in pieces.items()}
+        if json.loads(index.read_text(encoding="utf-8"))["weight_map"] != where:
+            yield f"{INDEX_FILE} tells other files than those that hold the tensors"
