@@ -19,6 +19,7 @@ def import_model(
 
     Which model it is, its sizes and its layers are read from the tensors. Number of heads, propagation levels and,
     for E-UPMiM, the history length are not in them: they are the released defaults (4, 3 and 10) unless set.
+    Only tensors are read, and only finite floats are taken; `export --format authors` is the way back.
 
     **Examples**
 

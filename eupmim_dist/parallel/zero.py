@@ -43,11 +43,14 @@ SERVED = {
     "zero_allow_untested_optimizer",
 }
 """What a DeepSpeed configuration may set; anything else must be off or `auto`."""
+DEFAULTS = {"gradient_accumulation_steps": (1, "auto"), "managed_gradient_accumulation": (True,)}
+"""What does nothing though it is not off."""
 BATCH_SIZE = "set train.global_batch_size instead"
 OFFLOAD = "the dense network is small; for large tables see tables.optimizer and tables.memory"
 MENDS = {
     "gradient_accumulation_steps": "set train.accumulation instead",
     "gradient_clipping": "set train.clip_norm instead",
+    "managed_gradient_accumulation": "set train.accumulation instead",
     "train_batch_size": BATCH_SIZE,
     "train_micro_batch_size_per_gpu": BATCH_SIZE,
     "optimizer": "Adam is used: set train.learning_rate and train.l2 instead",
@@ -154,9 +157,9 @@ def settle(config: dict[str, Any], num_parameters: int) -> None:
     Raises:
         UserError: a key is set that would contradict it or have no effect.
     """
-    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "Accelerate's deepspeed_config")
+    file = _source()
     for key, value in _settings(config):
-        if key not in SERVED and not _is_off(value) and (key, value) != ("gradient_accumulation_steps", 1):
+        if key not in SERVED and not (value in DEFAULTS[key] if key in DEFAULTS else _is_off(value)):
             mend = MENDS.get(key, "it is not supported: remove it")
             raise UserError(f"{file}: {key} is set; {mend}")
     if os.environ.get("ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES"):
@@ -185,6 +188,10 @@ def settle(config: dict[str, Any], num_parameters: int) -> None:
     }
 
 
+def _source() -> str:
+    return os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "Accelerate's deepspeed_config")
+
+
 def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for section, content in config.items():
         if section in ("zero_optimization", "bf16"):
@@ -205,4 +212,4 @@ def told_plainly() -> Iterator[None]:
     try:
         yield
     except (ValueError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"DeepSpeed's configuration: {' '.join(str(error).split())}") from error
+        raise UserError(f"{_source()}: {' '.join(str(error).split())}") from error

@@ -297,6 +297,18 @@ def test_an_accelerate_configuration_gives_defaults(gpus, tmp_path):
     assert plan(config_file=path, nproc=2)[1]["EUPMIM_WORLD_SIZE"] == "2"
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_is_started_through_torchrun_everywhere(gpus, stage):
+    gpus(8)
+    path = ROOT / f"configs/accelerate/zero{stage}.yaml"
+    command, env = plan(config_file=path, cpu=True, nproc=1)
+    assert "--num_processes 1 --num_machines 1 --main_process_port 0 -m eupmim_dist" in command
+    assert env["ACCELERATE_USE_CPU"] == "true"
+    command, env = plan(config_file=path, nnodes=2, node_rank=1, rdzv_endpoint="node0:29500")
+    assert "--deepspeed_multinode_launcher standard" in command
+    assert "--multi_gpu" not in command
+
+
 @pytest.mark.parametrize(("name", "ranks"), [("cpu", 2), ("one_gpu", 1), ("multi_gpu", 8), ("multi_node", 16)])
 def test_the_shipped_accelerate_configurations_start_their_ranks(gpus, name, ranks):
     gpus(8)

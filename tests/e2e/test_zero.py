@@ -1,0 +1,77 @@
+"""`train` under the shipped DeepSpeed configurations, as a user starts it; a run may go on without DeepSpeed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.stores import small_store
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = Path(sys.executable).parent
+ZERO = ROOT / "configs/accelerate"
+SIZES = ["--set", "model.dim=8", "--set", "model.dropout=0", "--set", "model.attention_dropout=0"]
+SIZES += ["--set", "data.history_length=6", "--set", "train.global_batch_size=8", "--set", "train.log_every=1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("zero")
+    small_store(place / "store")
+    return place
+
+
+def run(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    env |= {"PATH": f"{PROGRAMS}{os.pathsep}{env['PATH']}", "HF_HOME": str(place), "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=300)
+
+
+def train(place: Path, launcher: list[str], run_dir: str, steps: int) -> subprocess.CompletedProcess[str]:
+    options = ["--set", "data.dir=store", "--set", f"train.max_steps={steps}", "--set", "evaluation.top_n=[5]"]
+    return run(
+        place, [*launcher, "train", *options, *SIZES, "--set", "evaluation.metric=recall@5", "--run-dir", run_dir]
+    )
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_run_under_deepspeed_says_so_and_goes_on_without(place: Path) -> None:
+    launch = ["eupmim-dist", "launch", "--cpu", "--threads", "1", "--nproc"]
+    with_zero = train(place, [*launch, "2", "--config-file", str(ZERO / "zero2.yaml"), "--"], "run", 4)
+    assert with_zero.returncode == 0, with_zero.stderr
+    assert "ranks   2 on cpu, DeepSpeed ZeRO-2, global batch 8\n" in with_zero.stdout
+    assert "deepspeed" not in with_zero.stdout.lower().replace("deepspeed zero-2", "", 1)
+    assert len(with_zero.stderr.splitlines()) == 1, with_zero.stderr  # the command that it stands for
+    assert {path.name for path in place.iterdir()} <= {"store", "run", "accelerate"}
+    without = train(place, ["eupmim-dist"], "run", 8)
+    assert without.returncode == 0, without.stderr
+    assert "ranks   1 on cpu, one copy, global batch 8\n" in without.stdout
+    through = train(place, ["eupmim-dist"], "through", 8)
+    assert through.returncode == 0, through.stderr
+    assert losses(place / "run") == pytest.approx(losses(place / "through"), rel=1e-5)
+
+
+def test_accelerates_own_launcher_on_one_rank_with_a_file_that_contradicts(place: Path) -> None:
+    (place / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}))
+    (place / "zero.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\nnum_processes: 1\nnum_machines: 1\n"
+        "main_process_port: 0\ndeepspeed_config: {deepspeed_config_file: ds.json}\n"
+    )
+    done = train(place, ["accelerate", "launch", "--config_file", "zero.yaml", "-m", "eupmim_dist"], "refused", 4)
+    assert done.returncode != 0
+    assert "error: ds.json: gradient_clipping is set; set train.clip_norm instead" in done.stderr
+    assert not (place / "refused").exists()
+
+
+def test_deepspeed_is_loaded_only_where_it_is_used(place: Path) -> None:
+    code = "import sys, eupmim_dist.cli.train, eupmim_dist.assemble; sys.exit('deepspeed' in sys.modules)"
+    assert run(place, [sys.executable, "-c", code]).returncode == 0
