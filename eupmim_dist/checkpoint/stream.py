@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,19 @@ def write_parts(
     text += b" " * (-len(text) % 8)  # so that tensors are aligned
     start = len(text).to_bytes(8, "little") + text
     digest = hashlib.sha256(start)
-    with file.open("wb") as stream:
+    # A thread hashes a block, which takes longest, while the next one is read and written.
+    with file.open("wb") as stream, ThreadPoolExecutor(1, thread_name_prefix="sha256") as thread:
         stream.write(start)
+        hashed: Future[None] | None = None
         for part in parts:
             for block in part.blocks:
+                if hashed:
+                    hashed.result()  # no more than one block waits
+                hashed = thread.submit(digest.update, block)
                 stream.write(block)
-                digest.update(block)
                 on_bytes(len(block))
         stream.flush()
         os.fsync(stream.fileno())
+        if hashed:
+            hashed.result()
         return {"size": stream.tell(), "sha256": digest.hexdigest()}
