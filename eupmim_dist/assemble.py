@@ -30,6 +30,7 @@ from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
+from eupmim_dist.telemetry.files import write_text
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import TrainProgress
 from eupmim_dist.telemetry.throughput import Throughput
@@ -140,7 +141,7 @@ def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
     result = evaluate_model(run, "test", "strict", run.config.evaluation.top_n, progress=True)
     if run.world.is_main:
         content = {**result.as_dict(), "step": checkpoint.step}
-        (run_dir / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(run_dir / "evaluation.json", json.dumps(content, indent=1) + "\n")
     return [result]
 
 

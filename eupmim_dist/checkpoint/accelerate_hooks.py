@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from eupmim_dist.checkpoint.layout import read_manifest
 from eupmim_dist.checkpoint.load import check_hashes
 from eupmim_dist.checkpoint.state import readable_failures, table_rows, table_states
-from eupmim_dist.checkpoint.writer import CheckpointWriter
+from eupmim_dist.checkpoint.writer import CheckpointWriter, put_back
 from eupmim_dist.errors import UserError
 from eupmim_dist.optim.tables import TableOptimizer
 from eupmim_dist.parallel.agreement import agreed
@@ -44,12 +44,14 @@ def _save(
 ) -> None:
     description = {**_description(tables, optimizer), "num_steps": int(optimizer.num_steps)}
     writer = CheckpointWriter(Path(output_dir) / DIRECTORY, description, lambda: None)
+    _recover(writer.final, tables)
     with agreed(tables.world), readable_failures(writer.final):
         dcp.save(_tensors(tables, optimizer), storage_writer=writer, no_dist=tables.world.size == 1)
 
 
 def _load(tables: ShardedTables, optimizer: TableOptimizer, models: list[nn.Module], input_dir: str) -> None:
     path, world = Path(input_dir) / DIRECTORY, tables.world
+    _recover(path, tables)
     with agreed(world):
         content = read_manifest(path)
         for key, ours in _description(tables, optimizer).items():
@@ -60,6 +62,13 @@ def _load(tables: ShardedTables, optimizer: TableOptimizer, models: list[nn.Modu
         tensors = _tensors(tables, optimizer)
         dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=world.size == 1)
         optimizer.num_steps.fill_(content["num_steps"])
+
+
+def _recover(path: Path, tables: ShardedTables) -> None:
+    """Brings back what was there when a replacement was killed half-way, before any rank looks."""
+    with agreed(tables.world):
+        if tables.world.is_main:
+            put_back(path)
 
 
 def _description(tables: ShardedTables, optimizer: TableOptimizer) -> dict[str, Any]:

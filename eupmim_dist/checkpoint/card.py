@@ -50,7 +50,10 @@ def model_card(checkpoint: Checkpoint, store: InteractionStore, versions: dict[s
 
 def evaluation_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The run's `evaluation.json`, if it is of this checkpoint."""
-    file = checkpoint.path.absolute().parent.parent / "evaluation.json"
+    directory = checkpoint.path.absolute().parent
+    if directory.name != "checkpoints":  # of another run, it may be
+        return None
+    file = directory.parent / "evaluation.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         told = {key: found[key] for key in ("model", "protocol", "split", "users", "step")}

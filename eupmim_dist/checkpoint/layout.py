@@ -9,6 +9,7 @@ store's tables of raw ids. No pickle.
 import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class Checkpoint:
     training: dict[str, Any]
     tables: dict[str, list[int]]  # name -> [rows, dim]
     data: dict[str, Any]  # name, fingerprint and, in later ones, attributes of the store it was trained on
+    mixed_precision: str | None = None  # of a step, where it was recorded
 
     @property
     def is_model(self) -> bool:
@@ -55,8 +57,9 @@ def step_dir(run_dir: Path, step: int) -> Path:
 
 
 def step_dirs(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, complete or not, oldest first."""
-    return sorted(path for path in (run_dir / "checkpoints").glob("step-*") if path.is_dir())
+    """The checkpoints of a run, complete or not, oldest first; no copies of them under names of a user's own."""
+    found = (run_dir / "checkpoints").glob("step-*")
+    return sorted(path for path in found if path.is_dir() and re.fullmatch(r"step-\d{9,}", path.name))
 
 
 def aside(checkpoint: Path) -> Path:
@@ -131,6 +134,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             training=content["training"],
             tables=content["tables"],
             data=content["data"],
+            mixed_precision=content.get("mixed_precision"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_manifest(manifest, error) from None
@@ -156,28 +160,39 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 raise Damaged(f"{file}: missing or cut short; use another checkpoint or consolidate again")
         for file in path.iterdir():  # which readers would take for a part of it, torch's even unpickle
             if (file.suffix == ".safetensors" or file.name == ".metadata") and file.name not in content["files"]:
-                raise Damaged(f"{file}: is no file of this checkpoint; move it away")
+                raise UserError(f"{file}: is no file of this checkpoint; move it away")
         return content
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_manifest(manifest, error) from None
     except OSError as error:
-        raise Damaged(f"{manifest}: cannot be read ({error.strerror}); use another checkpoint") from None
+        raise _unreadable(path, error) from None
 
 
 def _no_manifest(manifest: Path, error: Exception) -> Damaged:
     return Damaged(f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint")
 
 
-def damage(path: Path, part: int = 0, num_parts: int = 1, on_bytes: OnBytes = unheard) -> str | None:
-    """Compares every `num_parts`-th file of an opened checkpoint with its SHA-256; what is wrong, if anything is."""
+def _unreadable(path: Path, error: OSError) -> UserError:
+    """A file that is gone is damage. One that cannot be read may be sound tomorrow: nothing is to go on without it."""
+    name = error.filename or path
+    if isinstance(error, FileNotFoundError):
+        return Damaged(f"{name}: is gone; use another checkpoint")
+    return UserError(f"{name}: cannot be read ({error.strerror}); try again, or move {path} away to do without it")
+
+
+def check_files(path: Path, part: int = 0, num_parts: int = 1, on_bytes: OnBytes = unheard) -> None:
+    """Compares every `num_parts`-th file of an opened checkpoint with its SHA-256.
+
+    Raises Damaged if one differs, UserError if one cannot be read.
+    """
     try:
-        files = json.loads(_manifest(path).read_text(encoding="utf-8"))["files"]
-        for name, entry in sorted(files.items())[part::num_parts]:
+        for name, entry in sorted(read_manifest(path)["files"].items())[part::num_parts]:
             if sha256(path / name, on_bytes) != entry["sha256"]:
-                return f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint"
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        return f"{path}: cannot be checked ({error}); use another checkpoint"
-    return None
+                raise Damaged(f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint")
+    except (KeyError, TypeError) as error:
+        raise _no_manifest(_manifest(path), error) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _manifest(path: Path) -> Path:

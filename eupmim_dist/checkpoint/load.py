@@ -10,13 +10,14 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, damage
+from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, check_files
 from eupmim_dist.checkpoint.pieces import read_pieces, shape_of
 from eupmim_dist.checkpoint.state import model_tensors, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import decided_by_main, everywhere
 from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.state import Assembled, Progress, Run
 
 ROWS_AT_A_TIME = 1 << 16
@@ -42,10 +43,18 @@ def open_sound(opening: Callable[[], Checkpoint], world: World) -> Checkpoint:
 
 
 def check_hashes(path: Path, world: World) -> None:
-    """Compares the files of a checkpoint with their hashes, each on one rank; collective. Raises Damaged on all."""
-    for wrong in everywhere(damage(path, world.rank, world.size), world):
-        if wrong is not None:
-            raise Damaged(wrong)
+    """Compares the files of a checkpoint with their hashes, each on one rank; collective. Raises what one finds."""
+
+    def problem() -> UserError | None:
+        try:
+            check_files(path, world.rank, world.size)
+        except UserError as found:
+            return found
+        return None
+
+    for found in everywhere(problem(), world):
+        if found is not None:
+            raise found
 
 
 def load_model(assembled: Assembled, checkpoint: Checkpoint) -> None:
@@ -55,7 +64,12 @@ def load_model(assembled: Assembled, checkpoint: Checkpoint) -> None:
 
 
 def load_training(run: Run, checkpoint: Checkpoint) -> None:
-    """Sets the weights, the optimizers' state and the progress; collective."""
+    """Sets the weights, the optimizers' state and the progress; collective. Warns of another precision."""
+    before, now = checkpoint.mixed_precision, run.dense.accelerator.mixed_precision
+    if before not in (None, now):
+        get_logger(run.world.rank).warning(
+            f"{checkpoint.path}: was trained with mixed precision {before} and goes on with {now}: not the same"
+        )
     tensors = training_tensors(run)
     _read(tensors, checkpoint, run.world, run.tables.shards)
     progress = run.progress = Progress(**checkpoint.training)

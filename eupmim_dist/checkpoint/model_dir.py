@@ -14,8 +14,7 @@ from eupmim_dist.checkpoint.layout import (
     MODEL_MANIFEST,
     TENSOR_FILE,
     Checkpoint,
-    Damaged,
-    damage,
+    check_files,
     read_manifest,
     sha256,
     sync_directory,
@@ -40,14 +39,18 @@ def new_directory(out: Path) -> Iterator[Path]:
     """A directory to fill that becomes `out` when the body succeeds; refuses an `out` that holds something."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already exists; give another --out")
-    staging = out.with_name(f".{out.name}.incomplete")
+    final = out.resolve()  # of a link, the directory itself is made
+    staging = final.with_name(f".{final.name}.incomplete")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
         yield staging
-        os.replace(staging, out)
-        sync_directory(out.parent)
+        os.replace(staging, final)
+        sync_directory(final.parent)
     except OSError as error:
+        source = None if error.filename is None else Path(error.filename).absolute()
+        if source and staging not in (source, *source.parents) and source != final:
+            raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -85,8 +88,7 @@ def consolidate(
     Raises Damaged for a damaged checkpoint, UserError where the store is missing or another, or `out` in use.
     """
     store = store_of(checkpoint, data)
-    if wrong := damage(checkpoint.path, on_bytes=on_bytes):
-        raise Damaged(wrong)
+    check_files(checkpoint.path, on_bytes=on_bytes)
     parts = [
         Part(
             name=name,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eupmim_dist.checkpoint.layout import STEP_MANIFEST, Checkpoint, Damaged, damage, read_manifest, write_manifest
+from eupmim_dist.checkpoint.layout import STEP_MANIFEST, Checkpoint, check_files, read_manifest, write_manifest
 from eupmim_dist.checkpoint.model_dir import new_directory
 from eupmim_dist.checkpoint.pieces import Piece, read_pieces, shape_of, stored_blocks
 from eupmim_dist.checkpoint.stream import OnBytes, Part, shard_metadata, unheard, write_parts
@@ -17,8 +17,7 @@ def reshard(checkpoint: Checkpoint, num_ranks: int, out: Path, on_bytes: OnBytes
 
     `on_bytes` hears of the bytes of each block checked and of each written. Raises Damaged for a damaged checkpoint.
     """
-    if wrong := damage(checkpoint.path, on_bytes=on_bytes):
-        raise Damaged(wrong)
+    check_files(checkpoint.path, on_bytes=on_bytes)
     manifest = read_manifest(checkpoint.path)
     description = {key: value for key, value in manifest.items() if key not in ("format_version", "files")}
     with new_directory(out) as staging:

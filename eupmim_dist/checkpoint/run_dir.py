@@ -1,10 +1,15 @@
 """A run directory at the start of a run: new, resumed, or refused."""
 
+import os
+import platform
 import subprocess
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -12,6 +17,7 @@ from eupmim_dist.checkpoint.layout import (
     Checkpoint,
     Damaged,
     complete_steps,
+    left_aside,
     open_checkpoint,
     resolve,
     step_dir,
@@ -26,6 +32,11 @@ from eupmim_dist.parallel.agreement import decided_by_main
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.state import Run
+
+try:
+    import fcntl
+except ImportError:  # not Unix
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG_FILE = "config.yaml"
 HEADER = "# eupmim-dist"
@@ -46,6 +57,12 @@ FREE_KEYS = (
     "checkpoint.asynchronous",
 )
 """What a resumed run may change: nothing that the weights, or which of them are best, depend on."""
+
+
+LOCK_FILE = ".lock"
+LOCK_SECONDS = 5.0
+"""Time for a training that was killed to be gone."""
+_occupied: dict[Path, IO[str]] = {}  # closed, and so unlocked, when the process ends
 
 
 @dataclass(frozen=True)
@@ -82,8 +99,10 @@ def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Star
 
 def _candidates(run_dir: Path, resume: str) -> list[Path]:
     """The checkpoints to go on from, the one to try first first."""
-    recover(run_dir)
     holds_run = _is_run(run_dir)
+    if left_aside(run_dir):
+        _occupy(run_dir)  # or a save that is under way would be disturbed
+        recover(run_dir)
     if run_dir.exists() and not holds_run and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UserError(f"{run_dir}: already holds something that is not a run; give another --run-dir")
     if resume == "auto":
@@ -97,6 +116,11 @@ def _candidates(run_dir: Path, resume: str) -> list[Path]:
         raise UserError(f"--resume {resume}: is a model without training state; give a run or a checkpoint of one")
     if holds_run and run_dir.resolve() not in checkpoint.path.resolve().parents:
         raise UserError(f"{run_dir}: already holds another run than --resume {resume}; give a new --run-dir")
+    if holds_run and (later := [path for path in complete_steps(run_dir) if path.name > checkpoint.path.name]):
+        raise UserError(
+            f"{run_dir}: goes on to {later[-1].name}, which --resume {resume} would go back on; give a new --run-dir, "
+            "or move what is later away"
+        )
     return [checkpoint.path]
 
 
@@ -117,12 +141,42 @@ def write_config(run_dir: Path, config: Config) -> None:
     header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}\n"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / CONFIG_FILE).write_text(header + dump_config(config), encoding="utf-8")
+        _occupy(run_dir)
+        staging = run_dir / f".{CONFIG_FILE}.incomplete"
+        staging.write_text(header + dump_config(config), encoding="utf-8")
+        staging.replace(run_dir / CONFIG_FILE)
     except OSError as error:
         raise UserError(f"--run-dir {run_dir}: cannot be written: {error.strerror}; give another one") from None
 
 
+def _occupy(run_dir: Path) -> None:
+    """Keeps other trainings out of a run directory until this process ends, where its file system can do so."""
+    if fcntl is None or run_dir in _occupied:
+        return
+    with suppress(OSError):  # what cannot be locked or written fails later, or not at all
+        lock = (run_dir / LOCK_FILE).open("a+", encoding="utf-8")
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    lock.seek(0)
+                    raise UserError(
+                        f"{run_dir}: a training is running in it ({lock.read().strip()}); wait for its end, or give "
+                        "another --run-dir"
+                    ) from None
+                time.sleep(0.1)
+        _occupied[run_dir] = lock
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+
+
 def _is_run(run_dir: Path) -> bool:
+    if complete_steps(run_dir):
+        return True
     try:
         with (run_dir / CONFIG_FILE).open(encoding="utf-8") as stream:
             return stream.readline().startswith(HEADER)

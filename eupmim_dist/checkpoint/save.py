@@ -65,7 +65,9 @@ def _writer(run: Run, run_dir: Path) -> CheckpointWriter:
     progress = run.progress
     progress.num_updates = int(run.table_optimizer.num_steps)
     prune = partial(_prune, run_dir, run.config.checkpoint.keep, progress.step, progress.best_step)
-    return CheckpointWriter(step_dir(run_dir, progress.step), describe(run, progress.step, progress.as_dict()), prune)
+    description = describe(run, progress.step, progress.as_dict())
+    description["mixed_precision"] = run.dense.accelerator.mixed_precision
+    return CheckpointWriter(step_dir(run_dir, progress.step), description, prune)
 
 
 def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,20 +55,40 @@ def write_parts(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that tensors are aligned
     start = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(start)
-    # A thread hashes a block, which takes longest, while the next one is read and written.
-    with file.open("wb") as stream, ThreadPoolExecutor(1, thread_name_prefix="sha256") as thread:
+    with file.open("wb") as stream, _Sha256() as digest:
+        digest.update(start)
         stream.write(start)
-        hashed: Future[None] | None = None
         for part in parts:
             for block in part.blocks:
-                if hashed:
-                    hashed.result()  # no more than one block waits
-                hashed = thread.submit(digest.update, block)
+                digest.update(block)
                 stream.write(block)
                 on_bytes(len(block))
         stream.flush()
         os.fsync(stream.fileno())
-        if hashed:
-            hashed.result()
-        return {"size": stream.tell(), "sha256": digest.hexdigest()}
+        size = stream.tell()
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+class _Sha256(threading.Thread):
+    """Hashes a block, which takes longest, while the next one is read and written.
+
+    No pool of threads: those take no work any more when a failed training waits for its last checkpoint.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="sha256", daemon=True)
+        self._digest = hashlib.sha256()
+        self._blocks: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=1)
+        self.update, self.hexdigest = self._blocks.put, self._digest.hexdigest
+
+    def __enter__(self) -> "_Sha256":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._blocks.put(None)
+        self.join()
+
+    def run(self) -> None:
+        while (block := self._blocks.get()) is not None:
+            self._digest.update(block)

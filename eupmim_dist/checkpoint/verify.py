@@ -13,7 +13,7 @@ from eupmim_dist.checkpoint.layout import (
     STEP_MANIFEST,
     Checkpoint,
     Damaged,
-    damage,
+    check_files,
     left_aside,
     open_checkpoint,
     readable_steps,
@@ -69,8 +69,7 @@ def verify(path: Path, on_bytes: OnBytes = unheard) -> Finding:
     try:
         checkpoint = open_checkpoint(path)
         step = checkpoint.step
-        if problem := damage(path, on_bytes=on_bytes):
-            raise Damaged(problem)
+        check_files(path, on_bytes=on_bytes)
         pieces = read_pieces(path)
         for problem in _misfits(checkpoint, pieces):
             raise Damaged(problem)

@@ -128,8 +128,14 @@ def remove(checkpoint: Path) -> None:
 
 def recover(run_dir: Path) -> None:
     """Brings back a checkpoint whose replacement was killed half-way."""
-    for final, left in left_aside(run_dir).items():
-        if final.exists():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.rename(final)
+    for final in left_aside(run_dir):
+        put_back(final)
+
+
+def put_back(final: Path) -> None:
+    """As `recover`, for one."""
+    left = aside(final)
+    if final.exists():
+        shutil.rmtree(left, ignore_errors=True)
+    elif left.exists():
+        left.rename(final)

@@ -53,7 +53,7 @@ def export(
 
     from eupmim_dist import assemble
     from eupmim_dist.checkpoint.exported import item_vectors, write_authors
-    from eupmim_dist.checkpoint.layout import Damaged, damage, resolve
+    from eupmim_dist.checkpoint.layout import check_files, resolve
     from eupmim_dist.checkpoint.model_dir import new_directory
     from eupmim_dist.checkpoint.origin import store_of
     from eupmim_dist.cli.options import comma_separated
@@ -96,8 +96,7 @@ def export(
                 progress.advance(task, len(ids))
 
         if format_name == "authors" or "users" not in kinds:  # the tables are read from the files, not loaded
-            if wrong := damage(checkpoint.path):
-                raise Damaged(wrong)
+            check_files(checkpoint.path)
             assemble.open_store(store.path, world)
         else:
             trained = assemble.load_trained(checkpoint.path, world, store.path)

@@ -60,6 +60,14 @@ def launch(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start again so many times if a rank dies; `train` goes on where it was saved.")
     ] = 0,
+    grace: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="How long ranks have to save and leave after a signal to the launcher, before they are killed.",
+        ),
+    ] = 30,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
 ) -> None:
     """Run a subcommand on several ranks, and show the accelerate command that does the same.
@@ -90,7 +98,7 @@ def launch(
     )
     shown = " ".join(f"{name}={value}" for name, value in env.items())
     typer.echo(f"{shown} accelerate launch {shlex.join(command)}", err=True)
-    if not dry_run and (code := _run(command, env, max_restarts)):
+    if not dry_run and (code := _run(command, env, max_restarts, grace)):
         raise typer.Exit(code)
 
 
@@ -176,7 +184,7 @@ def end_with_launcher() -> None:
             raise SystemExit(1) from None
 
 
-def _run(command: list[str], env: dict[str, str], max_restarts: int = 0) -> int:
+def _run(command: list[str], env: dict[str, str], max_restarts: int, grace: int) -> int:
     """Runs `accelerate launch`, again after a rank has died; the exit code of the last attempt."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
@@ -185,13 +193,13 @@ def _run(command: list[str], env: dict[str, str], max_restarts: int = 0) -> int:
     # A user's mistake; asked to leave, in training or before it.
     final = {0, 2, EXIT_CODE, 128 + signal.SIGINT, *(-number for number in SIGNALS)}
     try:
-        rank, code = _attempt(command, env)
+        rank, code = _attempt(command, env, grace)
         for restart in range(1, max_restarts + 1):
             if code in final:
                 break
             typer.echo(f"{_death(rank, code)}: starting again, {restart} of {max_restarts}", err=True)
             _await_node_0(command)
-            rank, code = _attempt(command, env)
+            rank, code = _attempt(command, env, grace)
     except SignalException as stopped:  # at any time: torchrun's handlers stay after its end
         typer.echo(f"stopped by {stopped.sigval.name}", err=True)
         return 128 + stopped.sigval
@@ -206,7 +214,7 @@ def _death(rank: int, code: int) -> str:
     return f"rank {rank} " + (f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with code {code}")
 
 
-def _attempt(command: list[str], env: dict[str, str]) -> tuple[int, int]:
+def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, int]:
     """Runs `accelerate launch` in this process, so that its failure is an object and not a page of text.
 
     Returns the rank that failed first and its exit code, which is negative if a signal killed it; 0, 0 for success.
@@ -223,13 +231,14 @@ def _attempt(command: list[str], env: dict[str, str]) -> tuple[int, int]:
     debug = os.environ.get("EUPMIM_DEBUG") == "1"
     # Accelerate's own starts one process, and leaves it running when the launcher is told to stop.
     accelerate_launch.simple_launcher = _run_alone
-    # What torchrun gives the others once a rank has failed; for ranks that are asked to leave it states its 30 s.
+    # What torchrun gives the others once a rank has failed; for ranks that are asked to leave it has an option.
     PContext.close.__defaults__ = (None, SURVIVORS_SECONDS)
     try:
         if not debug:
             logging.disable(logging.CRITICAL)  # the ranks say what went wrong; elastic's report only repeats it
         args = accelerate_launch.launch_command_parser().parse_args(command)
         args.signals_to_handle = ",".join(number.name for number in FORWARDED)  # torchrun's, which accelerate fills in
+        args.shutdown_timeout = grace  # the same; since torch 2.12
         with patch_environment(**env, **{LAUNCHER_VARIABLE: str(os.getpid())}):
             accelerate_launch.launch_command(args)
     except ChildFailedError as failed:

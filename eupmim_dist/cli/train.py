@@ -62,6 +62,7 @@ def train(
     from eupmim_dist.errors import UserError
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
+    from eupmim_dist.telemetry.files import write_text
     from eupmim_dist.telemetry.log import get_logger
     from eupmim_dist.train.preemption import EXIT_CODE, leaving_on_signal
 
@@ -104,7 +105,7 @@ def train(
         if world.is_main:
             write_config(run_dir, settings)
             if taken:
-                (run_dir / INIT_FILE).write_text("\n".join(taken) + "\n", encoding="utf-8")
+                write_text(run_dir / INIT_FILE, "\n".join(taken) + "\n")
     with agreed(world), leaving_on_signal(run):
         assemble.run_training(run, start)
     if run.asked_to_leave:

@@ -16,7 +16,8 @@ def verify(
     """Check that checkpoints and models are complete, unchanged and sound.
 
     Each file must have the size and SHA-256 of the manifest, the files together every row of every tensor once, and all
-    numbers must be finite. What is wrong is told in a line for each checkpoint, with exit code 2.
+    numbers must be finite. What is wrong is told in a line for each checkpoint, with exit code 2. A model's
+    `config.json` and `README.md` are there to be edited, so they are not compared with anything.
 
     **Examples**
 

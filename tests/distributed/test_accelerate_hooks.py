@@ -125,6 +125,17 @@ def save(place: Path) -> None:
     Loop("lazy_adam").accelerator.save_state(str(place))
 
 
+def load(place: Path) -> None:
+    Loop("lazy_adam").accelerator.load_state(str(place))
+
+
+def test_a_replacement_that_was_cut_in_two_is_undone(tmp_path: Path) -> None:
+    run_ranks(2, save, tmp_path)
+    (tmp_path / "tables").rename(tmp_path / ".tables.replaced")
+    run_ranks(2, load, tmp_path)
+    assert (tmp_path / "tables" / "manifest.json").is_file()
+
+
 def test_other_tables_and_damage_are_refused_on_every_rank(tmp_path: Path) -> None:
     run_ranks(2, save, tmp_path)
     shard = tmp_path / "tables" / "shard-00002-of-00002.safetensors"

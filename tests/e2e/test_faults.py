@@ -10,7 +10,7 @@ import pytest
 
 from eupmim_dist.checkpoint.layout import complete_steps
 from tests.crash.killing import Setting, differences, kill_and_finish, train_through
-from tests.e2e.test_launch import TWO_ON_CPU, env, finish, run, start  # noqa: F401
+from tests.e2e.test_launch import LAUNCH, TWO_ON_CPU, env, finish, run, start  # noqa: F401
 from tests.stores import small_store
 
 
@@ -61,6 +61,17 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, env, tra
     assert code == 0, err
     left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ["step-000000006", "step-000000012"]
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_metrics_that_cannot_be_written_end_all_ranks_with_the_reason(tmp_path, env, training, ranks):  # noqa: F811
+    # 20 blocks hold the configuration and some logged steps, not all of them; nothing else is written before the end.
+    rare = ["--set", "train.max_steps=300", "--set", "checkpoint.every=1000", "--set", "evaluation.every=1000"]
+    command = [*LAUNCH, "--cpu", "--nproc", ranks, "--threads", "1", *training, *rare]
+    code, _, err = run(["sh", "-c", f"ulimit -f 20; exec {shlex.join(command)}"], env)
+    assert code == 2, err
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert err.splitlines()[1:] == [f"error: {metrics}: cannot be written: File too large"]
 
 
 def test_a_run_directory_that_cannot_be_written_is_named(tmp_path, env, training):  # noqa: F811

@@ -168,6 +168,18 @@ def test_a_signal_stops_all_ranks(env, nproc, signal_):
     assert alive(ranks) == []
 
 
+@pytest.mark.parametrize(("grace", "left"), [("1", []), ("10", ["left", "left"])])
+def test_ranks_have_the_grace_they_are_given_to_leave(env, grace, left):
+    process = start([*TWO_ON_CPU, "--grace", grace, "--", "rank", "slow"], env)
+    for _ in range(2):
+        assert process.stdout.readline() == "ready\n"
+    ranks = children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert (code, out) == (128 + signal.SIGTERM, left), err
+    assert alive(ranks) == []
+
+
 def test_a_rank_that_hears_no_signal_does_not_outlive_a_dead_one_for_long(env):
     process = start([*TWO_ON_CPU, "--", "rank", "deaf"], env)
     assert process.stdout.readline() == "ready\n"

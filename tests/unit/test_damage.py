@@ -1,7 +1,9 @@
 """Checkpoints that were damaged, cut in two or written by another program: detected, never loaded, gone back on."""
 
 import json
+import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,10 +12,10 @@ import pytest
 import torch
 
 from eupmim_dist.assemble import describe_end, evaluate_best
-from eupmim_dist.checkpoint import layout
+from eupmim_dist.checkpoint import layout, run_dir
 from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint
 from eupmim_dist.checkpoint.load import load_training, open_sound
-from eupmim_dist.checkpoint.run_dir import find_start, forget_lost_best
+from eupmim_dist.checkpoint.run_dir import find_start, forget_lost_best, write_config
 from eupmim_dist.errors import UserError
 from tests.runs import WORLD, config_of, start, train_in
 
@@ -119,3 +121,71 @@ def test_a_replacement_that_was_cut_in_two_is_undone(tmp_path: Path) -> None:
     begun = find_start(tmp_path / "run", "auto", config, WORLD)
     assert begun.checkpoint is not None
     assert begun.checkpoint.path == last
+
+
+def test_a_file_that_cannot_be_read_or_does_not_belong_is_not_gone_back_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path)
+    train_in(config, tmp_path / "run")
+    last = complete_steps(tmp_path / "run")[-1]
+    with monkeypatch.context() as patch:
+
+        def stale(path: Path, *_: object) -> str:
+            raise OSError(116, "Stale file handle", str(path))
+
+        patch.setattr(layout, "sha256", stale)
+        with pytest.raises(UserError, match=r"cannot be read .Stale file handle.; try again, or move .* away"):
+            find_start(tmp_path / "run", "auto", config, WORLD)
+    (last / "copy.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"copy.safetensors: is no file of this checkpoint; move it away"):
+        find_start(tmp_path / "run", "auto", config, WORLD)
+
+
+def test_copies_under_other_names_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    config = config_of(tmp_path, checkpoint__keep=1, checkpoint__every=2)
+    train_in(config_of(tmp_path, train__max_steps=6, checkpoint__keep=1, checkpoint__every=2), tmp_path / "run")
+    last = complete_steps(tmp_path / "run")[-1]
+    copy = last.with_name(f"{last.name}.keep")
+    shutil.copytree(last, copy)
+    train_in(config, tmp_path / "run")
+    assert (copy / "manifest.json").is_file()
+    assert copy not in complete_steps(tmp_path / "run")
+
+
+def test_going_back_within_a_run_is_refused_while_later_ones_are_there(tmp_path: Path) -> None:
+    config = config_of(tmp_path, checkpoint__every=3, checkpoint__keep=3)
+    train_in(config, tmp_path / "run")
+    *_, before, last = complete_steps(tmp_path / "run")
+    with pytest.raises(UserError, match=f"goes on to {last.name}, which --resume .* would go back on"):
+        find_start(tmp_path / "run", str(before), config, WORLD)
+    assert find_start(tmp_path / "other", str(before), config, WORLD).checkpoint is not None
+    assert find_start(tmp_path / "run", str(last), config, WORLD).checkpoint is not None
+
+
+def test_a_run_whose_configuration_was_cut_is_still_a_run(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    train_in(config, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert find_start(tmp_path / "run", "auto", config, WORLD).checkpoint is not None
+
+
+def test_a_second_training_is_kept_out_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_dir, "LOCK_SECONDS", 0.2)
+    write_config(tmp_path / "run", config_of(tmp_path))
+    monkeypatch.setattr(run_dir, "_occupied", {})  # as in another process: it has another file open
+    with pytest.raises(UserError, match=f"a training is running in it .process {os.getpid()} on "):
+        write_config(tmp_path / "run", config_of(tmp_path))
+
+
+def test_another_precision_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(tmp_path)
+    train_in(config, tmp_path / "run")
+    begun = find_start(tmp_path / "run", "auto", config, WORLD)
+    assert begun.checkpoint is not None
+    run = start(config)
+    capsys.readouterr()
+    load_training(run, begun.checkpoint)
+    assert capsys.readouterr().err == ""
+    load_training(run, replace(begun.checkpoint, mixed_precision="bf16"))
+    assert "was trained with mixed precision bf16 and goes on with no: not the same" in capsys.readouterr().err

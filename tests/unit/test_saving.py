@@ -1,5 +1,7 @@
 """Checkpoints written while training goes on."""
 
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from tests.runs import WORLD, config_of, train_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+ROOT = Path(__file__).parents[2]
 write = CheckpointWriter._write
 
 
@@ -74,6 +77,36 @@ def test_a_failure_meanwhile_ends_the_training_and_leaves_the_one_before(
     with pytest.raises(UserError, match="step-000000006: cannot be read or written on rank 0: No space left on device"):
         train_in(config, tmp_path / "run")
     assert [path.name for path in complete_steps(tmp_path / "run")] == ["step-000000003"]
+
+
+FAILING = """
+import sys, time
+from pathlib import Path
+from eupmim_dist.checkpoint.writer import CheckpointWriter
+from eupmim_dist.train import loop
+from tests.runs import config_of, train_in
+
+write, train_step, place = CheckpointWriter._write, loop.train_step, Path(sys.argv[1])
+
+def slowly(*args):
+    time.sleep(0.5)
+    return write(*args)
+
+def fail(run, step, prepared):
+    if step == 6:
+        raise MemoryError("no room")
+    return train_step(run, step, prepared)
+
+CheckpointWriter._write, loop.train_step = slowly, fail
+train_in(config_of(place, checkpoint__every=6, checkpoint__asynchronous=True, evaluation__every=12), place / "run")
+"""
+
+
+def test_what_is_being_saved_when_training_fails_is_saved(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FAILING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.endswith("MemoryError: no room\n"), done.stderr
+    [saved] = complete_steps(tmp_path / "run")
+    assert open_sound(partial(open_checkpoint, saved), WORLD).step == 6
 
 
 def train_until_full(config: Config, run_dir: Path) -> tuple[str, int]:

@@ -1,12 +1,16 @@
 """Log lines, recorded metrics, throughput and progress."""
 
+import errno
 import json
 import math
+import os
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from eupmim_dist.errors import UserError
+from eupmim_dist.telemetry.files import write_text
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import TrainProgress
@@ -74,6 +78,40 @@ def test_a_new_run_drops_the_old_lines(tmp_path):
         with MetricsWriter(tmp_path, enabled=True) as metrics:
             metrics.log(0, {"loss": loss})
     assert [line["loss"] for line in read(tmp_path)] == [2.0]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("place", ["metrics.jsonl", "tensorboard/events.*"])
+def test_a_full_disk_is_a_mistake_that_names_the_file(tmp_path, capfd, place):
+    def log_on_a_full_disk():
+        with MetricsWriter(tmp_path, enabled=True) as metrics:
+            file = metrics._lines if place == "metrics.jsonl" else metrics._board._file
+            full = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(full, file.fileno())
+            os.close(full)
+            metrics.log(1, {"loss": 1.0})
+
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device") as told:
+        log_on_a_full_disk()
+    [path] = tmp_path.glob(place)
+    assert str(told.value).startswith(f"{path}: ")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_text_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "evaluation.json"
+    write_text(path, "before")
+
+    def full(self, text, encoding):
+        with self.open("w") as file:
+            file.write(text[:3])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(UserError, match=r"evaluation\.json: cannot be written: No space left on device"):
+        write_text(path, "after")
+    assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
+    assert path.read_text() == "before"
 
 
 def test_other_ranks_write_nothing(tmp_path):
