@@ -30,6 +30,7 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import decided_by_main
 from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.files import write_text
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.state import Run
 
@@ -141,12 +142,10 @@ def write_config(run_dir: Path, config: Config) -> None:
     header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}\n"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _occupy(run_dir)
-        staging = run_dir / f".{CONFIG_FILE}.incomplete"
-        staging.write_text(header + dump_config(config), encoding="utf-8")
-        staging.replace(run_dir / CONFIG_FILE)
     except OSError as error:
         raise UserError(f"--run-dir {run_dir}: cannot be written: {error.strerror}; give another one") from None
+    _occupy(run_dir)
+    write_text(run_dir / CONFIG_FILE, header + dump_config(config))
 
 
 def _occupy(run_dir: Path) -> None:
