@@ -25,7 +25,7 @@ SPLIT_RULES = {"leave_one_out": "the last item of each user for test, the one be
 
 
 def model_card(checkpoint: Checkpoint, store: InteractionStore, versions: dict[str, str], name: str) -> str:
-    """Markdown with a YAML header. `name` is what the model's directory is called in the examples."""
+    """Markdown with a YAML header. `name` is the path of the model in the examples."""
     config = checkpoint.config
     sections = [
         _header(config),
@@ -43,7 +43,8 @@ def model_card(checkpoint: Checkpoint, store: InteractionStore, versions: dict[s
         _files(checkpoint),
         "## Use",
         _use(name),
-        f"These commands read the store `{store.name}` where the training found it; `--data DIR` names another place.",
+        f"These commands read the store `{store.name}` where the training found it, `{config.data.dir}`; `--data DIR` "
+        "names another place. Fine-tuning needs the settings of the model as they are above, by `--config` or `--set`.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -121,7 +122,7 @@ def _files(checkpoint: Checkpoint) -> str:
     return "\n".join(
         [
             f"- `model*.safetensors`: {tables}, row i for the id i, and the network, `dense.*`",
-            "- `config.json`: every setting, and size and SHA-256 of each file but this one and itself",
+            "- `config.json`: every setting, and size and SHA-256 of the other files",
             "- `items.parquet`, `users.parquet`: which raw id an id stands for; item 0 is padding",
         ]
     )

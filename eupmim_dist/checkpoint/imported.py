@@ -49,6 +49,8 @@ def read_release(file: Path) -> dict[str, Tensor]:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{file}: is a directory; give the file in it, such as {file / 'model.pt'}") from None
     except Exception:  # whatever the unpickler meets; its text may advise to unpickle code, so it is not shown
         raise UserError(f"{file}: is not a checkpoint of tensors alone, so it is not loaded") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):

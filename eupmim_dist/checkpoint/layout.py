@@ -25,6 +25,7 @@ FORMAT_VERSION = 3
 STEP_VERSIONS, MODEL_VERSIONS = (2, 3), (1, 2, 3)
 """That can be read: since 2 tables of steps are in their stored order, since 3 their manifests have a checksum."""
 STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
+OTHERS = "use another (`eupmim-dist verify RUN` tells which are sound)"
 TENSOR_FILE = "model.safetensors"
 """Of a consolidated model, if one file holds it."""
 HASHED_AT_A_TIME = 1 << 22
@@ -126,6 +127,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint's manifest and checks its files' sizes. Raises Damaged, or UserError for another version."""
     content = read_manifest(path)
     manifest = _manifest(path)
+    if "num_steps" in content:  # accelerate_hooks.py
+        raise UserError(f"{path}: was written by `accelerator.save_state`; the loop's `load_state` checks and reads it")
     try:
         return Checkpoint(
             path=path,
@@ -157,7 +160,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         for name, entry in content["files"].items():
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["size"]:
-                raise Damaged(f"{file}: missing or cut short; use another checkpoint or consolidate again")
+                raise Damaged(f"{file}: missing or cut short; {OTHERS}, or consolidate again")
         for file in path.iterdir():  # which readers would take for a part of it, torch's even unpickle
             if (file.suffix == ".safetensors" or file.name == ".metadata") and file.name not in content["files"]:
                 raise UserError(f"{file}: is no file of this checkpoint; move it away")
@@ -188,7 +191,7 @@ def check_files(path: Path, part: int = 0, num_parts: int = 1, on_bytes: OnBytes
     try:
         for name, entry in sorted(read_manifest(path)["files"].items())[part::num_parts]:
             if sha256(path / name, on_bytes) != entry["sha256"]:
-                raise Damaged(f"{path / name}: damaged (its hash differs from the manifest's); use another checkpoint")
+                raise Damaged(f"{path / name}: damaged (its hash differs from the manifest's); {OTHERS}")
     except (KeyError, TypeError) as error:
         raise _no_manifest(_manifest(path), error) from None
     except OSError as error:

@@ -110,7 +110,7 @@ def consolidate(
             files[INDEX_FILE] = _entry(staging / INDEX_FILE)
         files |= copy_id_maps(store, staging)
         written = read_manifest(checkpoint.path)
-        (staging / CARD_FILE).write_text(model_card(checkpoint, store, written["versions"], out.name), encoding="utf-8")
+        (staging / CARD_FILE).write_text(model_card(checkpoint, store, written["versions"], str(out)), encoding="utf-8")
         kept = {key: written[key] for key in ("step", "config", "tables", "data", "versions")}
         write_manifest(staging, MODEL_MANIFEST, {**kept, "training": {}, "trained": checkpoint.training}, files)
     return total
@@ -133,12 +133,13 @@ def _grouped(parts: Sequence[Part], max_bytes: int) -> dict[str, list[Part]]:
 
 
 def write_model(tensors: Mapping[str, Any], description: dict[str, Any], out: Path, store: InteractionStore) -> None:
-    """Writes whole tensors as a model directory, with the tables of raw ids of its store."""
-    from safetensors.torch import save_file
-
+    """Writes whole float32 tensors as a model directory, with the tables of raw ids of its store."""
+    parts = [
+        Part(name, "F32", tuple(tensor.shape), tensor.nbytes, [tensor.contiguous().numpy().tobytes()])
+        for name, tensor in sorted(tensors.items())
+    ]
     with new_directory(out) as staging:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging / TENSOR_FILE)
-        files = {TENSOR_FILE: _entry(staging / TENSOR_FILE), **copy_id_maps(store, staging)}
+        files = {TENSOR_FILE: write_parts(staging / TENSOR_FILE, parts, {}), **copy_id_maps(store, staging)}
         write_manifest(staging, MODEL_MANIFEST, description, files)
 
 

@@ -89,7 +89,7 @@ def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Star
         except Damaged as problem:
             if resume != "auto":
                 raise
-            get_logger(world.rank).warning(f"{problem}: going back to the one before it")
+            get_logger(world.rank).warning(f"{str(problem).partition('; ')[0]}: going back to the one before it")
             continue
         _check_compatible(checkpoint, config)
         return Start(run_dir, checkpoint)
@@ -189,12 +189,14 @@ def _check_compatible(checkpoint: Checkpoint, config: Config) -> None:
         del before["train.init_from"], now["train.init_from"]
     if config.train.schedule != "constant":  # then every rate depends on it
         before["train.max_steps"], now["train.max_steps"] = checkpoint.config.train.max_steps, config.train.max_steps
-    for key in before.keys() | now.keys():
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{key}: {now.get(key)!r}, but {checkpoint.path} was trained with {before.get(key)!r}; "
-                "set it back or give another --run-dir"
-            )
+    others = [key for key in [*before, *(now.keys() - before.keys())] if before.get(key) != now.get(key)]
+    if others:
+        key, *more = others
+        also = "".join(f", {name} {now.get(name)!r} and not {before.get(name)!r}" for name in more)
+        raise UserError(
+            f"{key}: {now.get(key)!r}, but {checkpoint.path} was trained with {before.get(key)!r}"
+            f"{also and '; also' + also[1:]}; set it as it was, or give another --run-dir"
+        )
 
 
 def _fixed(config: Config) -> dict[str, object]:

@@ -82,9 +82,9 @@ def checkpoint(
 
     **Examples**
 
-    `eupmim-dist bench checkpoint --rows 1000000`
+    `eupmim-dist bench checkpoint --data data/ml-1m --rows 1000000`
 
-    `eupmim-dist launch --nproc 2 --threads 1 -- bench checkpoint --rows 10000000 --dim 64`
+    `eupmim-dist launch --nproc 2 --threads 1 -- bench checkpoint --data data/ml-1m --rows 10000000`
     """
     from eupmim_dist.bench.checkpoint import measure_checkpoint
     from eupmim_dist.cli.options import check_json

@@ -197,7 +197,7 @@ CASES = [
     ("consolidate model --out new", "model: is consolidated already"),
     ("consolidate store --out new", "store: neither a run with a complete checkpoint nor a checkpoint"),
     (IMPORT.format("none.pt"), "none.pt: no such file"),
-    (IMPORT.format("store"), "store: (is not a checkpoint of tensors alone, so it is not loaded|no such file)"),
+    (IMPORT.format("store"), "store: is a directory; give the file in it, such as store/model.pt"),
     (IMPORT.format("typo.yaml"), "typo.yaml: is not a checkpoint of tensors alone, so it is not loaded"),
     (IMPORT.format("empty.pt"), "empty.pt: is not a checkpoint of tensors alone, so it is not loaded"),
     (IMPORT.format("cut.pt"), "cut.pt: is not a checkpoint of tensors alone, so it is not loaded"),

@@ -215,7 +215,9 @@ def test_a_resumed_run_needs_not_say_what_it_was_started_from(trained: Path, tmp
         assert start.checkpoint is not None
         assert start.checkpoint.config.train.init_from == source
     other = settings(trained / "old", train__init_from="other")
-    with pytest.raises(UserError, match=r"train\.init_from: 'other', but .* was trained with '.*model'; set it back"):
+    with pytest.raises(
+        UserError, match=r"train\.init_from: 'other', but .* was trained with '.*model'; set it as it was"
+    ):
         find_start(tmp_path / "run", "auto", other, WORLD)
 
 

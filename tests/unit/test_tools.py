@@ -108,7 +108,7 @@ def test_a_card_tells_what_the_files_say(place: Path) -> None:
     told = {f"{name.strip()}@5": value.strip() for name, value in zip(names, row.split("|"), strict=True)}
     assert told == {name: f"{value:.4f}" for name, value in evaluation["metrics"].items()}
     assert "| train.learning_rate | 0.01 |" in card
-    assert "train --init-from model" in card
+    assert f"train --init-from {place / 'model'}" in card
 
 
 def test_a_card_has_no_test_metrics_of_another_step(copied: Path) -> None:
