@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,37 @@ from torch import Tensor
 
 from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.checkpoint.load import load_training
-from eupmim_dist.checkpoint.save import save_checkpoint
+from eupmim_dist.checkpoint.save import Saving, save_checkpoint
+from eupmim_dist.checkpoint.writer import CheckpointWriter
 from eupmim_dist.errors import UserError
+from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
 from eupmim_dist.parallel.world import init_world
 from eupmim_dist.parallel.zero import settle
 from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.distributed import test_checkpoints as checkpoints
 from tests.distributed import test_invariance as invariance
-from tests.distributed.spawn import run_ranks
+from tests.distributed.spawn import Ranks
 from tests.stores import small_store
 
 DDP = 0
+AtRanks = Callable[..., list[Any]]
 NUM_STEPS, BROKEN = 25, 5
 """Steps, and the one in which a gradient is not finite on one rank."""
+
+
+@pytest.fixture(scope="module")
+def at_ranks() -> Iterator[AtRanks]:
+    """`run_ranks`, with the same ranks for each number of them: importing DeepSpeed takes a rank longer than a test."""
+    with ExitStack() as started:
+        by_size: dict[int, Ranks] = {}
+
+        def at(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
+            if size not in by_size:
+                by_size[size] = started.enter_context(Ranks(size, collective_timeout=120))
+            return by_size[size].run(fn, *args, timeout=180)
+
+        yield at
 
 
 @contextmanager
@@ -57,12 +75,14 @@ def spoil_a_gradient(run: Run) -> None:
     hook = parameter.register_hook(spoil)
 
 
+def assert_strategy(run: Run, stage: int) -> None:
+    assert run.dense.strategy == (f"DeepSpeed ZeRO-{stage}" if stage else "DDP" if run.world.size > 1 else "one copy")
+
+
 def train(values: dict[str, Any], stage: int, precision: str = "no") -> dict[str, Any]:
     with launched(stage, ACCELERATE_MIXED_PRECISION=precision):
         run = invariance.start(values)
-        assert run.dense.strategy == (
-            f"DeepSpeed ZeRO-{stage}" if stage else "DDP" if run.world.size > 1 else "one copy"
-        )
+        assert_strategy(run, stage)
         before = invariance.weights(run)
         computed: list[torch.dtype] = []
         linear = next(module for module in run.model.modules() if isinstance(module, torch.nn.Linear))
@@ -107,11 +127,17 @@ CASES = [
 
 @pytest.mark.parametrize(("optimizer", "model", "changes", "size", "precision"), CASES)
 def test_training_is_that_of_ddp(
-    tmp_path: Path, optimizer: str, model: dict[str, Any], changes: dict[str, Any], size: int, precision: str
+    at_ranks: AtRanks,
+    tmp_path: Path,
+    optimizer: str,
+    model: dict[str, Any],
+    changes: dict[str, Any],
+    size: int,
+    precision: str,
 ) -> None:
     small_store(tmp_path / "store", num_users=33)
     values = invariance.settings(tmp_path / "store", optimizer, model, 7, train=changes)
-    for found in run_ranks(size, train_all, values, precision, timeout=180):
+    for found in at_ranks(size, train_all, values, precision):
         ddp = found[0]
         assert ddp["losses"][-8:].mean() < ddp["losses"][:8].mean()
         assert ddp["ok"] == [step != BROKEN for step in range(NUM_STEPS)]
@@ -133,57 +159,133 @@ def test_training_is_that_of_ddp(
 
 
 Place = tuple[int, int]  # stage, number of ranks
-SAVED_AT: list[Place] = [(DDP, 2), (1, 2), (2, 3)]
-LOADED_AT: list[Place] = [(DDP, 1), (1, 3), (2, 2)]
+SAVED_AT: list[Place] = [(DDP, 2), (1, 1), (1, 4), (2, 2), (2, 3)]
+LOADED_AT: list[Place] = [(DDP, 1), (DDP, 3), (1, 2), (1, 3), (2, 1), (2, 4)]
+"""Together each stage at every number of ranks up to 4."""
+ALL_AT: list[Place] = [(2, 3), (DDP, 1), (1, 2)]
+"""Where every table optimizer's state is saved or loaded; elsewhere that of `checkpoints.SOME`."""
 
 
-def of(run: Run) -> dict[str, Any]:
-    return {
-        "dense": {name: tensor.detach().clone() for name, tensor in checkpoints.dense_of(run).items()},
-        "progress": run.progress.as_dict(),
-    }
+def optimizers_at(*places: Place) -> list[str]:
+    return [name for name in TABLE_OPTIMIZERS if name in checkpoints.SOME or all(place in ALL_AT for place in places)]
 
 
-def train_and_save(store: Path, place: Path, stage: int) -> dict[str, Any]:
-    with launched(stage):
-        run = checkpoints.start(store, "exact")
-        checkpoints.losses(run, 3)
-        save_checkpoint(run, place)
-        return {**of(run), "losses": checkpoints.losses(run, 3)}
+def path_of(directory: Path, place: Place, optimizer: str) -> Path:
+    return directory / f"{optimizer}-{place[0]}-{place[1]}"
 
 
-def load_and_train(store: Path, places: list[Path], stage: int) -> list[dict[str, Any]]:
-    """The second one is loaded into a run that has trained, the first into a new one."""
-    with launched(stage):
-        run = checkpoints.start(store, "exact")
-        found = []
-        for place in places:
-            load_training(run, resolve(place, "last"))
-            found.append({**of(run), "losses": checkpoints.losses(run, 3)})
-        return found
+def train_and_save(store: Path, directory: Path, place: Place) -> dict[str, Any]:
+    """By table optimizer: the state that was saved, and the losses of the steps after that."""
+    found = {}
+    for optimizer in optimizers_at(place):
+        with launched(place[0]):
+            run = checkpoints.start(store, optimizer)
+            assert_strategy(run, place[0])
+            checkpoints.losses(run, 3)
+            save_checkpoint(run, path_of(directory, place, optimizer))
+            found[optimizer] = {"saved": checkpoints.snapshot(run), "losses": checkpoints.losses(run, 3)}
+    return found
+
+
+def spoil(run: Run) -> None:
+    """Leaves nothing that could pass for what is loaded."""
+    with torch.no_grad():
+        for tensor in [*checkpoints.rows_of(run).values(), *run.model.parameters(), run.table_optimizer.num_steps]:
+            tensor.fill_(-7.0)
+    state = {name: torch.full_like(moment, -7.0) for name, moment in run.dense.optimizer_state().items()}
+    run.dense.restore_optimizer(state, 99)
+    assert all((moment == -7.0).all() for moment in run.dense.optimizer_state().values())
+
+
+def load_and_train(store: Path, directory: Path, place: Place) -> dict[tuple[str, Place], Any]:
+    """By table optimizer and where it was saved: the state loaded, and the losses after that."""
+    found = {}
+    for optimizer in optimizers_at(place):
+        with launched(place[0]):
+            run = checkpoints.start(store, optimizer)
+            assert_strategy(run, place[0])
+            for saved_at in SAVED_AT:
+                if optimizer in optimizers_at(place, saved_at):
+                    spoil(run)
+                    load_training(run, resolve(path_of(directory, saved_at, optimizer), "last"))
+                    loaded = checkpoints.snapshot(run)
+                    found[optimizer, saved_at] = {"loaded": loaded, "losses": checkpoints.losses(run, 3)}
+    return found
+
+
+Saved = tuple[Path, Path, dict[Place, list[Any]]]
+"""The store, where checkpoints lie, and by where they were saved what each rank saved."""
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, dict[str, Any]]]:
+def saved(at_ranks: AtRanks, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     directory = tmp_path_factory.mktemp("zero")
     store = small_store(directory / "store", num_users=33).path
-    places = {(stage, size): directory / f"{stage}-{size}" for stage, size in SAVED_AT}
-    return store, {
-        place: run_ranks(size, train_and_save, store, place, stage)[0] for (stage, size), place in places.items()
-    }
+    return store, directory, {place: at_ranks(place[1], train_and_save, store, directory, place) for place in SAVED_AT}
 
 
-@pytest.mark.parametrize(("stage", "size"), LOADED_AT)
-def test_checkpoints_go_from_any_to_any(saved: tuple[Path, dict[Path, dict[str, Any]]], stage: int, size: int) -> None:
-    store, by_place = saved
-    for rank in run_ranks(size, load_and_train, store, list(by_place), stage):
-        for (place, before), after in zip(by_place.items(), rank, strict=True):
-            assert after["progress"] == before["progress"]
-            assert any(name.startswith("exp_avg_sq.") and moment.any() for name, moment in before["dense"].items())
-            assert before["dense"].keys() == after["dense"].keys()
-            for name, tensor in before["dense"].items():
-                assert torch.equal(after["dense"][name], tensor), f"{place.name}: {name}"
-            torch.testing.assert_close(after["losses"], before["losses"], rtol=1e-5, atol=0.0)
+@pytest.mark.parametrize("place", LOADED_AT, ids=str)
+def test_checkpoints_go_from_any_to_any(at_ranks: AtRanks, saved: Saved, place: Place) -> None:
+    store, directory, by_place = saved
+    ranks = at_ranks(place[1], load_and_train, store, directory, place)
+    for optimizer, saved_at in ranks[0]:
+        case = f"{optimizer}, saved at {saved_at}"
+        before = [rank[optimizer] for rank in by_place[saved_at]]
+        after = [rank[optimizer, saved_at] for rank in ranks]
+        rows, found = checkpoints.joined(before, "saved"), checkpoints.joined(after, "loaded")
+        assert rows.keys() == found.keys()
+        for name, tensor in rows.items():
+            assert torch.equal(found[name], tensor), f"{case}: {name}"
+        dense = before[0]["saved"]["dense"]
+        assert any(name.startswith("exp_avg_sq.") and moment.any() for name, moment in dense.items())
+        for rank in after:
+            assert rank["loaded"]["dense"].keys() == dense.keys()
+            for name, tensor in dense.items():
+                assert torch.equal(rank["loaded"]["dense"][name], tensor), f"{case}: {name}"
+            for key in ("progress", "num_steps"):
+                assert rank["loaded"][key] == before[0]["saved"][key], case
+            torch.testing.assert_close(rank["losses"], before[0]["losses"], rtol=1e-5, atol=0.0, msg=case)
+    assert {case[0] for case in ranks[0]} == set(optimizers_at(place))
+
+
+def save_meanwhile(store: Path, paused: Path, meanwhile: Path) -> dict[str, Any]:
+    """The same state saved while training waits, and while it goes on for 3 steps before anything is written."""
+    with launched(2), pytest.MonkeyPatch.context() as patch:
+        run = checkpoints.start(store, "exact")
+        checkpoints.losses(run, 3)
+        save_checkpoint(run, paused)
+        before = checkpoints.snapshot(run)
+        trained, write = threading.Event(), CheckpointWriter._write
+
+        def write_late(*args: Any) -> Any:
+            assert trained.wait(60)
+            return write(*args)
+
+        patch.setattr(CheckpointWriter, "_write", write_late)
+        saving = Saving(run, meanwhile)
+        losses = checkpoints.losses(run, 3)
+        early, after = saving.done(), checkpoints.snapshot(run)
+        trained.set()
+        saving.finish()
+        load_training(run, resolve(paused, "last"))
+        moved = [name for name, tensor in after["dense"].items() if not torch.equal(tensor, before["dense"][name])]
+        return {"losses": losses, "again": checkpoints.losses(run, 3), "early": early, "moved": set(moved)}
+
+
+def test_saving_while_training_goes_on_saves_what_saving_in_a_pause_does(at_ranks: AtRanks, tmp_path: Path) -> None:
+    store = small_store(tmp_path / "store", num_users=33).path
+    paused, meanwhile = tmp_path / "paused", tmp_path / "meanwhile"
+    for rank in at_ranks(2, save_meanwhile, store, paused, meanwhile):
+        assert not rank["early"]
+        assert {name.partition(".")[0] for name in rank["moved"]} >= {"exp_avg", "exp_avg_sq", "extractor"}
+        assert torch.equal(rank["losses"], rank["again"])
+    first, second = resolve(paused, "last"), resolve(meanwhile, "last")
+    assert first.training == second.training
+    files = sorted(path.name for path in first.path.iterdir())
+    assert sum(name.endswith(".safetensors") for name in files) == 2
+    assert files == sorted(path.name for path in second.path.iterdir())
+    for name in files:
+        assert (first.path / name).read_bytes() == (second.path / name).read_bytes(), name
 
 
 def configuration(**changes: Any) -> dict[str, Any]:
@@ -269,9 +371,9 @@ def start_with_each(store: Path) -> list[str]:
     return [start_with(store, content, env) for content, env in cases]
 
 
-def test_a_file_of_ones_own_is_taken_or_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_of_ones_own_is_taken_or_refused_in_one_line(at_ranks: AtRanks, tmp_path: Path) -> None:
     store = small_store(tmp_path / "store", num_users=33).path
-    [[taken, *refused]] = run_ranks(1, start_with_each, store)
+    [[taken, *refused]] = at_ranks(1, start_with_each, store)
     assert taken == "DeepSpeed ZeRO-1"
     file = tmp_path / "ds.json"
     for said, expected in zip(
