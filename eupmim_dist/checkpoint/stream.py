@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,16 @@ def shard_metadata(parts: Sequence[Part]) -> dict[str, str]:
 
 
 def write_parts(
-    file: Path, parts: Sequence[Part], metadata: dict[str, str], on_bytes: OnBytes = unheard
+    file: Path,
+    parts: Sequence[Part],
+    metadata: dict[str, str],
+    on_bytes: OnBytes = unheard,
+    hash_beside: bool = True,
 ) -> dict[str, Any]:
-    """Writes one file, to the disk; returns its size and sha256, its entry in a manifest."""
+    """Writes one file, to the disk; returns its size and sha256, its entry in a manifest.
+
+    `hash_beside`: in a thread of its own, which is faster where nothing else needs the CPUs.
+    """
     header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     position = 0
     for part in parts:
@@ -55,7 +63,7 @@ def write_parts(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that tensors are aligned
     start = len(text).to_bytes(8, "little") + text
-    with file.open("wb") as stream, _Sha256() as digest:
+    with file.open("wb") as stream, _Sha256() if hash_beside else nullcontext(hashlib.sha256()) as digest:
         digest.update(start)
         stream.write(start)
         for part in parts:
@@ -70,10 +78,7 @@ def write_parts(
 
 
 class _Sha256(threading.Thread):
-    """Hashes a block, which takes longest, while the next one is read and written.
-
-    No pool of threads: those take no work any more when a failed training waits for its last checkpoint.
-    """
+    """Hashes a block, which takes longest, while the next one is read and written."""
 
     def __init__(self) -> None:
         super().__init__(name="sha256", daemon=True)

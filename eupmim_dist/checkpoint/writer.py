@@ -93,7 +93,8 @@ class CheckpointWriter(StorageWriter):
             )
             for item, tensor in tensors
         ]
-        return file.name, write_parts(file, parts, shard_metadata(parts))
+        # No thread for hashing: beside a training on CPUs it would only take more of its time.
+        return file.name, write_parts(file, parts, shard_metadata(parts), hash_beside=False)
 
 
 def _first_row(item: WriteItem) -> int:

@@ -115,6 +115,7 @@ def test_a_run_directory_holds_what_is_promised(place: Path) -> None:
         "tensorboard",
         "checkpoints",
         "evaluation.json",
+        ".lock",
     }
     text = (run / "config.yaml").read_text()
     config = yaml.safe_load(text)
