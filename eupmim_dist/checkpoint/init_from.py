@@ -5,7 +5,7 @@ initial values, so that the start is the same at any number of ranks.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eupmim_dist.checkpoint.layout import Checkpoint, Damaged
 from eupmim_dist.checkpoint.pieces import BLOCK_BYTES, Piece, as_numbers, read_pieces, shape_of, stored_blocks
+from eupmim_dist.checkpoint.stream import OnBytes, unheard
 from eupmim_dist.data.store import Attribute, InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Recommender
@@ -36,13 +37,11 @@ _ATTRIBUTE = re.compile(re.escape(_DENSE + ATTRIBUTE_WEIGHT).replace(r"\{\}", r"
 Pieces = Mapping[str, list[Piece]]
 
 
-def take_weights(
-    assembled: Assembled, source: Checkpoint, on_bytes: Callable[[int], None] = lambda done: None
-) -> list[str]:
+def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = unheard) -> list[str]:
     """Sets the weights, dense and tables, to those of a trained model; collective.
 
-    A rank needs three times BLOCK_BYTES and, while raw ids are matched, some 150 bytes for each row that it holds,
-    however many rows there are in all. `on_bytes` is called with the number of bytes of each block read.
+    A rank needs three times BLOCK_BYTES and, while raw ids are matched, 150 to 350 bytes for each row that it holds,
+    more the smaller its share. `on_bytes` is called with the number of bytes of each block read.
 
     Returns what was taken, in lines for people. Raises UserError, on all ranks, if the network is another one, or if
     neither the source nor the store it was trained on tells what its rows stand for.
@@ -161,7 +160,7 @@ def _copy_rows(
     pieces: list[Piece],
     source_rows: int,
     by_id: bool,
-    on_bytes: Callable[[int], None],
+    on_bytes: OnBytes,
 ) -> None:
     """Sets the rows of `weight` that have a match to the source's, which are read in the order they are stored in."""
     rows = np.flatnonzero(matches != NEW)

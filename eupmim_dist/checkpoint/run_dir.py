@@ -117,7 +117,7 @@ def _candidates(run_dir: Path, resume: str) -> list[Path]:
         raise UserError(f"--resume {resume}: is a model without training state; give a run or a checkpoint of one")
     if holds_run and run_dir.resolve() not in checkpoint.path.resolve().parents:
         raise UserError(f"{run_dir}: already holds another run than --resume {resume}; give a new --run-dir")
-    if holds_run and (later := [path for path in complete_steps(run_dir) if path.name > checkpoint.path.name]):
+    if holds_run and (later := [path for path in complete_steps(run_dir) if path > step_dir(run_dir, checkpoint.step)]):
         raise UserError(
             f"{run_dir}: goes on to {later[-1].name}, which --resume {resume} would go back on; give a new --run-dir, "
             "or move what is later away"
