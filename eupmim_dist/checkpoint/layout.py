@@ -244,3 +244,8 @@ def sha256(path: Path, on_bytes: OnBytes = unheard) -> str:
             digest.update(block)
             on_bytes(len(block))
     return digest.hexdigest()
+
+
+def file_entry(file: Path) -> dict[str, Any]:
+    """Its entry in a manifest."""
+    return {"size": file.stat().st_size, "sha256": sha256(file)}

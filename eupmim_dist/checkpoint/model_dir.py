@@ -15,8 +15,8 @@ from eupmim_dist.checkpoint.layout import (
     TENSOR_FILE,
     Checkpoint,
     check_files,
+    file_entry,
     read_manifest,
-    sha256,
     sync_directory,
     write_manifest,
 )
@@ -107,7 +107,7 @@ def consolidate(
             where = {part.name: name for name, group in grouped.items() for part in group}
             index = {"metadata": {"total_size": total}, "weight_map": where}
             (staging / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-            files[INDEX_FILE] = _entry(staging / INDEX_FILE)
+            files[INDEX_FILE] = file_entry(staging / INDEX_FILE)
         files |= copy_id_maps(store, staging)
         written = read_manifest(checkpoint.path)
         (staging / CARD_FILE).write_text(model_card(checkpoint, store, written["versions"], str(out)), encoding="utf-8")
@@ -141,7 +141,3 @@ def write_model(tensors: Mapping[str, Any], description: dict[str, Any], out: Pa
     with new_directory(out) as staging:
         files = {TENSOR_FILE: write_parts(staging / TENSOR_FILE, parts, {}), **copy_id_maps(store, staging)}
         write_manifest(staging, MODEL_MANIFEST, description, files)
-
-
-def _entry(file: Path) -> dict[str, Any]:
-    return {"size": file.stat().st_size, "sha256": sha256(file)}

@@ -1,16 +1,12 @@
 """The store that a checkpoint was trained on: found again, and its tables of raw ids taken along."""
 
-import hashlib
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-from eupmim_dist.checkpoint.layout import Checkpoint
+from eupmim_dist.checkpoint.layout import Checkpoint, file_entry
 from eupmim_dist.data.store import TABLES, InteractionStore
 from eupmim_dist.errors import UserError
-
-COPIED_AT_A_TIME = 1 << 22
-"""Bytes."""
 
 
 def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:
@@ -42,14 +38,8 @@ def copy_id_maps(store: InteractionStore, directory: Path) -> dict[str, dict[str
     """
     entries: dict[str, dict[str, Any]] = {}
     for name in TABLES:
-        digest = hashlib.sha256()
-        with (store.path / name).open("rb") as source, (directory / name).open("wb") as target:
-            while block := source.read(COPIED_AT_A_TIME):
-                target.write(block)
-                digest.update(block)
-            target.flush()
-            os.fsync(target.fileno())
-            entries[name] = {"size": target.tell(), "sha256": digest.hexdigest()}
+        shutil.copyfile(store.path / name, directory / name)
+        entries[name] = file_entry(directory / name)
         if entries[name]["sha256"] != store.manifest["files"][name]["sha256"]:
             raise UserError(f"{store.path / name}: content does not match its SHA-256; prepare the store again")
     return entries
