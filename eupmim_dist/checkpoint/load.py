@@ -1,6 +1,8 @@
 """Reads checkpoints and consolidated models at any number of ranks: each rank keeps the rows it holds."""
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,15 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, check_files
+from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, check_files, num_bytes
 from eupmim_dist.checkpoint.pieces import read_pieces, shape_of
 from eupmim_dist.checkpoint.state import model_tensors, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import decided_by_main, everywhere
 from eupmim_dist.parallel.placement import Shard
-from eupmim_dist.parallel.world import World
+from eupmim_dist.parallel.world import World, collective_timeout
 from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.telemetry.progress import byte_progress
 from eupmim_dist.train.state import Assembled, Progress, Run
 
 ROWS_AT_A_TIME = 1 << 16
@@ -43,18 +46,34 @@ def open_sound(opening: Callable[[], Checkpoint], world: World) -> Checkpoint:
 
 
 def check_hashes(path: Path, world: World) -> None:
-    """Compares the files of a checkpoint with their hashes, each on one rank; collective. Raises what one finds."""
+    """Compares the files of a checkpoint with their hashes, each on one rank; collective. Raises what one finds.
 
-    def problem() -> UserError | None:
+    Ranks meet now and then while one is still at it: a large file may take longer than a collective may.
+    """
+    total = 0
+    with suppress(UserError):  # which is found again below, and told to all ranks
+        total = num_bytes(path) // world.size
+    met = time.monotonic()
+
+    with byte_progress(f"checking {path.name}", total, world.is_main) as on_bytes:
+
+        def still_checking(done: int) -> None:
+            nonlocal met
+            on_bytes(done)
+            if time.monotonic() - met > collective_timeout() / 2:
+                everywhere("still checking", world)
+                met = time.monotonic()
+
+        mine: UserError | None = None
         try:
-            check_files(path, world.rank, world.size)
+            check_files(path, world.rank, world.size, still_checking)
         except UserError as found:
-            return found
-        return None
-
-    for found in everywhere(problem(), world):
-        if found is not None:
-            raise found
+            mine = found
+        while "still checking" in (said := everywhere(mine, world)):
+            pass
+    for problem in said:
+        if problem is not None:
+            raise problem
 
 
 def load_model(assembled: Assembled, checkpoint: Checkpoint) -> None:
@@ -85,6 +104,10 @@ def load_training(run: Run, checkpoint: Checkpoint) -> None:
 
 def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shards: dict[str, Shard]) -> None:
     pieces = read_pieces(checkpoint.path)
+    if not pieces:
+        raise UserError(
+            f"{checkpoint.path}: was deleted meanwhile, perhaps by a training that keeps later ones; try again"
+        )
     held = {name: shape_of(of_tensor) for name, of_tensor in pieces.items()}
     for name, tensor in tensors.items():
         if held.get(name) != tuple(tensor.shape):

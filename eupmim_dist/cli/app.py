@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from eupmim_dist import __version__
+from eupmim_dist.cli.attempts import end_with_launcher
 from eupmim_dist.cli.bench import bench
 from eupmim_dist.cli.config import config
 from eupmim_dist.cli.consolidate import consolidate
@@ -17,7 +18,7 @@ from eupmim_dist.cli.export import export
 from eupmim_dist.cli.import_model import import_model
 from eupmim_dist.cli.inspect import inspect
 from eupmim_dist.cli.launch import CONTEXT_SETTINGS as LAUNCH_SETTINGS
-from eupmim_dist.cli.launch import end_with_launcher, launch
+from eupmim_dist.cli.launch import launch
 from eupmim_dist.cli.prepare import prepare
 from eupmim_dist.cli.recommend import recommend
 from eupmim_dist.cli.reshard import reshard

@@ -38,8 +38,8 @@ def consolidate(
     from eupmim_dist.checkpoint.layout import num_bytes, resolve
     from eupmim_dist.checkpoint.model_dir import consolidate as join
     from eupmim_dist.checkpoint.model_dir import model_pieces, parse_size
-    from eupmim_dist.cli.display import byte_progress
     from eupmim_dist.errors import UserError
+    from eupmim_dist.telemetry.progress import byte_progress
 
     limit = parse_size(max_shard_size)
     source = resolve(checkpoint, "last" if last else "best")

@@ -53,7 +53,8 @@ def export(
 
     from eupmim_dist import assemble
     from eupmim_dist.checkpoint.exported import item_vectors, write_authors
-    from eupmim_dist.checkpoint.layout import check_files, resolve
+    from eupmim_dist.checkpoint.layout import resolve
+    from eupmim_dist.checkpoint.load import check_hashes
     from eupmim_dist.checkpoint.model_dir import new_directory
     from eupmim_dist.checkpoint.origin import store_of
     from eupmim_dist.cli.options import comma_separated
@@ -83,20 +84,17 @@ def export(
     store = store_of(checkpoint, data)
     world = init_world(cpu=True)
     terminal = console(stderr=True)
-    with (
-        new_directory(out) as staging,
-        Progress(transient=True, console=terminal, disable=not terminal.is_terminal) as progress,
-    ):
-        task = progress.add_task("reading the model", total=None)
 
-        def shown(vectors: Vectors) -> Iterator[Block]:
-            progress.reset(task, description=vectors.kind, total=vectors.shape[0])
+    def shown(vectors: Vectors) -> Iterator[Block]:
+        with Progress(transient=True, console=terminal, disable=not terminal.is_terminal) as progress:
+            task = progress.add_task(vectors.kind, total=vectors.shape[0])
             for ids, block in vectors.blocks:
                 yield ids, block
                 progress.advance(task, len(ids))
 
+    with new_directory(out) as staging:
         if format_name == "authors" or "users" not in kinds:  # the tables are read from the files, not loaded
-            check_files(checkpoint.path)
+            check_hashes(checkpoint.path, world)
             assemble.open_store(store.path, world)
         else:
             trained = assemble.load_trained(checkpoint.path, world, store.path)

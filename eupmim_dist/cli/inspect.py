@@ -30,8 +30,8 @@ def inspect(
 
     from eupmim_dist.checkpoint.contents import contents
     from eupmim_dist.checkpoint.layout import num_bytes, resolve
-    from eupmim_dist.cli.display import byte_progress
     from eupmim_dist.errors import UserError
+    from eupmim_dist.telemetry.progress import byte_progress
 
     check_json(json_file)
     checkpoint = resolve(path, "last" if last else "best")

@@ -27,8 +27,8 @@ def reshard(
     """
     from eupmim_dist.checkpoint.layout import num_bytes, resolve
     from eupmim_dist.checkpoint.reshard import reshard as rewrite
-    from eupmim_dist.cli.display import byte_progress
     from eupmim_dist.errors import UserError
+    from eupmim_dist.telemetry.progress import byte_progress
 
     source = resolve(checkpoint, "last")
     if source.is_model:

@@ -29,9 +29,10 @@ def verify(
 
     from eupmim_dist.checkpoint.verify import left_overs, to_verify
     from eupmim_dist.checkpoint.verify import verify as check
-    from eupmim_dist.cli.display import byte_progress, print_table
+    from eupmim_dist.cli.display import print_table
     from eupmim_dist.errors import UserError
     from eupmim_dist.telemetry.log import console
+    from eupmim_dist.telemetry.progress import byte_progress
 
     found = [checkpoint for path in paths for checkpoint in to_verify(path)]
     sizes = {path: _num_bytes(path) for path in found}

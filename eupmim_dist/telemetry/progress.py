@@ -1,12 +1,13 @@
-"""Where training stands: one live line on a terminal, a plain line now and then elsewhere."""
+"""Where training stands: one live line on a terminal, a plain line now and then elsewhere. And how far files are."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eupmim_dist.telemetry.log import console
 
@@ -74,3 +75,16 @@ class TrainProgress:
     ) -> None:
         if self._live:
             self._live.stop()
+
+
+@contextmanager
+def byte_progress(what: str, total: int, is_main: bool = True) -> Iterator[Callable[[int], None]]:
+    """A function to tell of bytes done since the last time, shown on rank 0's stderr as a share of `total`.
+
+    Nothing is shown where that is no terminal.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    terminal = console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True, disable=not (is_main and terminal.is_terminal)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)

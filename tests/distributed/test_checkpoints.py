@@ -1,6 +1,7 @@
 """A checkpoint saved at any number of ranks is loaded at any other, bit for bit, and training goes on alike."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eupmim_dist.assemble import assemble_run, open_store
+from eupmim_dist.checkpoint import load, writer
 from eupmim_dist.checkpoint import save as saving
-from eupmim_dist.checkpoint import writer
-from eupmim_dist.checkpoint.layout import TENSOR_FILE, complete_steps, resolve, step_dir
+from eupmim_dist.checkpoint.layout import TENSOR_FILE, Damaged, complete_steps, resolve, step_dir
 from eupmim_dist.checkpoint.load import load_model, load_training
 from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.save import save_checkpoint
@@ -258,6 +259,31 @@ def test_a_consolidated_model_has_its_rows_in_the_order_of_their_ids(
                 assert torch.equal(rows, held[f"table.{name}"][ids]), (model, name)
             for name, parameter in found["dense"].items():
                 assert torch.equal(parameter, held[f"dense.{name}"]), (model, name)
+
+
+def check_slowly(path: Path) -> str:
+    """What checking says where the last rank takes longer than the collectives' time limit, and finds something."""
+    world = init_world(cpu=True)
+
+    def for_long(path: Path, part: int, num_parts: int, on_bytes: Callable[[int], None]) -> None:
+        for _ in range(250 if part == num_parts - 1 else 0):
+            time.sleep(0.01)
+            on_bytes(1)
+        if part == num_parts - 1:
+            raise Damaged(f"{path}: found by {part}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "check_files", for_long)
+        try:
+            load.check_hashes(path, world)
+        except Damaged as found:
+            return str(found)
+    return "sound"
+
+
+def test_checking_a_large_file_outlasts_the_time_limit_of_a_collective(tmp_path: Path) -> None:
+    said = run_ranks(3, check_slowly, tmp_path, collective_timeout=1)
+    assert said == [f"{tmp_path}: found by 2"] * 3
 
 
 def fail_to_write(*_: Any) -> None:

@@ -1,0 +1,152 @@
+"""Runs `accelerate launch` in this process, again after a rank has died, and ends its ranks with it."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from argparse import Namespace
+from contextlib import suppress
+from itertools import pairwise
+
+import typer
+
+from eupmim_dist.errors import UserError
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+"""Signals that the launcher hands on to its ranks; its own exit code is then 128 + the signal's number."""
+
+LAUNCHER_VARIABLE = "EUPMIM_LAUNCHER"
+"""Tells ranks the launcher's process."""
+
+SURVIVORS_SECONDS = 5
+"""After a rank has died, what the others have to end; one that waits for the dead in C++ hears no signal."""
+
+ENDPOINT_SECONDS = 30
+"""How long a node that starts again waits for node 0 to have ended its last attempt."""
+
+
+def end_with_launcher() -> None:
+    """On a rank: the kernel kills it when its launcher is killed; it would write beside the next launch's ranks."""
+    launcher = int(os.environ.get(LAUNCHER_VARIABLE, "0"))
+    if launcher == os.getppid():
+        set_parent_death_signal = 1  # prctl's name for it; only Linux has it
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    elif launcher:  # deepspeed's processes are in between, or it has gone already
+        try:
+            os.kill(launcher, 0)
+        except ProcessLookupError:
+            raise SystemExit(1) from None
+
+
+def run_attempts(command: list[str], env: dict[str, str], max_restarts: int, grace: int) -> int:
+    """Runs `accelerate launch`, again up to `max_restarts` times after a rank has died; the last one's exit code.
+
+    `grace`: seconds from a signal to the launcher until ranks are killed. Raises UserError where accelerate refuses.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    from eupmim_dist.train.preemption import EXIT_CODE, SIGNALS
+
+    # A user's mistake; asked to leave, in training or before it.
+    final = {0, 2, EXIT_CODE, 128 + signal.SIGINT, *(-number for number in SIGNALS)}
+    try:
+        rank, code = _attempt(command, env, grace)
+        for restart in range(1, max_restarts + 1):
+            if code in final:
+                break
+            typer.echo(f"{_death(rank, code)}: starting again, {restart} of {max_restarts}", err=True)
+            _await_node_0(command)
+            rank, code = _attempt(command, env, grace)
+    except SignalException as stopped:  # at any time: torchrun's handlers stay after its end
+        typer.echo(f"stopped by {stopped.sigval.name}", err=True)
+        return 128 + stopped.sigval
+    if code >= 0:  # the rank has said why
+        return code
+    hint = ": out of memory?" if -code == signal.SIGKILL else ""
+    typer.echo(f"error: {_death(rank, code)}{hint}", err=True)
+    return 128 - code
+
+
+def _death(rank: int, code: int) -> str:
+    return f"rank {rank} " + (f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with code {code}")
+
+
+def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, int]:
+    """Runs `accelerate launch` in this process, so that its failure is an object and not a page of text.
+
+    Returns the rank that failed first and its exit code, which is negative if a signal killed it; 0, 0 for success.
+    """
+    import logging
+
+    import torch.distributed as dist
+    from accelerate.commands import launch as accelerate_launch
+    from accelerate.utils import patch_environment
+    from torch.distributed.elastic.multiprocessing.api import PContext
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    debug = os.environ.get("EUPMIM_DEBUG") == "1"
+    # Accelerate's own starts one process, and leaves it running when the launcher is told to stop.
+    accelerate_launch.simple_launcher = _run_alone
+    # What torchrun gives the others once a rank has failed; for ranks that are asked to leave it has an option.
+    PContext.close.__defaults__ = (None, SURVIVORS_SECONDS)
+    try:
+        if not debug:
+            logging.disable(logging.CRITICAL)  # the ranks say what went wrong; elastic's report only repeats it
+        args = accelerate_launch.launch_command_parser().parse_args(command)
+        args.signals_to_handle = ",".join(number.name for number in FORWARDED)  # torchrun's, which accelerate fills in
+        args.shutdown_timeout = grace  # the same; since torch 2.12
+        with patch_environment(**env, **{LAUNCHER_VARIABLE: str(os.getpid())}):
+            accelerate_launch.launch_command(args)
+    except ChildFailedError as failed:
+        if debug:
+            typer.echo(str(failed), err=True)
+        rank, failure = failed.get_first_failure()
+        return rank, failure.exitcode
+    except subprocess.CalledProcessError as failed:
+        return 0, failed.returncode
+    except (
+        ValueError,
+        AssertionError,
+        ConnectionError,
+        ImportError,
+        RendezvousError,
+        dist.DistError,
+    ) as error:
+        if debug:
+            raise
+        raise UserError(f"accelerate launch: {' '.join(str(error).split())}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0, 0
+
+
+def _await_node_0(command: list[str]) -> None:
+    """On another node: waits until the endpoint of the last attempt is closed, whose keys are not the next one's."""
+    options = dict(pairwise(command))
+    if options.get("--machine_rank", "0") == "0":
+        return
+    endpoint = options["--main_process_ip"], int(options["--main_process_port"])
+    deadline = time.monotonic() + ENDPOINT_SECONDS
+    with suppress(OSError):
+        while time.monotonic() < deadline:
+            socket.create_connection(endpoint, timeout=1).close()
+            time.sleep(0.1)
+
+
+def _run_alone(args: Namespace) -> None:
+    from accelerate.utils import prepare_simple_launcher_cmd_env
+
+    command, env = prepare_simple_launcher_cmd_env(args)
+    # Its own session, as torchrun gives its ranks: Ctrl-C reaches it once, from here.
+    child = subprocess.Popen(command, env=env, start_new_session=True)
+    previous = {number: signal.signal(number, lambda got, _: child.send_signal(got)) for number in FORWARDED}
+    try:
+        if child.wait():
+            raise subprocess.CalledProcessError(child.returncode, command)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
