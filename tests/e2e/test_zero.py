@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.test_cli import eupmim
 from tests.stores import small_store
 
 ROOT = Path(__file__).parents[2]
@@ -32,11 +34,9 @@ def run(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=300)
 
 
-def train(place: Path, launcher: list[str], run_dir: str, steps: int) -> subprocess.CompletedProcess[str]:
+def training(run_dir: str, steps: int) -> list[str]:
     options = ["--set", "data.dir=store", "--set", f"train.max_steps={steps}", "--set", "evaluation.top_n=[5]"]
-    return run(
-        place, [*launcher, "train", *options, *SIZES, "--set", "evaluation.metric=recall@5", "--run-dir", run_dir]
-    )
+    return ["train", *options, *SIZES, "--set", "evaluation.metric=recall@5", "--run-dir", run_dir]
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -46,17 +46,17 @@ def losses(run_dir: Path) -> list[float]:
 
 def test_a_run_under_deepspeed_says_so_and_goes_on_without(place: Path) -> None:
     launch = ["eupmim-dist", "launch", "--cpu", "--threads", "1", "--nproc"]
-    with_zero = train(place, [*launch, "2", "--config-file", str(ZERO / "zero2.yaml"), "--"], "run", 4)
+    with_zero = run(place, [*launch, "2", "--config-file", str(ZERO / "zero2.yaml"), "--", *training("run", 4)])
     assert with_zero.returncode == 0, with_zero.stderr
     assert "ranks   2 on cpu, DeepSpeed ZeRO-2, global batch 8\n" in with_zero.stdout
     assert "deepspeed" not in with_zero.stdout.lower().replace("deepspeed zero-2", "", 1)
     assert len(with_zero.stderr.splitlines()) == 1, with_zero.stderr  # the command that it stands for
     assert {path.name for path in place.iterdir()} <= {"store", "run", "accelerate"}
-    without = train(place, ["eupmim-dist"], "run", 8)
-    assert without.returncode == 0, without.stderr
-    assert "ranks   1 on cpu, one copy, global batch 8\n" in without.stdout
-    through = train(place, ["eupmim-dist"], "through", 8)
-    assert through.returncode == 0, through.stderr
+    without = eupmim(place, shlex.join(training("run", 8)))
+    assert without.code == 0, without.err
+    assert "ranks   1 on cpu, one copy, global batch 8\n" in without.out
+    through = eupmim(place, shlex.join(training("through", 8)))
+    assert through.code == 0, through.err
     assert losses(place / "run") == pytest.approx(losses(place / "through"), rel=1e-5)
 
 
@@ -66,12 +66,9 @@ def test_accelerates_own_launcher_on_one_rank_with_a_file_that_contradicts(place
         "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\nnum_processes: 1\nnum_machines: 1\n"
         "main_process_port: 0\ndeepspeed_config: {deepspeed_config_file: ds.json}\n"
     )
-    done = train(place, ["accelerate", "launch", "--config_file", "zero.yaml", "-m", "eupmim_dist"], "refused", 4)
+    done = run(
+        place, ["accelerate", "launch", "--config_file", "zero.yaml", "-m", "eupmim_dist", *training("refused", 4)]
+    )
     assert done.returncode != 0
     assert "error: ds.json: gradient_clipping is set; set train.clip_norm instead" in done.stderr
     assert not (place / "refused").exists()
-
-
-def test_deepspeed_is_loaded_only_where_it_is_used(place: Path) -> None:
-    code = "import sys, eupmim_dist.cli.train, eupmim_dist.assemble; sys.exit('deepspeed' in sys.modules)"
-    assert run(place, [sys.executable, "-c", code]).returncode == 0
