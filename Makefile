@@ -16,6 +16,9 @@ STAMP  := $(VENV)/installed
 DATA   := data/example
 RUN    := runs/example
 
+# Where it is set, each of the many processes that tests start would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train test crash-test check bench results clean
 

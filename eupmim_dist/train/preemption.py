@@ -4,9 +4,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eupmim_dist.train.state import Run
+if TYPE_CHECKING:  # the launcher, which knows these signals, has no need of what a run imports
+    from eupmim_dist.train.state import Run
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What batch systems send some time before they kill, and Ctrl-C; one rank's is enough."""
@@ -16,7 +17,7 @@ EXIT_CODE = 75
 
 
 @contextmanager
-def leaving_on_signal(run: Run) -> Iterator[None]:
+def leaving_on_signal(run: "Run") -> Iterator[None]:
     """While training: a signal requests a stop, a second Ctrl-C stops at once.
 
     Other signals may come twice: batch systems signal all processes of a job, and the launcher hands it on.

@@ -10,6 +10,7 @@ import pytest
 
 from eupmim_dist.checkpoint.layout import complete_steps
 from tests.crash.killing import Setting, differences, kill_and_finish, train_through
+from tests.e2e.test_cli import eupmim
 from tests.e2e.test_launch import TWO_ON_CPU, env, finish, run, start  # noqa: F401
 from tests.stores import small_store
 
@@ -69,11 +70,10 @@ def test_metrics_that_cannot_be_written_end_all_ranks_with_the_reason(tmp_path, 
     assert err.splitlines()[1:] == [f"error: {metrics}: cannot be written: File too large"]
 
 
-def test_a_run_directory_that_cannot_be_written_is_named(tmp_path, env, training):  # noqa: F811
+def test_a_run_directory_that_cannot_be_written_is_named(tmp_path, training):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("in the way")  # root may write wherever others may not
     (tmp_path / "run" / "config.yaml").write_text("# eupmim-dist")
-    code, _, err = run([*TWO_ON_CPU, *training], env)
-    assert code == 2
+    ended = eupmim(tmp_path, shlex.join(training[1:]))
     where = tmp_path / "run" / "checkpoints" / "step-000000006"
-    assert err.splitlines()[1:] == [f"error: {where}: cannot be read or written on rank 0: Not a directory"]
+    assert (ended.code, ended.err) == (2, f"error: {where}: cannot be read or written on rank 0: Not a directory\n")

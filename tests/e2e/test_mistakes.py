@@ -333,16 +333,8 @@ def test_of_two_ranks_one_tells_the_mistake(place: Path) -> None:
     assert written(place) == before
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("evaluate run --top-n 10,31", "[Nn] 31 is larger than the catalogue of 30 items"),
-        ("train --stes seed=1", "No such option: --stes"),
-        ("recommend run --user u1 --top-n 5", "recommend: runs on one rank"),
-    ],
-    ids=["evaluate", "train", "recommend"],
-)
-def test_a_launch_ends_as_its_ranks_do(place: Path, line: str, message: str) -> None:
+def test_a_launch_ends_as_its_ranks_do(place: Path) -> None:
+    line = "evaluate run --top-n 10,31"
     command = f"{sys.executable} -m eupmim_dist launch --cpu --nproc 2 --threads 1 -- {line}"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     ended = subprocess.run(
@@ -351,4 +343,4 @@ def test_a_launch_ends_as_its_ranks_do(place: Path, line: str, message: str) -> 
     shown, *rest = ended.stderr.splitlines()
     assert "accelerate launch" in shown
     assert ended.returncode == 2
-    check_line("\n".join(rest), message)
+    check_line("\n".join(rest), "[Nn] 31 is larger than the catalogue of 30 items")
