@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# torch asks for the names of the addresses that it connects to; where no name server answers, that takes 5 s.
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
