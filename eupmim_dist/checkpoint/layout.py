@@ -189,7 +189,7 @@ def check_files(path: Path, part: int = 0, num_parts: int = 1, on_bytes: OnBytes
     Raises Damaged if one differs, UserError if one cannot be read.
     """
     try:
-        for name, entry in sorted(read_manifest(path)["files"].items())[part::num_parts]:
+        for name, entry in _files(path, part, num_parts).items():
             if sha256(path / name, on_bytes) != entry["sha256"]:
                 raise Damaged(f"{path / name}: damaged (its hash differs from the manifest's); {OTHERS}")
     except (KeyError, TypeError) as error:
@@ -199,10 +199,14 @@ def check_files(path: Path, part: int = 0, num_parts: int = 1, on_bytes: OnBytes
 
 
 def _manifest(path: Path) -> Path:
-    for name in (STEP_MANIFEST, MODEL_MANIFEST):
-        if (path / name).is_file():
-            return path / name
-    raise Damaged(f"{path}: incomplete, it has no {STEP_MANIFEST}; use another checkpoint")
+    try:
+        for name in (STEP_MANIFEST, MODEL_MANIFEST):
+            if (path / name).is_file():
+                return path / name
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    what = f"incomplete, it has no {STEP_MANIFEST}" if path.is_dir() else "is gone"
+    raise Damaged(f"{path}: {what}; use another checkpoint")
 
 
 def write_manifest(directory: Path, name: str, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
@@ -232,9 +236,14 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-def num_bytes(path: Path) -> int:
-    """Of the files that a checkpoint's manifest lists."""
-    return sum(entry["size"] for entry in read_manifest(path)["files"].values())
+def _files(path: Path, part: int, num_parts: int) -> dict[str, dict[str, Any]]:
+    """Every `num_parts`-th of the files that a checkpoint's manifest lists, with their entries there."""
+    return dict(sorted(read_manifest(path)["files"].items())[part::num_parts])
+
+
+def num_bytes(path: Path, part: int = 0, num_parts: int = 1) -> int:
+    """Of the files that `check_files` reads."""
+    return sum(entry["size"] for entry in _files(path, part, num_parts).values())
 
 
 def sha256(path: Path, on_bytes: OnBytes = unheard) -> str:

@@ -52,7 +52,7 @@ def check_hashes(path: Path, world: World) -> None:
     """
     total = 0
     with suppress(UserError):  # which is found again below, and told to all ranks
-        total = num_bytes(path) // world.size
+        total = num_bytes(path, world.rank, world.size)
     met = time.monotonic()
 
     with byte_progress(f"checking {path.name}", total, world.is_main) as on_bytes:
@@ -103,11 +103,11 @@ def load_training(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shards: dict[str, Shard]) -> None:
-    pieces = read_pieces(checkpoint.path)
-    if not pieces:
+    if not checkpoint.path.is_dir():
         raise UserError(
             f"{checkpoint.path}: was deleted meanwhile, perhaps by a training that keeps later ones; try again"
         )
+    pieces = read_pieces(checkpoint.path)
     held = {name: shape_of(of_tensor) for name, of_tensor in pieces.items()}
     for name, tensor in tensors.items():
         if held.get(name) != tuple(tensor.shape):

@@ -96,5 +96,5 @@ def readable_failures(path: Path) -> Iterator[None]:
     except CheckpointException as failed:
         rank, (error, _) = min(failed.failures.items())
         if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be read or written on rank {rank}: {error.strerror}") from failed
+            raise UserError(f"{path}: cannot be read or written on rank {rank}: {error.strerror or error}") from failed
         raise RuntimeError(f"{path}: rank {rank}: {type(error).__name__}: {error}") from failed

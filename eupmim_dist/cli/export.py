@@ -84,26 +84,27 @@ def export(
     store = store_of(checkpoint, data)
     world = init_world(cpu=True)
     terminal = console(stderr=True)
-
-    def shown(vectors: Vectors) -> Iterator[Block]:
-        with Progress(transient=True, console=terminal, disable=not terminal.is_terminal) as progress:
-            task = progress.add_task(vectors.kind, total=vectors.shape[0])
-            for ids, block in vectors.blocks:
-                yield ids, block
-                progress.advance(task, len(ids))
-
     with new_directory(out) as staging:
         if format_name == "authors" or "users" not in kinds:  # the tables are read from the files, not loaded
             check_hashes(checkpoint.path, world)
             assemble.open_store(store.path, world)
         else:
             trained = assemble.load_trained(checkpoint.path, world, store.path)
-        if format_name == "authors":
-            untold = write_authors(checkpoint, store, staging / "model.pt")
-        else:
-            for kind in kinds:
-                vectors = item_vectors(checkpoint) if kind == "items" else user_vectors(trained)
-                writers[kind](replace(vectors, blocks=shown(vectors)), store.path, staging)
+        with Progress(transient=True, console=terminal, disable=not terminal.is_terminal) as progress:
+            task = progress.add_task(f"writing {out}", total=None)
+
+            def shown(vectors: Vectors) -> Iterator[Block]:
+                progress.reset(task, description=vectors.kind, total=vectors.shape[0])
+                for ids, block in vectors.blocks:
+                    yield ids, block
+                    progress.advance(task, len(ids))
+
+            if format_name == "authors":
+                untold = write_authors(checkpoint, store, staging / "model.pt")
+            else:
+                for kind in kinds:
+                    vectors = item_vectors(checkpoint) if kind == "items" else user_vectors(trained)
+                    writers[kind](replace(vectors, blocks=shown(vectors)), store.path, staging)
     typer.echo(f"{checkpoint.path} -> {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     if format_name == "authors":
         again = f"eupmim-dist import {out / 'model.pt'} --data {store.path} --out DIR"

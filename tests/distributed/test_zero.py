@@ -201,7 +201,7 @@ def load_and_save(store: Path, directory: Path, stage: int, loaded: dict[str, li
                 load_training(run, resolve(path, "last"))
                 found_in.append({name: tensor.clone() for name, tensor in held(run).items()})
             for path, other in zip(paths, found_in, strict=True):
-                torch.testing.assert_close(other, found_in[0], rtol=0.0, atol=0.0, msg=f"{path} is not {paths[0]}")
+                torch.testing.assert_close(other, found_in[0], rtol=0.0, atol=0.0, msg=lambda m, p=path: f"{p}: {m}")
             save_checkpoint(run, path_of(directory, stage, run.world.size, optimizer))
             found[optimizer] = checkpoints.losses(run, 3)
     return found
@@ -232,7 +232,9 @@ def test_checkpoints_are_those_of_ddp(at_ranks: AtRanks, saved: Saved, stage: in
     loaded = {name: [path_of(directory, DDP, other, name) for other in sizes[name]] for name in sizes}
     found = at_ranks(size, load_and_save, store, directory, stage, loaded)[0]
     for optimizer, losses in ddp[size].items():
-        torch.testing.assert_close(found[optimizer], losses, rtol=1e-5, atol=0.0, msg=optimizer)
+        torch.testing.assert_close(
+            found[optimizer], losses, rtol=1e-5, atol=0.0, msg=lambda m, o=optimizer: f"{o}: {m}"
+        )
         places = (path_of(directory, under, size, optimizer) for under in (DDP, stage))
         assert_same_files(*(resolve(place, "last").path for place in places))
 
@@ -245,9 +247,9 @@ def assert_same_files(first: Path, second: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes(), (second, name)
 
 
-def save_meanwhile(store: Path, paused: Path, meanwhile: Path) -> dict[str, Any]:
+def save_meanwhile(store: Path, stage: int, paused: Path, meanwhile: Path) -> dict[str, Any]:
     """The same state saved while training waits, and while it goes on for 3 steps before anything is written."""
-    with launched(2), pytest.MonkeyPatch.context() as patch:
+    with launched(stage), pytest.MonkeyPatch.context() as patch:
         run = checkpoints.start(store, "exact")
         checkpoints.losses(run, 3)
         save_checkpoint(run, paused)
@@ -269,10 +271,14 @@ def save_meanwhile(store: Path, paused: Path, meanwhile: Path) -> dict[str, Any]
         return {"losses": losses, "again": checkpoints.losses(run, 3), "early": early, "moved": set(moved)}
 
 
-def test_saving_while_training_goes_on_saves_what_saving_in_a_pause_does(at_ranks: AtRanks, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "size"), [(1, 1), (1, 3), (2, 2), (2, 4)])
+def test_saving_while_training_goes_on_saves_what_saving_in_a_pause_does(
+    at_ranks: AtRanks, tmp_path: Path, stage: int, size: int
+) -> None:
+    """Loading what was saved gives the same losses again, bit for bit."""
     store = small_store(tmp_path / "store", num_users=33).path
     paused, meanwhile = tmp_path / "paused", tmp_path / "meanwhile"
-    for rank in at_ranks(2, save_meanwhile, store, paused, meanwhile):
+    for rank in at_ranks(size, save_meanwhile, store, stage, paused, meanwhile):
         assert not rank["early"]
         assert {name.partition(".")[0] for name in rank["moved"]} >= {"exp_avg", "exp_avg_sq", "extractor"}
         assert torch.equal(rank["losses"], rank["again"])

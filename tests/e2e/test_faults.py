@@ -58,6 +58,10 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, env, tra
     where = f"{tmp_path / 'run' / 'checkpoints' / 'step-000000006'}"
     assert err.splitlines()[1:] == [f"error: {where}: cannot be read or written on rank 0: File too large"]
     assert complete_steps(tmp_path / "run") == []
+    ended = eupmim(tmp_path, shlex.join([*training[1:], "--cpu"]))
+    assert ended.code == 0, ended.err
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["step-000000006", "step-000000012"]
 
 
 def test_metrics_that_cannot_be_written_end_all_ranks_with_the_reason(tmp_path, env, training):  # noqa: F811
@@ -74,6 +78,6 @@ def test_a_run_directory_that_cannot_be_written_is_named(tmp_path, training):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("in the way")  # root may write wherever others may not
     (tmp_path / "run" / "config.yaml").write_text("# eupmim-dist")
-    ended = eupmim(tmp_path, shlex.join(training[1:]))
+    ended = eupmim(tmp_path, shlex.join([*training[1:], "--cpu"]))
     where = tmp_path / "run" / "checkpoints" / "step-000000006"
     assert (ended.code, ended.err) == (2, f"error: {where}: cannot be read or written on rank 0: Not a directory\n")

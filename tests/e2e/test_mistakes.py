@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -308,6 +309,25 @@ ON_TWO_RANKS = [
         "evaluate run --top-n 5 --json nowhere/a.json",
     )
 ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("train --stes seed=1", "No such option: --stes"), ("recommend run --user u1", "recommend: runs on one rank")],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_all_ranks_refuse_alike_rank_0_tells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, line: str, message: str
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command_line(line) == 2
+    told = capsys.readouterr().err
+    if rank == 0:
+        check_line(told, message)
+    assert (bool(told), waited) == ((True, []) if rank == 0 else (False, [3]))
 
 
 def one_mistake_after_another(place: Path, lines: list[str]) -> list[tuple[int, str]]:
