@@ -168,18 +168,23 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_manifest(manifest, error) from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def _no_manifest(manifest: Path, error: Exception) -> Damaged:
     return Damaged(f"{manifest}: not a manifest of this program ({error!r}); use another checkpoint")
 
 
-def _unreadable(path: Path, error: OSError) -> UserError:
+def gone(path: str | Path) -> Damaged:
+    """A training deletes checkpoints that another command may be reading."""
+    return Damaged(f"{path}: is gone; use another checkpoint")
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
     """A file that is gone is damage. One that cannot be read may be sound tomorrow: nothing is to go on without it."""
     name = error.filename or path
     if isinstance(error, FileNotFoundError):
-        return Damaged(f"{name}: is gone; use another checkpoint")
+        return gone(name)
     return UserError(f"{name}: cannot be read ({error.strerror}); try again, or move {path} away to do without it")
 
 
@@ -195,7 +200,7 @@ def check_files(path: Path, part: int = 0, num_parts: int = 1, on_bytes: OnBytes
     except (KeyError, TypeError) as error:
         raise _no_manifest(_manifest(path), error) from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def _manifest(path: Path) -> Path:
@@ -204,9 +209,10 @@ def _manifest(path: Path) -> Path:
             if (path / name).is_file():
                 return path / name
     except OSError as error:
-        raise _unreadable(path, error) from None
-    what = f"incomplete, it has no {STEP_MANIFEST}" if path.is_dir() else "is gone"
-    raise Damaged(f"{path}: {what}; use another checkpoint")
+        raise unreadable(path, error) from None
+    if not path.is_dir():
+        raise gone(path)
+    raise Damaged(f"{path}: incomplete, it has no {STEP_MANIFEST}; use another checkpoint")
 
 
 def write_manifest(directory: Path, name: str, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:

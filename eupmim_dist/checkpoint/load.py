@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, check_files, num_bytes
+from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, check_files, gone, num_bytes
 from eupmim_dist.checkpoint.pieces import read_pieces, shape_of
 from eupmim_dist.checkpoint.state import model_tensors, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
@@ -51,10 +51,10 @@ def check_hashes(path: Path, world: World) -> None:
     Ranks meet now and then while one is still at it: a large file may take longer than a collective may.
     """
     total = 0
-    with suppress(UserError):  # which is found again below, and told to all ranks
-        total = num_bytes(path, world.rank, world.size)
+    if world.is_main:
+        with suppress(UserError):  # which is found again below, and told to all ranks
+            total = num_bytes(path, 0, world.size)
     met = time.monotonic()
-
     with byte_progress(f"checking {path.name}", total, world.is_main) as on_bytes:
 
         def still_checking(done: int) -> None:
@@ -103,10 +103,6 @@ def load_training(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shards: dict[str, Shard]) -> None:
-    if not checkpoint.path.is_dir():
-        raise UserError(
-            f"{checkpoint.path}: was deleted meanwhile, perhaps by a training that keeps later ones; try again"
-        )
     pieces = read_pieces(checkpoint.path)
     held = {name: shape_of(of_tensor) for name, of_tensor in pieces.items()}
     for name, tensor in tensors.items():
@@ -121,9 +117,14 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shar
             [whole] = pieces[f"table.{name}"]
             _read_by_id(shard, whole.file, f"table.{name}")
             del tensors[f"table.{name}"]
-    with readable_failures(checkpoint.path):
-        reader = HuggingFaceStorageReader(str(checkpoint.path))
-        dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
+    try:
+        with readable_failures(checkpoint.path):
+            reader = HuggingFaceStorageReader(str(checkpoint.path))
+            dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
+    except (UserError, RuntimeError):
+        if checkpoint.path.is_dir():
+            raise
+        raise gone(checkpoint.path) from None  # a training may have saved later ones meanwhile
 
 
 def _read_by_id(shard: Shard, file: Path, name: str) -> None:

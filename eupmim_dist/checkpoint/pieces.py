@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from eupmim_dist.checkpoint.layout import Damaged
+from eupmim_dist.checkpoint.layout import Damaged, gone, unreadable
 from eupmim_dist.parallel.placement import NUM_COLUMNS, RowOrder
 
 BLOCK_BYTES = 64 << 20
@@ -55,8 +55,10 @@ class Piece:
 def read_pieces(directory: Path) -> dict[str, list[Piece]]:
     """Tensor name -> its pieces by first row, from the headers of a checkpoint's or model's files.
 
-    Raises Damaged if a file has no readable header, or one that contradicts itself.
+    Raises Damaged if the directory is gone, or a file has no readable header, or one that contradicts itself.
     """
+    if not directory.is_dir():
+        raise gone(directory)
     found: dict[str, list[Piece]] = {}
     for file in sorted(directory.glob("*.safetensors")):
         try:
@@ -76,6 +78,8 @@ def read_pieces(directory: Path) -> dict[str, list[Piece]]:
                     found.setdefault(name, []).append(piece)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise Damaged(f"{file}: is no safetensors file ({error!r}); use another checkpoint") from None
+        except OSError as error:
+            raise unreadable(file, error) from None
     return {name: sorted(pieces, key=lambda piece: piece.start) for name, pieces in sorted(found.items())}
 
 

@@ -20,7 +20,7 @@ from tests.stores import small_store
 
 NUM_STEPS = 25
 MANY_STEPS = 50
-"""In the first case."""
+"""Where all numbers of ranks are compared."""
 PROTOCOLS = ("strict", "comirec", "seed")
 
 

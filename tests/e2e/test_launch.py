@@ -15,13 +15,12 @@ import torch
 from eupmim_dist.cli import launch as launch_module
 from eupmim_dist.cli.launch import _plan
 from eupmim_dist.errors import UserError
-from tests.e2e.test_cli import eupmim
+from tests.e2e.test_cli import LAUNCHER_NAMES, eupmim
 from tests.stores import small_store
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "tests.e2e.ranks", "launch"]
 TWO_ON_CPU = [*LAUNCH, "--cpu", "--nproc", "2", "--threads", "1"]
-LAUNCHER_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 
 
 @pytest.fixture

@@ -1,19 +1,14 @@
 """`train` under the shipped DeepSpeed configurations, as a user starts it; a run may go on without DeepSpeed."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_cli import eupmim
+from tests.e2e.test_cli import ROOT, eupmim, shell
 from tests.stores import small_store
 
-ROOT = Path(__file__).parents[2]
-PROGRAMS = Path(sys.executable).parent
 ZERO = ROOT / "configs/accelerate"
 SIZES = ["--set", "model.dim=8", "--set", "model.dropout=0", "--set", "model.attention_dropout=0"]
 SIZES += ["--set", "data.history_length=6", "--set", "train.global_batch_size=8", "--set", "train.log_every=1"]
@@ -24,14 +19,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("zero")
     small_store(place / "store")
     return place
-
-
-def run(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
-    env = {name: value for name, value in os.environ.items() if name not in names}
-    env |= {"PATH": f"{PROGRAMS}{os.pathsep}{env['PATH']}", "HF_HOME": str(place), "CUDA_VISIBLE_DEVICES": ""}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=300)
 
 
 def training(run_dir: str, steps: int) -> list[str]:
@@ -46,11 +33,13 @@ def losses(run_dir: Path) -> list[float]:
 
 def test_a_run_under_deepspeed_says_so_and_goes_on_without(place: Path) -> None:
     launch = ["eupmim-dist", "launch", "--cpu", "--threads", "1", "--nproc"]
-    with_zero = run(place, [*launch, "2", "--config-file", str(ZERO / "zero2.yaml"), "--", *training("run", 4)])
-    assert with_zero.returncode == 0, with_zero.stderr
-    assert "ranks   2 on cpu, DeepSpeed ZeRO-2, global batch 8\n" in with_zero.stdout
-    assert "deepspeed" not in with_zero.stdout.lower().replace("deepspeed zero-2", "", 1)
-    assert len(with_zero.stderr.splitlines()) == 1, with_zero.stderr  # the command that it stands for
+    with_zero = shell(
+        place, shlex.join([*launch, "2", "--config-file", str(ZERO / "zero2.yaml"), "--", *training("run", 4)])
+    )
+    assert with_zero.code == 0, with_zero.err
+    assert "ranks   2 on cpu, DeepSpeed ZeRO-2, global batch 8\n" in with_zero.out
+    assert "deepspeed" not in with_zero.out.lower().replace("deepspeed zero-2", "", 1)
+    assert len(with_zero.err.splitlines()) == 1, with_zero.err  # the command that it stands for
     assert {path.name for path in place.iterdir()} <= {"store", "run", "accelerate"}
     without = eupmim(place, shlex.join([*training("run", 8), "--cpu"]))
     assert without.code == 0, without.err
@@ -66,9 +55,8 @@ def test_accelerates_own_launcher_on_one_rank_with_a_file_that_contradicts(place
         "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\nnum_processes: 1\nnum_machines: 1\n"
         "main_process_port: 0\ndeepspeed_config: {deepspeed_config_file: ds.json}\n"
     )
-    done = run(
-        place, ["accelerate", "launch", "--config_file", "zero.yaml", "-m", "eupmim_dist", *training("refused", 4)]
-    )
-    assert done.returncode != 0
-    assert "error: ds.json: gradient_clipping is set; set train.clip_norm instead" in done.stderr
+    launch = ["accelerate", "launch", "--config_file", "zero.yaml", "-m", "eupmim_dist"]
+    done = shell(place, shlex.join([*launch, *training("refused", 4)]))
+    assert done.code != 0
+    assert "error: ds.json: gradient_clipping is set; set train.clip_norm instead" in done.err
     assert not (place / "refused").exists()

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from eupmim_dist.assemble import describe_end, evaluate_best
-from eupmim_dist.checkpoint import layout, run_dir
-from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint
+from eupmim_dist.checkpoint import layout, load, run_dir
+from eupmim_dist.checkpoint.layout import Damaged, complete_steps, open_checkpoint
 from eupmim_dist.checkpoint.load import load_model, load_training, open_sound
+from eupmim_dist.checkpoint.pieces import Piece
 from eupmim_dist.checkpoint.run_dir import find_start, forget_lost_best, write_config
 from eupmim_dist.errors import UserError
 from tests.runs import WORLD, config_of, start, train_in
@@ -77,13 +78,27 @@ def test_a_best_one_that_was_lost_is_forgotten(tmp_path: Path, capsys: pytest.Ca
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["step"] == 12
 
 
-def test_a_checkpoint_that_is_deleted_before_it_is_read_is_told_as_that(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(tmp_path)
     run = train_in(config, tmp_path / "run")
     opened = layout.resolve(tmp_path / "run")
-    shutil.rmtree(opened.path)
-    with pytest.raises(UserError, match=f"^{opened.path}: was deleted meanwhile, .*; try again$"):
+    read_pieces = load.read_pieces
+
+    def then_deleted(path: Path) -> dict[str, list[Piece]]:
+        found = read_pieces(path)
+        shutil.rmtree(path)
+        return found
+
+    monkeypatch.setattr(load, "read_pieces", then_deleted)
+    told = f"^{opened.path}: is gone; use another checkpoint$"
+    with pytest.raises(Damaged, match=told):
         load_model(run, opened)
+    monkeypatch.undo()
+    for read in (partial(load_model, run), lambda found: open_sound(lambda: found, WORLD)):
+        with pytest.raises(Damaged, match=told):
+            read(opened)
 
 
 def test_saves_that_fail_to_clean_up_are_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
