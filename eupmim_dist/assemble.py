@@ -23,6 +23,7 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.hook import EvaluationHook
 from eupmim_dist.evaluation.runner import Result, check_cutoffs, evaluate_model
+from eupmim_dist.files import write_text
 from eupmim_dist.models.interface import DataShape
 from eupmim_dist.models.registry import build_model
 from eupmim_dist.optim.tables import make_table_optimizer
@@ -30,7 +31,6 @@ from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
-from eupmim_dist.telemetry.files import write_text
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import TrainProgress
 from eupmim_dist.telemetry.throughput import Throughput

@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from eupmim_dist.checkpoint.layout import read_manifest
 from eupmim_dist.checkpoint.load import check_hashes
 from eupmim_dist.checkpoint.state import readable_failures, table_rows, table_states
-from eupmim_dist.checkpoint.writer import CheckpointWriter, put_back
+from eupmim_dist.checkpoint.writer import CheckpointWriter
 from eupmim_dist.errors import UserError
+from eupmim_dist.files import put_back
 from eupmim_dist.optim.tables import TableOptimizer
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.sharded import ShardedTables

@@ -9,7 +9,7 @@ import numpy as np
 from eupmim_dist.checkpoint.card import evaluation_of
 from eupmim_dist.checkpoint.layout import Checkpoint, read_manifest
 from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
-from eupmim_dist.checkpoint.stream import OnBytes, unheard
+from eupmim_dist.hashing import OnBytes, unheard
 
 NUMBERS = 1 << 20
 """Looked at together, as several arrays of float64 are made of them."""

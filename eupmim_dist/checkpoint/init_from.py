@@ -16,9 +16,9 @@ from torch import Tensor
 
 from eupmim_dist.checkpoint.layout import Checkpoint, Damaged
 from eupmim_dist.checkpoint.pieces import BLOCK_BYTES, Piece, as_numbers, read_pieces, shape_of, stored_blocks
-from eupmim_dist.checkpoint.stream import OnBytes, unheard
 from eupmim_dist.data.store import Attribute, InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.hashing import OnBytes, unheard
 from eupmim_dist.models.interface import Recommender
 from eupmim_dist.parallel.agreement import agreed, everywhere
 from eupmim_dist.parallel.placement import RowOrder, Shard

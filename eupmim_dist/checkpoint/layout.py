@@ -6,19 +6,17 @@
 store's tables of raw ids. No pickle.
 """
 
-import hashlib
 import json
-import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eupmim_dist.checkpoint.stream import OnBytes, unheard
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
+from eupmim_dist.files import aside, replace_text
+from eupmim_dist.hashing import OnBytes, sha256, sha256_of_json, unheard
 from eupmim_dist.telemetry.log import get_logger
 
 FORMAT_VERSION = 3
@@ -28,8 +26,6 @@ STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
 OTHERS = "use another (`eupmim-dist verify RUN` tells which are sound)"
 TENSOR_FILE = "model.safetensors"
 """Of a consolidated model, if one file holds it."""
-HASHED_AT_A_TIME = 1 << 22
-"""Bytes."""
 
 
 class Damaged(UserError):
@@ -61,11 +57,6 @@ def step_dirs(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, complete or not, oldest first; no copies of them under names of a user's own."""
     found = (run_dir / "checkpoints").glob("step-*")
     return sorted(path for path in found if path.is_dir() and re.fullmatch(r"step-\d{9,}", path.name))
-
-
-def aside(checkpoint: Path) -> Path:
-    """Where a checkpoint lies while a new one takes its place; it stays there if that is killed half-way."""
-    return checkpoint.with_name(f".{checkpoint.name}.replaced")
 
 
 def left_aside(run_dir: Path) -> dict[Path, Path]:
@@ -151,7 +142,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         checksum = content.pop("checksum", None)
         # Before the version, which may be what is damaged: the checksum's rule is for all versions to come.
         expected = manifest.name == STEP_MANIFEST and content["format_version"] >= FORMAT_VERSION
-        if checksum != _checksum(content) and (checksum or expected):
+        if checksum != sha256_of_json(content) and (checksum or expected):
             raise Damaged(f"{manifest}: damaged (its checksum is another); use another checkpoint")
         readable = MODEL_VERSIONS if manifest.name == MODEL_MANIFEST else STEP_VERSIONS
         if (found := content["format_version"]) not in readable:
@@ -219,27 +210,8 @@ def write_manifest(directory: Path, name: str, content: dict[str, Any], files: d
     """Completes a checkpoint; written last. `files`: name -> size and sha256."""
     content = {"format_version": FORMAT_VERSION, **content, "files": files}
     if name == STEP_MANIFEST:  # a model's people may edit
-        content["checksum"] = _checksum(content)
-    text = json.dumps(content, indent=1)
-    with (directory / name).open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_directory(directory)
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def sync_directory(path: Path) -> None:
-    """Has the names in a directory written to the disk, where the system can do so."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        content["checksum"] = sha256_of_json(content)
+    replace_text(directory / name, json.dumps(content, indent=1))
 
 
 def _files(path: Path, part: int, num_parts: int) -> dict[str, dict[str, Any]]:
@@ -250,17 +222,3 @@ def _files(path: Path, part: int, num_parts: int) -> dict[str, dict[str, Any]]:
 def num_bytes(path: Path, part: int = 0, num_parts: int = 1) -> int:
     """Of the files that `check_files` reads."""
     return sum(entry["size"] for entry in _files(path, part, num_parts).values())
-
-
-def sha256(path: Path, on_bytes: OnBytes = unheard) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(HASHED_AT_A_TIME):
-            digest.update(block)
-            on_bytes(len(block))
-    return digest.hexdigest()
-
-
-def file_entry(file: Path) -> dict[str, Any]:
-    """Its entry in a manifest."""
-    return {"size": file.stat().st_size, "sha256": sha256(file)}

@@ -1,11 +1,8 @@
 """Consolidated and imported models: a directory to hand on, readable at any number of ranks."""
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +12,16 @@ from eupmim_dist.checkpoint.layout import (
     TENSOR_FILE,
     Checkpoint,
     check_files,
-    file_entry,
     read_manifest,
-    sync_directory,
     write_manifest,
 )
 from eupmim_dist.checkpoint.origin import copy_id_maps, store_of
 from eupmim_dist.checkpoint.pieces import Piece, blocks_by_id, read_pieces, shape_of, stored_blocks
-from eupmim_dist.checkpoint.stream import OnBytes, Part, unheard, write_parts
+from eupmim_dist.checkpoint.stream import Part, write_parts
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.files import out_directory
+from eupmim_dist.hashing import OnBytes, file_entry, unheard
 
 MODEL_PREFIXES = ("dense.", "table.")
 INDEX_FILE = "model.safetensors.index.json"
@@ -32,28 +29,6 @@ INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
 """Of a file, unless one tensor alone is larger: what the readers of other programs expect."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-@contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """A directory to fill that becomes `out` when the body succeeds; refuses an `out` that holds something."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: already exists; give another --out")
-    final = out.resolve()  # of a link, the directory itself is made
-    staging = final.with_name(f".{final.name}.incomplete")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        os.replace(staging, final)
-        sync_directory(final.parent)
-    except OSError as error:
-        source = None if error.filename is None else Path(error.filename).absolute()
-        if source and staging not in (source, *source.parents) and source != final:
-            raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def parse_size(text: str) -> int:
@@ -101,7 +76,7 @@ def consolidate(
     ]
     total = sum(part.num_bytes for part in parts)
     grouped = _grouped(parts, max_shard_bytes)
-    with new_directory(out) as staging:
+    with out_directory(out) as staging:
         files = {name: write_parts(staging / name, group, {}, on_bytes) for name, group in grouped.items()}
         if len(grouped) > 1:
             where = {part.name: name for name, group in grouped.items() for part in group}
@@ -138,6 +113,6 @@ def write_model(tensors: Mapping[str, Any], description: dict[str, Any], out: Pa
         Part(name, "F32", tuple(tensor.shape), tensor.nbytes, [tensor.contiguous().numpy().tobytes()])
         for name, tensor in sorted(tensors.items())
     ]
-    with new_directory(out) as staging:
+    with out_directory(out) as staging:
         files = {TENSOR_FILE: write_parts(staging / TENSOR_FILE, parts, {}), **copy_id_maps(store, staging)}
         write_manifest(staging, MODEL_MANIFEST, description, files)

@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from eupmim_dist.checkpoint.layout import Checkpoint, file_entry
+from eupmim_dist.checkpoint.layout import Checkpoint
 from eupmim_dist.data.store import TABLES, InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.hashing import file_entry
 
 
 def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from eupmim_dist.checkpoint.layout import STEP_MANIFEST, Checkpoint, check_files, read_manifest, write_manifest
-from eupmim_dist.checkpoint.model_dir import new_directory
 from eupmim_dist.checkpoint.pieces import Piece, read_pieces, shape_of, stored_blocks
-from eupmim_dist.checkpoint.stream import OnBytes, Part, shard_metadata, unheard, write_parts
+from eupmim_dist.checkpoint.stream import Part, shard_metadata, write_parts
 from eupmim_dist.data.blocks import block_range
+from eupmim_dist.files import out_directory
+from eupmim_dist.hashing import OnBytes, unheard
 
 
 def reshard(checkpoint: Checkpoint, num_ranks: int, out: Path, on_bytes: OnBytes = unheard) -> None:
@@ -20,7 +21,7 @@ def reshard(checkpoint: Checkpoint, num_ranks: int, out: Path, on_bytes: OnBytes
     check_files(checkpoint.path, on_bytes=on_bytes)
     manifest = read_manifest(checkpoint.path)
     description = {key: value for key, value in manifest.items() if key not in ("format_version", "files")}
-    with new_directory(out) as staging:
+    with out_directory(out) as staging:
         files = {}
         for number, parts in enumerate(_dealt(checkpoint, num_ranks), start=1):
             if not parts:

@@ -28,9 +28,9 @@ from eupmim_dist.checkpoint.writer import recover
 from eupmim_dist.config.load import dump_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
+from eupmim_dist.files import write_text
 from eupmim_dist.parallel.agreement import decided_by_main
 from eupmim_dist.parallel.world import World
-from eupmim_dist.telemetry.files import write_text
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.state import Run
 

@@ -1,22 +1,13 @@
 """Safetensors files written in blocks and hashed on the way: no tensor need be in memory whole."""
 
-import hashlib
 import json
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-OnBytes = Callable[[int], None]
-"""Told how many bytes have been worked through since the last time."""
-
-
-def unheard(done: int) -> None:
-    """An OnBytes for nobody."""
+from eupmim_dist.hashing import OnBytes, running_sha256, unheard
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ def write_parts(
 ) -> dict[str, Any]:
     """Writes one file, to the disk; returns its size and sha256, its entry in a manifest.
 
-    `hash_beside`: in a thread of its own, which is faster where nothing else needs the CPUs.
+    `hash_beside` as in `running_sha256`.
     """
     header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     position = 0
@@ -63,7 +54,7 @@ def write_parts(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that tensors are aligned
     start = len(text).to_bytes(8, "little") + text
-    with file.open("wb") as stream, _Sha256() if hash_beside else nullcontext(hashlib.sha256()) as digest:
+    with file.open("wb") as stream, running_sha256(hash_beside) as digest:
         digest.update(start)
         stream.write(start)
         for part in parts:
@@ -75,25 +66,3 @@ def write_parts(
         os.fsync(stream.fileno())
         size = stream.tell()
     return {"size": size, "sha256": digest.hexdigest()}
-
-
-class _Sha256(threading.Thread):
-    """Hashes a block, which takes longest, while the next one is read and written."""
-
-    def __init__(self) -> None:
-        super().__init__(name="sha256", daemon=True)
-        self._digest = hashlib.sha256()
-        self._blocks: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=1)
-        self.update, self.hexdigest = self._blocks.put, self._digest.hexdigest
-
-    def __enter__(self) -> "_Sha256":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._blocks.put(None)
-        self.join()
-
-    def run(self) -> None:
-        while (block := self._blocks.get()) is not None:
-            self._digest.update(block)

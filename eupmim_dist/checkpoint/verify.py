@@ -21,8 +21,9 @@ from eupmim_dist.checkpoint.layout import (
 )
 from eupmim_dist.checkpoint.model_dir import INDEX_FILE
 from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
-from eupmim_dist.checkpoint.stream import OnBytes, unheard
 from eupmim_dist.errors import UserError
+from eupmim_dist.files import beside
+from eupmim_dist.hashing import OnBytes, unheard
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def left_overs(path: Path) -> list[Path]:
     needed = readable_steps(path).values()
     directory = path / "checkpoints"
     found = [*directory.glob(".step-*.incomplete"), *directory.glob(".step-*.removed"), *left_aside(path).values()]
-    found += [left for left in [path.with_name(f".{path.name}.incomplete")] if left.is_dir()]
+    found += [left for left in [beside(path)] if left.is_dir()]
     return sorted(left for left in found if left not in needed)
 
 

@@ -19,8 +19,9 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from eupmim_dist.checkpoint.layout import STEP_MANIFEST, aside, left_aside, sync_directory, write_manifest
+from eupmim_dist.checkpoint.layout import STEP_MANIFEST, left_aside, write_manifest
 from eupmim_dist.checkpoint.stream import Part, shard_metadata, write_parts
+from eupmim_dist.files import beside, put_back, replace_directory, sync_directory
 
 BLOCK_ELEMENTS = 1 << 22
 """Of a tensor, copied from its device and written at a time."""
@@ -36,7 +37,7 @@ class CheckpointWriter(StorageWriter):
 
     def __init__(self, final: Path, description: dict[str, Any], then: Callable[[], None]) -> None:
         """`description` is the manifest but for its files; `then` runs on rank 0 once `final` exists."""
-        self.final, self.staging = final, final.with_name(f".{final.name}.incomplete")
+        self.final, self.staging = final, beside(final)
         self.description, self.then = description, then
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
@@ -77,7 +78,7 @@ class CheckpointWriter(StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         files = dict(of_rank[0].storage_data for of_rank in results if of_rank)
         write_manifest(self.staging, STEP_MANIFEST, self.description, files)
-        _replace(self.staging, self.final)
+        replace_directory(self.staging, self.final)
         self.then()
 
     def _write(self, file: Path, tensors: list[tuple[WriteItem, Tensor]]) -> tuple[str, dict[str, Any]]:
@@ -109,21 +110,10 @@ def _blocks(tensor: Tensor) -> Iterator[memoryview]:
         yield memoryview(block.cpu().view(torch.uint8).numpy())
 
 
-def _replace(staging: Path, final: Path) -> None:
-    """Puts `staging` in the place of `final`; a crash in between leaves what `recover` mends."""
-    before = aside(final)
-    if final.exists():
-        shutil.rmtree(before, ignore_errors=True)
-        final.rename(before)
-    staging.rename(final)
-    sync_directory(final.parent)
-    shutil.rmtree(before, ignore_errors=True)
-
-
 def remove(checkpoint: Path) -> None:
     """Deletes a checkpoint: at once from those that count, then from the disk. What fails is left to a later save."""
     with suppress(OSError):
-        removed = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed"))
+        removed = checkpoint.rename(beside(checkpoint, "removed"))
         shutil.rmtree(removed, ignore_errors=True)
 
 
@@ -131,12 +121,3 @@ def recover(run_dir: Path) -> None:
     """Brings back a checkpoint whose replacement was killed half-way."""
     for final in left_aside(run_dir):
         put_back(final)
-
-
-def put_back(final: Path) -> None:
-    """As `recover`, for one."""
-    left = aside(final)
-    if final.exists():
-        shutil.rmtree(left, ignore_errors=True)
-    elif left.exists():
-        left.rename(final)

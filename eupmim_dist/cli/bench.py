@@ -1,6 +1,5 @@
 """`eupmim-dist bench ...`: measurements, each with its machine and command."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,7 +39,7 @@ def step(
     `eupmim-dist launch --nproc 2 --threads 1 -- bench step --data data/ml-1m`
     """
     from eupmim_dist.bench.step import measure_step
-    from eupmim_dist.cli.options import check_json
+    from eupmim_dist.cli.options import check_json, write_json
     from eupmim_dist.config.load import load_config
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
@@ -53,7 +52,7 @@ def step(
     if world.is_main:
         for name, value in measured.items():
             typer.echo(f"{name:26} {value:,.1f}" if isinstance(value, float) else f"{name:26} {value}")
-        _write(measured, json_file)
+        write_json(json_file, measured)
     shutdown(world)
 
 
@@ -87,7 +86,7 @@ def checkpoint(
     `eupmim-dist launch --nproc 2 --threads 1 -- bench checkpoint --data data/ml-1m --rows 10000000`
     """
     from eupmim_dist.bench.checkpoint import measure_checkpoint
-    from eupmim_dist.cli.options import check_json
+    from eupmim_dist.cli.options import check_json, write_json
     from eupmim_dist.config.load import load_config
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
@@ -101,7 +100,7 @@ def checkpoint(
         measured = measure_checkpoint(settings, world, rows, dim, place, rounds)
     if world.is_main:
         _print_checkpoint(measured)
-        _write(measured, json_file)
+        write_json(json_file, measured)
     shutdown(world)
 
 
@@ -179,7 +178,7 @@ def tables(
     """
     from eupmim_dist.bench.rivals import Shape
     from eupmim_dist.bench.tables import SYSTEMS, measure_tables
-    from eupmim_dist.cli.options import check_json
+    from eupmim_dist.cli.options import check_json, write_json
     from eupmim_dist.config.load import parse_config
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
@@ -201,7 +200,7 @@ def tables(
         measured = measure_tables(Shape(rows, dim, samples, ids_per_sample), ids, names, config, steps, rounds, world)
     if world.is_main:
         _print_tables(measured)
-        _write(measured, json_file)
+        write_json(json_file, measured)
     shutdown(world)
 
 
@@ -272,11 +271,3 @@ def _print_exchanges(console: "Console", measured: dict[str, Any]) -> None:
         if "GB/s" in result:
             told = f"{result['title']}: {result['GB/s']:,.0f} GB/s; a copy: {measured['copy GB/s']:,.0f} GB/s"
             console.print(told)
-
-
-def _write(measured: dict[str, Any], json_file: Path | None) -> None:
-    if json_file:
-        try:
-            json_file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from None

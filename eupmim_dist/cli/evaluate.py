@@ -87,6 +87,5 @@ def evaluate(
     with agreed(world):
         if world.is_main:
             print_results(results)
-            if json_file:
-                write_results(results, json_file)
+            write_results(results, json_file)
     shutdown(world)

@@ -55,12 +55,12 @@ def export(
     from eupmim_dist.checkpoint.exported import item_vectors, write_authors
     from eupmim_dist.checkpoint.layout import resolve
     from eupmim_dist.checkpoint.load import check_hashes
-    from eupmim_dist.checkpoint.model_dir import new_directory
     from eupmim_dist.checkpoint.origin import store_of
     from eupmim_dist.cli.options import comma_separated
     from eupmim_dist.data.vector_files import Block, Vectors, import_faiss, write_faiss, write_npy, write_parquet
     from eupmim_dist.errors import UserError
     from eupmim_dist.evaluation.vectors import user_vectors
+    from eupmim_dist.files import out_directory
     from eupmim_dist.parallel.world import init_world
     from eupmim_dist.telemetry.log import console
 
@@ -84,7 +84,7 @@ def export(
     store = store_of(checkpoint, data)
     world = init_world(cpu=True)
     terminal = console(stderr=True)
-    with new_directory(out) as staging:
+    with out_directory(out) as staging:
         if format_name == "authors" or "users" not in kinds:  # the tables are read from the files, not loaded
             check_hashes(checkpoint.path, world)
             assemble.open_store(store.path, world)

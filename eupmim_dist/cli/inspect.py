@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eupmim_dist.cli.options import LastOption, check_json
+from eupmim_dist.cli.options import LastOption, check_json, write_json
 
 
 def inspect(
@@ -26,11 +26,8 @@ def inspect(
 
     `eupmim-dist inspect models/example --all --stats --json contents.json`
     """
-    import json
-
     from eupmim_dist.checkpoint.contents import contents
     from eupmim_dist.checkpoint.layout import num_bytes, resolve
-    from eupmim_dist.errors import UserError
     from eupmim_dist.telemetry.progress import byte_progress
 
     check_json(json_file)
@@ -38,11 +35,7 @@ def inspect(
     with byte_progress("inspecting", num_bytes(checkpoint.path)) as on_bytes:
         found = contents(checkpoint, stats, on_bytes)
     _print(found, stats, every)
-    if json_file:
-        try:
-            json_file.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from None
+    write_json(json_file, found, allow_nan=False)
 
 
 def _print(found: dict[str, Any], stats: bool, every: bool) -> None:

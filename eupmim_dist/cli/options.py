@@ -1,13 +1,15 @@
 """Options that several subcommands share, and how their values are read."""
 
 import errno
+import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from eupmim_dist.errors import UserError
+from eupmim_dist.files import replace_text, writing
 
 DataOption = Annotated[
     Path | None,
@@ -29,6 +31,13 @@ def check_json(file: Path | None) -> None:
         code = errno.EACCES
     if code is not None:
         raise UserError(f"--json {file}: cannot be written: {os.strerror(code)}")
+
+
+def write_json(file: Path | None, content: Any, **options: Any) -> None:
+    """Writes what `--json` asks for, if it does; `options` of `json.dumps`. Raises UserError."""
+    if file is not None:
+        with writing(f"--json {file}"):
+            replace_text(file, json.dumps(content, indent=1, **options) + "\n")
 
 
 def comma_separated(option: str, values: list[str]) -> list[str]:

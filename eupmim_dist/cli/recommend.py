@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eupmim_dist.cli.options import DataOption, LastOption, check_json
+from eupmim_dist.cli.options import DataOption, LastOption, check_json, write_json
 
 
 def recommend(
@@ -27,12 +27,9 @@ def recommend(
 
     `eupmim-dist recommend models/released --user 17 --user 23 --json recommendations.json`
     """
-    import json
-
     from rich.table import Table
 
     from eupmim_dist import assemble
-    from eupmim_dist.errors import UserError
     from eupmim_dist.evaluation.recommend import recommend_items
     from eupmim_dist.parallel.world import init_world
     from eupmim_dist.telemetry.log import console
@@ -49,9 +46,4 @@ def recommend(
         for rank, item in enumerate(entry.items, start=1):
             table.add_row(str(rank), item.raw_id, item.title or "", f"{item.score:.3f}", str(item.interest))
         console().print(table)  # titles are not markup
-    if json_file:
-        content = [entry.as_dict() for entry in found]
-        try:
-            json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {json_file}: cannot be written: {error.strerror}") from None
+    write_json(json_file, [entry.as_dict() for entry in found], ensure_ascii=False)

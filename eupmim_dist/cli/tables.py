@@ -1,6 +1,5 @@
 """Result tables for people and JSON for programs."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from eupmim_dist.errors import UserError
+from eupmim_dist.cli.options import write_json
 from eupmim_dist.evaluation.protocols import METRICS
 from eupmim_dist.evaluation.runner import Result
 
@@ -36,10 +35,7 @@ def _cell(value: float, is_best: bool) -> str:
     return f"[bold]{value:.4f}[/bold]" if is_best else f"{value:.4f}"
 
 
-def write_results(results: Sequence[Result], file: Path) -> None:
-    """The results as JSON: an object, or a list where there are several."""
+def write_results(results: Sequence[Result], file: Path | None) -> None:
+    """The results as JSON, if asked for: an object, or a list where there are several."""
     content: Any = [result.as_dict() for result in results]
-    try:
-        file.write_text(json.dumps(content[0] if len(content) == 1 else content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json {file}: cannot be written: {error.strerror}") from None
+    write_json(file, content[0] if len(content) == 1 else content)

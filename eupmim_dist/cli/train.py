@@ -60,9 +60,9 @@ def train(
     from eupmim_dist.checkpoint.run_dir import find_start, forget_lost_best, write_config
     from eupmim_dist.config.load import load_config
     from eupmim_dist.errors import UserError
+    from eupmim_dist.files import write_text
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
-    from eupmim_dist.telemetry.files import write_text
     from eupmim_dist.telemetry.log import get_logger
     from eupmim_dist.train.preemption import EXIT_CODE, leaving_on_signal
 

@@ -8,7 +8,6 @@ hashes. `writer.py` is the only place that writes one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from eupmim_dist.errors import UserError
+from eupmim_dist.hashing import sha256, sha256_of_json
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
@@ -241,12 +241,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read in blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _fingerprint(manifest: dict[str, Any]) -> str:
     hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     content = [
@@ -254,7 +248,7 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
         manifest["split_rule"],
         [[a["name"], a["cardinality"]] for a in manifest["attributes"]],
     ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(content)
 
 
 def _split_code(split: str) -> int:
@@ -277,7 +271,7 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]], *, verify: bool) 
             )
         if file.suffix == ".parquet" and not _is_parquet(file):
             raise UserError(f"{file}: is no Parquet file; copy it again or prepare the store again")
-        if verify and sha256_of(file) != entry["sha256"]:
+        if verify and sha256(file) != entry["sha256"]:
             raise UserError(
                 f"{file}: content does not match its SHA-256 in {MANIFEST}; copy it again or prepare the store again"
             )

@@ -21,7 +21,7 @@ from eupmim_dist.data.formats.events import split_codes
 from eupmim_dist.data.formats.lines import Progress
 from eupmim_dist.data.formats.sequences import MIN_LENGTH
 from eupmim_dist.data.store import Attribute
-from eupmim_dist.data.writer import StoreWriter, item_dtype, write_table
+from eupmim_dist.data.writer import item_dtype, new_store, write_manifest, write_table
 from eupmim_dist.errors import UserError
 
 ATTRIBUTES = (Attribute("age", 7), Attribute("gender", 2), Attribute("occupation", 21))
@@ -88,8 +88,7 @@ def synthesize(
     if seed < 0:
         raise UserError(f"--seed {seed}: give 0 or more")
     world = make_world(num_items, mean_length, seed)
-    with StoreWriter(out, force=force) as writer:
-        directory = writer.directory
+    with new_store(out, force=force) as directory:
         offsets = open_memmap(directory / "offsets.npy", "w+", np.int64, (num_users + 1,))
         offsets[0] = 0
         blocks = range(0, num_users, BLOCK_USERS)
@@ -114,7 +113,8 @@ def synthesize(
         raw_items = pl.int_range(1, num_items + 1, eager=True).cast(pl.String)
         write_table(directory / "users.parquet", 0, {"raw_id": raw_users})
         write_table(directory / "items.parquet", 1, {"raw_id": raw_items, "title": _titles(world, num_items)})
-        return writer.commit(
+        return write_manifest(
+            directory,
             name=out.absolute().name,
             source=f"synth {num_users} users, {num_items} items, seed {seed}, mean length {mean_length}",
             split_rule="by_user",

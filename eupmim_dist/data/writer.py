@@ -1,14 +1,13 @@
-"""Writes an interaction store: into a directory beside its place, renamed there once it is whole."""
+"""Writes an interaction store, whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,10 @@ from eupmim_dist.data.store import (
     TABLES,
     Attribute,
     read_manifest,
-    sha256_of,
 )
 from eupmim_dist.errors import UserError
+from eupmim_dist.files import new_directory, replace_text
+from eupmim_dist.hashing import sha256
 
 
 @dataclass
@@ -55,88 +55,65 @@ def item_dtype(num_item_rows: int) -> type[np.signedinteger]:
     return np.int32 if num_item_rows <= np.iinfo(np.int32).max else np.int64
 
 
-class StoreWriter:
-    """Context manager: fill `directory`, then call `commit`; without a commit nothing is left behind.
+@contextmanager
+def new_store(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """A directory to fill and to end with `write_manifest`; it becomes `out` when the body succeeds, and else is gone.
 
     `force` replaces a store that `out` already holds. Anything else there is never touched.
 
     Raises:
-        UserError: `out` is a file, holds something that is no store, or holds a store and `force` is not set.
+        UserError: `out` is a file, holds something that is no store, or holds a store and `force` is not set; or
+            it cannot be written.
     """
-
-    def __init__(self, out: Path, *, force: bool = False) -> None:
-        self.out = out
-        check_replaceable(out, force=force)
-        self.directory = out.absolute().parent / f".{out.name}.partial-{secrets.token_hex(4)}"
-
-    def __enter__(self) -> StoreWriter:
-        try:
-            self.directory.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{self.out}: cannot be written ({error.strerror})") from error
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None:  # a full disk, most of all
-            raise UserError(f"{self.out}: cannot be written ({error.strerror})") from error
-
-    def commit(
-        self,
-        *,
-        name: str,
-        source: str,
-        split_rule: str,
-        attributes: Sequence[Attribute],
-        num_item_rows: int,
-        report: Mapping[str, int] | None = None,
-    ) -> dict[str, Any]:
-        """Write `dataset.json` over the arrays and tables that lie in `directory`, and move all into place.
-
-        Returns the manifest. `source` says what the data was made from.
-        """
-        files = [self.directory / f"{array}.npy" for array in ARRAYS]
-        files = [file for file in files if file.exists()] + [self.directory / table for table in TABLES]
-        offsets = np.load(self.directory / "offsets.npy", mmap_mode="r")
-        split = np.load(self.directory / "split.npy", mmap_mode="r")
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "name": name,
-            "source": source,
-            "counts": {
-                "users": len(split),
-                "users_in_a_split": int(np.count_nonzero(split != NO_SPLIT)),
-                "items": num_item_rows - 1,
-                "item_rows": num_item_rows,
-                "interactions": int(offsets[-1]),
-            },
-            "split_rule": split_rule,
-            "split_users": _split_users(split, split_rule),
-            "attributes": [attribute.as_manifest() for attribute in attributes],
-            "timestamp_ties": _timestamp_ties(self.directory, offsets),
-            "report": dict(report or {}),
-            "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
-        }
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        (self.directory / MANIFEST).write_text(text, encoding="utf-8")
-        self._move_into_place()
-        return manifest
-
-    def _move_into_place(self) -> None:
-        old = self.directory.with_name(self.directory.name.replace(".partial-", ".replaced-"))
-        replaced = self.out.exists()
-        if replaced:
-            self.out.rename(old)
-        try:
-            self.directory.rename(self.out)
-        except OSError:
-            if replaced:
-                old.rename(self.out)
+    check_replaceable(out, force=force)
+    try:
+        # An ending of its own, so that two may prepare the same store at once.
+        with new_directory(out, ending=f"partial-{secrets.token_hex(4)}", replace=force) as directory:
+            yield directory
+    except OSError as error:
+        if error.errno is None:  # else a full disk, most of all
             raise
-        if replaced:
-            shutil.rmtree(old)
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
+
+
+def write_manifest(
+    directory: Path,
+    *,
+    name: str,
+    source: str,
+    split_rule: str,
+    attributes: Sequence[Attribute],
+    num_item_rows: int,
+    report: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Write `dataset.json` over the arrays and tables that lie in `directory`, and return its content.
+
+    `source` says what the data was made from.
+    """
+    files = [directory / f"{array}.npy" for array in ARRAYS]
+    files = [file for file in files if file.exists()] + [directory / table for table in TABLES]
+    offsets = np.load(directory / "offsets.npy", mmap_mode="r")
+    split = np.load(directory / "split.npy", mmap_mode="r")
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "source": source,
+        "counts": {
+            "users": len(split),
+            "users_in_a_split": int(np.count_nonzero(split != NO_SPLIT)),
+            "items": num_item_rows - 1,
+            "item_rows": num_item_rows,
+            "interactions": int(offsets[-1]),
+        },
+        "split_rule": split_rule,
+        "split_users": _split_users(split, split_rule),
+        "attributes": [attribute.as_manifest() for attribute in attributes],
+        "timestamp_ties": _timestamp_ties(directory, offsets),
+        "report": dict(report or {}),
+        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files},
+    }
+    replace_text(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    return manifest
 
 
 def check_replaceable(out: Path, *, force: bool) -> None:
@@ -161,7 +138,7 @@ def check_replaceable(out: Path, *, force: bool) -> None:
 def write_dataset(dataset: Dataset, out: Path, *, name: str, source: str, force: bool = False) -> dict[str, Any]:
     """Write `dataset` as a store at `out` and return its manifest."""
     num_item_rows = len(dataset.raw_items) + 1
-    with StoreWriter(out, force=force) as writer:
+    with new_store(out, force=force) as directory:
         arrays = {
             "offsets": dataset.offsets.astype(np.int64, copy=False),
             "items": dataset.items.astype(item_dtype(num_item_rows), copy=False),
@@ -171,11 +148,12 @@ def write_dataset(dataset: Dataset, out: Path, *, name: str, source: str, force:
         if dataset.timestamps is not None:
             arrays["timestamps"] = dataset.timestamps.astype(np.int64, copy=False)
         for array, values in arrays.items():
-            np.save(writer.directory / f"{array}.npy", values, allow_pickle=False)
+            np.save(directory / f"{array}.npy", values, allow_pickle=False)
         titles = {} if dataset.titles is None else {"title": dataset.titles}
-        write_table(writer.directory / "users.parquet", 0, {"raw_id": dataset.raw_users})
-        write_table(writer.directory / "items.parquet", 1, {"raw_id": dataset.raw_items, **titles})
-        return writer.commit(
+        write_table(directory / "users.parquet", 0, {"raw_id": dataset.raw_users})
+        write_table(directory / "items.parquet", 1, {"raw_id": dataset.raw_items, **titles})
+        return write_manifest(
+            directory,
             name=name,
             source=source,
             split_rule=dataset.split_rule,

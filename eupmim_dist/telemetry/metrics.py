@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self, SupportsFloat
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.telemetry.files import write_text, writing
+from eupmim_dist.files import write_text, writing
 
 
 class MetricsWriter:

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "eupmim_dist"
 # A package imports only from lines above its own; packages on one line never import each other.
 LAYERS = [
     ["errors"],
+    ["files", "hashing"],
     ["config"],
     ["telemetry"],
     ["data"],

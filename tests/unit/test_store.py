@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from eupmim_dist.data.store import Attribute, InteractionStore
-from eupmim_dist.data.writer import Dataset, StoreWriter, write_dataset
+from eupmim_dist.data.writer import Dataset, new_store, write_dataset
 from eupmim_dist.errors import UserError
 from tests.stores import small_store
 
@@ -208,8 +208,8 @@ def test_failure_leaves_everything_as_it_was(tmp_path: Path, earlier: bool) -> N
         small_store(out)
 
     def run_out_of_space() -> None:
-        with StoreWriter(out, force=True) as writer:
-            (writer.directory / "items.npy").write_text("half")
+        with new_store(out, force=True) as directory:
+            (directory / "items.npy").write_text("half")
             raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="cannot be written"):

@@ -1,6 +1,5 @@
 """Log lines, recorded metrics, throughput and progress."""
 
-import errno
 import json
 import math
 import os
@@ -10,7 +9,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.telemetry.files import write_text
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import TrainProgress
@@ -96,22 +94,6 @@ def test_a_full_disk_is_a_mistake_that_names_the_file(tmp_path, capfd, place):
     [path] = tmp_path.glob(place)
     assert str(told.value).startswith(f"{path}: ")
     assert capfd.readouterr().err == ""
-
-
-def test_a_text_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "evaluation.json"
-    write_text(path, "before")
-
-    def full(self, text, encoding):
-        with self.open("w") as file:
-            file.write(text[:3])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("pathlib.Path.write_text", full)
-    with pytest.raises(UserError, match=r"evaluation\.json: cannot be written: No space left on device"):
-        write_text(path, "after")
-    assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
-    assert path.read_text() == "before"
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -17,11 +17,9 @@ from eupmim_dist.assemble import evaluate_best, load_trained
 from eupmim_dist.checkpoint.contents import contents
 from eupmim_dist.checkpoint.layout import (
     Damaged,
-    aside,
     complete_steps,
     open_checkpoint,
     resolve,
-    sha256,
     write_manifest,
 )
 from eupmim_dist.checkpoint.load import load_training
@@ -31,6 +29,8 @@ from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.verify import left_overs, to_verify, verify
 from eupmim_dist.cli.verify import verify as verify_command
 from eupmim_dist.errors import UserError
+from eupmim_dist.files import aside
+from eupmim_dist.hashing import sha256
 from tests.runs import WORLD, config_of, start, train_in
 from tests.stores import small_store
 

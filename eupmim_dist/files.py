@@ -1,0 +1,142 @@
+"""Files and directories that are there whole or not at all.
+
+They are written under a hidden name beside their place and renamed once they are whole.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from eupmim_dist.errors import UserError
+
+
+def beside(final: Path, ending: str = "incomplete") -> Path:
+    """The hidden name under which something is written before it is whole, or kept out of the way: `.NAME.ending`."""
+    return final.with_name(f".{final.name}.{ending}")
+
+
+@contextmanager
+def writing(what: Path | str) -> Iterator[None]:
+    """Around what writes `what`: an OSError becomes a UserError with its name and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written: {error.strerror or error}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `replace_text`. Raises UserError where it cannot be written."""
+    with writing(path):
+        replace_text(path, text)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes `path` whole and to the disk, or leaves what was there; of a link, the file that it leads to.
+
+    In place only what no other file can take the place of: a pipe, or a file in a directory that takes no new ones.
+    Raises OSError.
+    """
+    final = path.resolve()
+    if path.exists() and not (path.is_file() and os.access(final.parent, os.W_OK)):
+        path.write_text(text, encoding="utf-8")
+        return
+    staging = beside(final)
+    try:
+        with staging.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if final.exists():
+            with suppress(OSError):  # some file systems have none
+                shutil.copymode(final, staging)
+        staging.replace(final)
+    except BaseException:
+        with suppress(OSError):
+            staging.unlink(missing_ok=True)
+        raise
+    sync_directory(final.parent)
+
+
+@contextmanager
+def new_directory(final: Path, *, ending: str = "incomplete", replace: bool = False) -> Iterator[Path]:
+    """A directory to fill that becomes `final` when the body succeeds, and is deleted when it fails.
+
+    `final` is absent or empty by then, or what it holds is replaced if `replace`. What an earlier one with this
+    `ending` left when it was killed is deleted: two at once need two endings. Raises OSError.
+    """
+    final = final.resolve()  # of a link, the directory itself is made
+    staging = beside(final, ending)
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        if replace:
+            replace_directory(staging, final)
+        else:
+            staging.replace(final)
+            sync_directory(final.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def out_directory(out: Path) -> Iterator[Path]:
+    """`new_directory` for an `--out`, whose body may also read.
+
+    Raises UserError where `out` holds something, or something cannot be read or written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: already exists; give another --out")
+    final = out.resolve()
+    try:
+        with new_directory(final) as staging:
+            yield staging
+    except OSError as error:
+        source = None if error.filename is None else Path(error.filename).absolute()
+        if source and not source.is_relative_to(beside(final)) and not final.is_relative_to(source):
+            raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+def aside(final: Path) -> Path:
+    """Where a directory lies while a new one takes its place; it stays there if that is killed half-way."""
+    return beside(final, "replaced")
+
+
+def replace_directory(staging: Path, final: Path) -> None:
+    """Puts `staging` in the place of `final`, then deletes what was there; `put_back` mends it if killed half-way.
+
+    Raises OSError, and what was there is there again.
+    """
+    before = aside(final)
+    if final.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        final.rename(before)
+    try:
+        staging.rename(final)
+    except OSError:
+        put_back(final)
+        raise
+    sync_directory(final.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def put_back(final: Path) -> None:
+    """Brings back a directory whose replacement was killed half-way, or deletes what was replaced. Raises OSError."""
+    left = aside(final)
+    if final.exists():
+        shutil.rmtree(left, ignore_errors=True)
+    elif left.exists():
+        left.rename(final)
+
+
+def sync_directory(path: Path) -> None:
+    """Has the names in a directory written to the disk, where the system can do so."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
