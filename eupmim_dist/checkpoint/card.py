@@ -21,7 +21,6 @@ SETTINGS = (
     "train.l2",
 )
 """Told beside all of `model`: what results depend on most."""
-SPLIT_RULES = {"leave_one_out": "the last item of each user for test, the one before it for valid"}
 
 
 def model_card(checkpoint: Checkpoint, store: InteractionStore, versions: dict[str, str], name: str) -> str:
@@ -72,10 +71,7 @@ def _header(config: Config) -> str:
 
 def _training(checkpoint: Checkpoint, store: InteractionStore, versions: dict[str, str]) -> str:
     counts = store.manifest["counts"]
-    held_out = SPLIT_RULES.get(store.split_rule)
-    if held_out is None:
-        sizes = ", ".join(f"{len(store.users(split)):,} {split}" for split in ("train", "valid", "test"))
-        held_out = f"split by user ({sizes})"
+    held_out = store.rule.sentence(store.rule.sizes(store.split))
     by = ", ".join(f"{what} {version}" for what, version in versions.items())
     return (
         f"Trained for {checkpoint.step:,} steps on `{store.name}` (fingerprint `{store.fingerprint[:12]}`): "

@@ -10,6 +10,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from eupmim_dist.data.splits import SPLIT_RULES
 from eupmim_dist.telemetry.log import console
 
 
@@ -34,17 +35,14 @@ def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 def print_store(out: Path, manifest: dict[str, Any]) -> None:
     """The counts of a store, from its manifest, as a table on stdout."""
-    counts, splits = manifest["counts"], manifest["split_users"]
+    counts = manifest["counts"]
     table = Table(title=f"{manifest['name']}: {manifest['source']}", title_justify="left", show_header=False)
     table.add_column("what")
     table.add_column("count", justify="right")
     for what in ("users", "items", "interactions"):
         table.add_row(what, f"{counts[what]:,}")
-    if manifest["split_rule"] == "leave_one_out":
-        table.add_row("held out per user", "last: test, second last: valid")
-    else:
-        for split, users in splits.items():
-            table.add_row(f"{split} users", f"{users:,}")
+    for what, held_out in SPLIT_RULES[manifest["split_rule"]].rows(manifest["split_users"]).items():
+        table.add_row(what, held_out)
     for attribute in manifest["attributes"]:
         table.add_row(f"values of {attribute['name']}", f"{attribute['cardinality']:,}")
     if manifest["timestamp_ties"] is not None:

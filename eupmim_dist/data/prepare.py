@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eupmim_dist.data.formats import FORMATS, Options, Progress
-from eupmim_dist.data.store import NO_SPLIT, SPLITS
+from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES, SPLITS
 from eupmim_dist.data.writer import Dataset, check_replaceable, write_dataset
 from eupmim_dist.errors import UserError
 
@@ -63,7 +63,7 @@ def prepare_store(
 
 def unseen_items(dataset: Dataset) -> dict[str, int]:
     """Distinct items in the interactions of valid and of test that training never sees."""
-    split_of = _split_of_interactions(dataset)
+    split_of = SPLIT_RULES[dataset.split_rule].split_of_interactions(dataset.split, dataset.offsets)
     seen = np.zeros((len(SPLITS), len(dataset.raw_items) + 1), bool)
     for code in range(len(SPLITS)):
         seen[code, dataset.items[split_of == code]] = True
@@ -74,26 +74,11 @@ def unseen_items(dataset: Dataset) -> dict[str, int]:
     }
 
 
-def _split_of_interactions(dataset: Dataset) -> np.ndarray:
-    """uint8 [interactions]: the split each belongs to; leave_one_out holds out the last two of every user."""
-    split_of = np.repeat(dataset.split, np.diff(dataset.offsets))
-    if dataset.split_rule == "leave_one_out":
-        ends = dataset.offsets[1:][dataset.split != NO_SPLIT]
-        split_of[ends - 1] = SPLITS.index("test")
-        split_of[ends - 2] = SPLITS.index("valid")
-    return split_of
-
-
 def _check_splits(source: Path, dataset: Dataset) -> None:
-    in_split = dataset.split[dataset.split != NO_SPLIT]
-    if not len(in_split):
+    if (dataset.split == NO_SPLIT).all():
         raise UserError(f"{source}: no user has 5 interactions or more; bring longer histories")
-    if dataset.split_rule == "leave_one_out":
-        return
-    for code, name in enumerate(SPLITS):
-        if not (in_split == code).any():
-            mend = "put some there" if dataset.split_rule == "given" else "10 are enough for 80/10/10"
-            raise UserError(f"{source}: the {name} split has no user ({len(in_split)} users are left); {mend}")
+    if lack := SPLIT_RULES[dataset.split_rule].lack(dataset.split):
+        raise UserError(f"{source}: {lack}")
 
 
 def _given(options: Options) -> str:

@@ -15,18 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from eupmim_dist.data.splits import SPLIT_RULES, SplitRule
 from eupmim_dist.errors import UserError
 from eupmim_dist.hashing import sha256, sha256_of_json
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
-SPLITS = ("train", "valid", "test")  # codes 0, 1, 2 in split.npy
-NO_SPLIT = 255  # a row of the user table that takes part in no split
-SPLIT_RULES = ("by_user", "given", "leave_one_out")
 ARRAYS = ("offsets", "items", "timestamps", "attributes", "split")
 OPTIONAL_ARRAYS = ("timestamps",)
 TABLES = ("users.parquet", "items.parquet")
-HISTORY_SHARE = 0.8  # by_user and given: the share of a held-out user's sequence that is history
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,8 @@ class InteractionStore:
 
     `num_users` counts the rows of the user table (ids 0..num_users-1). `num_item_rows` counts the rows of the
     item table with its padding row 0; items are 1..num_item_rows-1. `fingerprint` identifies the content and
-    is the same wherever the directory lies. Under `leave_one_out` a user is in every split his history is
-    long enough for; otherwise he is in one split, or in none (`split` 255). `manifest` is the parsed
-    dataset.json.
+    is the same wherever the directory lies. `split_rule` says what the codes in `split` mean (splits.py).
+    `manifest` is the parsed dataset.json.
     """
 
     path: Path
@@ -127,54 +123,34 @@ class InteractionStore:
             manifest=manifest,
         )
 
+    @property
+    def rule(self) -> SplitRule:
+        """What the store's split means (splits.py)."""
+        return SPLIT_RULES[self.split_rule]
+
     def lengths(self, users: np.ndarray) -> np.ndarray:
         """Number of interactions of each of `users`, int64 of the same shape."""
         users = np.asarray(users, dtype=np.int64)
         return self.offsets[users + 1] - self.offsets[users]
 
     def users(self, split: str) -> np.ndarray:
-        """Ascending int64 ids of the users of `split`.
-
-        Under `leave_one_out`: users with at least one interaction before the item held out for that split
-        (training leaves the last two out).
-        """
-        code = _split_code(split)
-        if self.split_rule != "leave_one_out":
-            return np.flatnonzero(self.split == code)
-        least = {"train": 3, "valid": 3, "test": 2}[split]
-        return np.flatnonzero((np.diff(self.offsets) >= least) & (self.split != NO_SPLIT))
+        """Ascending int64 ids of the users that `split` trains on or evaluates. Raises ValueError for another split."""
+        return self.rule.users(split, self.split, self.offsets)
 
     def train_lengths(self, users: np.ndarray) -> np.ndarray:
-        """How many leading interactions of each of `users` may be trained on, int64 of the same shape.
-
-        A user of the train split: his whole sequence; any other: 0. Under `leave_one_out`: all but the last
-        two.
-        """
+        """How many leading interactions of each of `users` may be trained on, int64 of the same shape."""
         users = np.asarray(users, dtype=np.int64)
-        lengths = self.lengths(users)
-        if self.split_rule == "leave_one_out":
-            lengths = np.maximum(lengths - 2, 0)
-            return np.where(self.split[users] != NO_SPLIT, lengths, 0)
-        return np.where(self.split[users] == SPLITS.index("train"), lengths, 0)
+        return self.rule.train_lengths(self.split[users], self.lengths(users))
 
     def evaluation_window(self, users: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
         """`(cut, end)` of each of `users`: history is items[:cut], targets are items[cut:end].
 
-        Both int64 of the shape of `users`, counted from the user's first interaction. Split by user:
-        cut = int(0.8 * length) in float64, end = length. `leave_one_out`: (length - 2, length - 1) for valid,
-        (length - 1, length) for test.
+        Both int64 of the shape of `users`, counted from the user's first interaction.
 
         Raises:
             ValueError: `split` has no evaluation window (`leave_one_out` train) or is unknown.
         """
-        _split_code(split)
-        lengths = self.lengths(users)
-        if self.split_rule != "leave_one_out":
-            return (HISTORY_SHARE * lengths).astype(np.int64), lengths
-        if split == "train":
-            raise ValueError("leave_one_out holds out no item for split 'train'; evaluate 'valid' or 'test'")
-        end = lengths - 1 if split == "valid" else lengths
-        return end - 1, end
+        return self.rule.evaluation_window(self.lengths(users), split)
 
     def raw_user_ids(self, users: np.ndarray) -> list[str | None]:
         """The raw ids of `users` (int64 [n]) as in the source, in the same order; None if unknown."""
@@ -249,12 +225,6 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
         [[a["name"], a["cardinality"]] for a in manifest["attributes"]],
     ]
     return sha256_of_json(content)
-
-
-def _split_code(split: str) -> int:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; one of {', '.join(SPLITS)}")
-    return SPLITS.index(split)
 
 
 def _check_files(path: Path, files: dict[str, dict[str, Any]], *, verify: bool) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import polars as pl
 from numpy.lib.format import open_memmap
 
-from eupmim_dist.data.formats.events import split_codes
 from eupmim_dist.data.formats.lines import Progress
 from eupmim_dist.data.formats.sequences import MIN_LENGTH
+from eupmim_dist.data.splits import BY_USER
 from eupmim_dist.data.store import Attribute
 from eupmim_dist.data.writer import item_dtype, new_store, write_manifest, write_table
 from eupmim_dist.errors import UserError
@@ -108,7 +108,7 @@ def synthesize(
         for array in (offsets, items, attributes):
             array.flush()
         progress("writing", 0, 0)
-        np.save(directory / "split.npy", split_codes(num_users))
+        np.save(directory / "split.npy", BY_USER.codes(num_users))
         raw_users = pl.int_range(num_users, eager=True).cast(pl.String)
         raw_items = pl.int_range(1, num_items + 1, eager=True).cast(pl.String)
         write_table(directory / "users.parquet", 0, {"raw_id": raw_users})
@@ -117,7 +117,7 @@ def synthesize(
             directory,
             name=out.absolute().name,
             source=f"synth {num_users} users, {num_items} items, seed {seed}, mean length {mean_length}",
-            split_rule="by_user",
+            split_rule=BY_USER.name,
             attributes=ATTRIBUTES,
             num_item_rows=num_items + 1,
         )

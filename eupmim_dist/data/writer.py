@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES
 from eupmim_dist.data.store import (
     ARRAYS,
     FORMAT_VERSION,
     MANIFEST,
-    NO_SPLIT,
-    SPLITS,
     TABLES,
     Attribute,
     read_manifest,
@@ -33,8 +32,8 @@ class Dataset:
     """What a store holds, in memory. U users, A attributes, I interactions, M items (padding not counted).
 
     `offsets` int64 [U+1], `items` int [I], `timestamps` int64 [I] or None, `attribute_values` int [U, A],
-    `split` uint8 [U] (255: no split), `raw_users` String [U], `raw_items` and `titles` String [M] (entry i is
-    item i+1). `report`: counts of what was dropped.
+    `split` uint8 [U] and `split_rule` as in splits.py, `raw_users` String [U], `raw_items` and `titles` String [M]
+    (entry i is item i+1). `report`: counts of what was dropped.
     """
 
     offsets: np.ndarray
@@ -106,7 +105,7 @@ def write_manifest(
             "interactions": int(offsets[-1]),
         },
         "split_rule": split_rule,
-        "split_users": _split_users(split, split_rule),
+        "split_users": SPLIT_RULES[split_rule].sizes(split),
         "attributes": [attribute.as_manifest() for attribute in attributes],
         "timestamp_ties": _timestamp_ties(directory, offsets),
         "report": dict(report or {}),
@@ -168,12 +167,6 @@ def write_table(path: Path, first_id: int, columns: Mapping[str, pl.Series]) -> 
     num_rows = len(next(iter(columns.values())))
     ids = pl.int_range(first_id, first_id + num_rows, dtype=pl.Int64, eager=True).alias("id")
     pl.DataFrame([ids, *(values.alias(column) for column, values in columns.items())]).write_parquet(path)
-
-
-def _split_users(split: np.ndarray, split_rule: str) -> dict[str, int]:
-    if split_rule == "leave_one_out":  # every user with a history is in all three
-        return dict.fromkeys(SPLITS, int(np.count_nonzero(split != NO_SPLIT)))
-    return {name: int(np.count_nonzero(split == code)) for code, name in enumerate(SPLITS)}
 
 
 def _timestamp_ties(directory: Path, offsets: np.ndarray) -> int | None:

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from eupmim_dist.data.formats.events import split_codes
 from eupmim_dist.data.prepare import prepare_store
+from eupmim_dist.data.splits import BY_USER
 from eupmim_dist.data.store import InteractionStore
 from tests.unit.test_formats_prepared import append, refused, sequence, write
 
@@ -124,7 +124,7 @@ def test_movielens_numbers_users_as_the_released_map(shared_data: Path, tmp_path
 
 
 def test_split_is_cut_as_published() -> None:
-    codes = split_codes(6040)
+    codes = BY_USER.codes(6040)
     assert [int(np.flatnonzero(codes == code)[0]) for code in (0, 1, 2)] == [0, 4832, 5436]
     assert codes.dtype == np.uint8
 

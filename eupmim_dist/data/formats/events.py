@@ -1,7 +1,7 @@
 """Raw events with any ids to a dataset: filter rare items and users, number them, order and split.
 
 Items are numbered from 1 by falling count, ties by first appearance; users from 0 by first appearance,
-shuffled for a split by user. With the seed and counts of the E-UPMiM authors this is what they do.
+shuffled where chance decides the split. With the seed and counts of the E-UPMiM authors this is what they do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import polars as pl
 
 from eupmim_dist.data.formats.lines import Progress
 from eupmim_dist.data.formats.sequences import MIN_LENGTH
-from eupmim_dist.data.store import SPLITS, Attribute
+from eupmim_dist.data.splits import BY_USER, SplitRule
+from eupmim_dist.data.store import Attribute
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError
 
@@ -46,7 +47,7 @@ def dataset_from_events(
     titles: pl.DataFrame | None = None,
     min_count: int = AUTHORS_MIN_COUNT,
     until_stable: bool = False,
-    split_rule: str = "by_user",
+    rule: SplitRule = BY_USER,
     seed: int = AUTHORS_SEED,
 ) -> Dataset:
     """Number, order and split the `events`: String columns user and item, optional int64 time, in file order.
@@ -73,7 +74,7 @@ def dataset_from_events(
 
     # Codes count up by first appearance, so a stable sort leaves ties in that order.
     user_order = np.flatnonzero(np.bincount(user))
-    if split_rule == "by_user":
+    if rule.draws:
         user_order = user_order[_shuffled(len(user_order), seed)]
     frequent = np.flatnonzero(item_counts >= min_count)
     item_order = frequent[np.argsort(-item_counts[frequent], kind="stable")]
@@ -97,21 +98,13 @@ def dataset_from_events(
         timestamps=None if time is None else time[order],
         attributes=attributes,
         attribute_values=values,
-        split=split_codes(num_users) if split_rule == "by_user" else np.zeros(num_users, np.uint8),
-        split_rule=split_rule,
+        split=rule.codes(num_users),
+        split_rule=rule.name,
         raw_users=raw_users,
         raw_items=raw_items,
         titles=None if titles is None else _looked_up(raw_items, titles, "item")["title"],
         report=report,
     )
-
-
-def split_codes(num_users: int) -> np.ndarray:
-    """uint8 [num_users]: train up to int(0.8 n), valid up to int(0.9 n), then test, as the authors cut."""
-    codes = np.full(num_users, SPLITS.index("test"), np.uint8)
-    codes[: int(num_users * 0.9)] = SPLITS.index("valid")
-    codes[: int(num_users * 0.8)] = SPLITS.index("train")
-    return codes
 
 
 def _dictionary_encode(events: pl.LazyFrame, column: str, progress: Progress) -> tuple[pl.Series, np.ndarray]:

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 
 from eupmim_dist.data.formats.lines import bad_line
-from eupmim_dist.data.store import NO_SPLIT, SPLITS, Attribute
+from eupmim_dist.data.splits import GIVEN, NO_SPLIT, SPLITS
+from eupmim_dist.data.store import Attribute
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError
 
@@ -77,7 +78,7 @@ def dataset_from_splits(files: Sequence[SplitFile], attributes: Sequence[str] = 
         item[by_user],
         num_item_rows=num_item_rows,
         split=split,
-        split_rule="given",
+        split_rule=GIVEN.name,
         attributes=[
             Attribute(name, count, tuple(map(str, range(count))))
             for name, count in zip(attributes, cardinalities.tolist(), strict=True)

@@ -11,6 +11,7 @@ import polars as pl
 from eupmim_dist.data.formats.lines import Progress, bad_line, blocks
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.sequences import check_gaps, kept_ids_dataset
+from eupmim_dist.data.splits import LEAVE_ONE_OUT
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError
 
@@ -39,8 +40,8 @@ def read(source: Path, options: Options, workspace: Path, progress: Progress) ->
         row_lengths,
         items,
         num_item_rows=num_item_rows,
-        split=np.zeros(num_users, np.uint8),
-        split_rule="leave_one_out",
+        split=LEAVE_ONE_OUT.codes(num_users),
+        split_rule=LEAVE_ONE_OUT.name,
     )
     dataset.raw_users = pl.int_range(1, num_users + 1, eager=True).cast(pl.String)
     maps = source / "datamaps.json"

@@ -15,10 +15,11 @@ from eupmim_dist.data.formats.events import (
 )
 from eupmim_dist.data.formats.lines import Progress
 from eupmim_dist.data.formats.options import Options
+from eupmim_dist.data.splits import BY_USER, LEAVE_ONE_OUT, SplitRule
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError
 
-TABLE_SPLITS = ("by_user", "leave_one_out")
+TABLE_SPLITS: dict[str, SplitRule] = {rule.name: rule for rule in (BY_USER, LEAVE_ONE_OUT)}
 Locate = Callable[[int], str]  # 0-based data row -> "file:line" or "file: row n"
 
 
@@ -32,8 +33,8 @@ def mapped_columns(source: Path, options: Options, present: list[str]) -> dict[s
         raise UserError(f"--min-count {options.min_count}: give 1 or more")
     if options.split not in (None, *TABLE_SPLITS):
         raise UserError(f"--split {options.split}: give one of {', '.join(TABLE_SPLITS)}")
-    if options.seed is not None and options.split == "leave_one_out":
-        raise UserError("--seed: leave_one_out draws nothing; leave the option out")
+    if options.seed is not None and not (rule := _split_rule(options)).draws:
+        raise UserError(f"--seed: {rule.name} draws nothing; leave the option out")
     roles = {"user": options.user_column, "item": options.item_column}
     for role, column in roles.items():
         if column is None:
@@ -67,9 +68,13 @@ def dataset_from_table(
         titles=_titles(table, progress) if "title" in columns else None,
         min_count=AUTHORS_MIN_COUNT if options.min_count is None else options.min_count,
         until_stable=True,
-        split_rule=options.split or "by_user",
+        rule=_split_rule(options),
         seed=AUTHORS_SEED if options.seed is None else options.seed,
     )
+
+
+def _split_rule(options: Options) -> SplitRule:
+    return BY_USER if options.split is None else TABLE_SPLITS[options.split]
 
 
 def _check_values(table: pl.LazyFrame, columns: list[str], locate: Locate, progress: Progress) -> None:
