@@ -62,6 +62,7 @@ def read_pieces(directory: Path) -> dict[str, list[Piece]]:
     found: dict[str, list[Piece]] = {}
     for file in sorted(directory.glob("*.safetensors")):
         try:
+            # Not by `safe_open`: it tells no byte offsets, and says of a file that may not be read that there is none.
             with file.open("rb") as stream:
                 header_size = int.from_bytes(stream.read(8), "little")
                 if header_size > file.stat().st_size:
