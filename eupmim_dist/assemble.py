@@ -1,12 +1,13 @@
 """Configuration -> a run. The only file that sees every layer: read it first.
 
-store    <- data.dir                       memory-mapped interactions
-model    <- model, sizes from the store    the dense network, alike on every rank
-tables   <- model.tables()                 item and user rows, a shard per rank
-run      <- all of it, Accelerate, the optimizers and the sampler
+store      <- data.dir                       memory-mapped interactions
+task       <- task                           what is predicted from what: samples, and users to rank for
+model      <- model, sizes from the store    the dense network, alike on every rank
+objective  <- objective                      the loss of the model's queries
+tables     <- model.tables()                 item and user rows, a shard per rank
+run        <- all of it, Accelerate and the optimizers
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,28 +16,22 @@ import torch
 from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.checkpoint.load import load_model, open_sound
 from eupmim_dist.checkpoint.origin import check_same_data
-from eupmim_dist.checkpoint.run_dir import Start
-from eupmim_dist.checkpoint.save import CheckpointHook
+from eupmim_dist.config.registry import find
 from eupmim_dist.config.schema import Config
-from eupmim_dist.data.sampler import TrainingSampler
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.hook import EvaluationHook
-from eupmim_dist.evaluation.runner import Result, check_cutoffs, evaluate_model
-from eupmim_dist.files import write_text
-from eupmim_dist.models.interface import DataShape
-from eupmim_dist.models.registry import build_model
+from eupmim_dist.evaluation.runner import check_cutoffs
+from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
+from eupmim_dist.objectives.interface import Objective
+from eupmim_dist.optim.dense import make_dense_optimizer
 from eupmim_dist.optim.tables import make_table_optimizer
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
-from eupmim_dist.telemetry.metrics import MetricsWriter
-from eupmim_dist.telemetry.progress import TrainProgress
-from eupmim_dist.telemetry.throughput import Throughput
-from eupmim_dist.train.hooks import LogHook
-from eupmim_dist.train.loop import train
-from eupmim_dist.train.state import Assembled, Progress, Run
+from eupmim_dist.tasks.interface import Setting, Task
+from eupmim_dist.train.loss import Loss
+from eupmim_dist.train.state import Assembled, Progress, Run, Setup
 
 
 def open_store(path: Path, world: World) -> InteractionStore:
@@ -45,23 +40,66 @@ def open_store(path: Path, world: World) -> InteractionStore:
         return InteractionStore.open(path, verify=world.local_rank == 0)
 
 
+def shape_of_data(config: Config, store: InteractionStore) -> DataShape:
+    """What a model needs to know of a store."""
+    return DataShape(
+        num_users=store.num_users,
+        num_item_rows=store.num_item_rows,
+        attributes={attribute.name: attribute.cardinality for attribute in store.attributes},
+        history_length=config.task.history_length,
+    )
+
+
+def make_model(config: Config, shape: DataShape) -> Model:
+    """The dense network; its initial weights are a function of the seed."""
+    torch.manual_seed(config.seed)
+    model: Model = find("model", config.model.name).build(config.model, shape)
+    return model
+
+
+def make_task(config: Config, world: World, store: InteractionStore, model: Model | None = None) -> Task:
+    """What is predicted from what, as the model, if there is one, can be asked it."""
+    setting = Setting(
+        store=store,
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        causal=model is not None and model.causal,
+        zero_untrained=model is not None and any(spec.untrained == "zero" for spec in model.tables()),
+        rank=world.rank,
+        world_size=world.size,
+    )
+    task: Task = find("task", config.task.name).build(config.task, setting)
+    return task
+
+
+def without_model(config: Config, world: World, store: InteractionStore) -> Setup:
+    """A store and a task, for baselines alone."""
+    return Setup(config, world, store, make_task(config, world, store))
+
+
 def assemble(config: Config, world: World, store: InteractionStore) -> Assembled:
-    """A model with initial weights and its tables."""
+    """A model with initial weights and its tables, to rank with."""
+    model = make_model(config, shape_of_data(config, store))
+    return _with_tables(config, world, store, make_task(config, world, store, model), model, None)
+
+
+def _with_tables(
+    config: Config, world: World, store: InteractionStore, task: Task, model: Model, objective: Objective | None
+) -> Assembled:
     if config.world_size not in (None, world.size):
         raise UserError(
             f"world_size: the configuration is for {config.world_size} ranks and {world.size} were started; "
             f"use `eupmim-dist launch --nproc {config.world_size} -- ...`"
         )
-    shape = DataShape(
-        num_users=store.num_users,
-        num_item_rows=store.num_item_rows,
-        attributes={attribute.name: attribute.cardinality for attribute in store.attributes},
-        history_length=config.data.history_length,
-    )
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, shape).to(world.device)
-    tables = ShardedTables(model.tables(), config.seed, world, config.tables)
-    return Assembled(config, world, store, model, tables)
+    whole = ITEM_TABLE if objective is not None and objective.whole_catalogue else None
+    if whole and config.tables.memory == "host":
+        raise UserError(
+            f"tables.memory: host cannot serve objective {config.objective.name}, which needs every row in every step: "
+            "use device, or objective.name=sampled_softmax"
+        )
+    model.to(world.device)
+    tables = ShardedTables(model.tables(), config.seed, world, config.tables, whole)
+    return Assembled(config, world, store, task, model, tables)
 
 
 def assemble_run(
@@ -76,29 +114,47 @@ def assemble_run(
             raise UserError(f"{store.path}: split {split} has no users, so training could not be judged")
     for key, cutoffs in (("metric", [config.evaluation.cutoff]), ("top_n", config.evaluation.top_n)):
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
-    base = assemble(config, world, store)
+    model = make_model(config, shape_of_data(config, store))
+    task = make_task(config, world, store, model)
+    objective: Objective = find("objective", config.objective.name).build(config.objective, model, task)
+    check_uses(model, objective, task)
+    base = _with_tables(config, world, store, task, model, objective)
     set_weights(base)  # before the dense network is handed to what may copy it
     rate, l2 = config.train.learning_rate, config.train.l2
+    adam = make_dense_optimizer(model.parameters(), config.train)
     return Run(
         config=config,
         world=world,
         store=store,
-        model=base.model,
+        task=task,
+        model=model,
         tables=base.tables,
-        sampler=TrainingSampler(
-            store,
-            seed=config.seed,
-            global_batch_size=config.train.global_batch_size,
-            history_length=config.data.history_length,
-            min_history=config.data.min_history,
-            num_negatives=config.train.num_negatives,
-            rank=world.rank,
-            world_size=world.size,
-        ),
-        dense=make_dense(base.model, rate, l2, world),
+        objective=objective,
+        dense=make_dense(Loss(model, objective), model, adam, world),
         table_optimizer=make_table_optimizer(config.tables, base.tables, rate, l2),
         progress=Progress(),
     )
+
+
+def check_uses(model: Model, objective: Objective, task: Task) -> None:
+    """Raises UserError if a look-up names no table of the model's, or if a name stands for two."""
+    batch = task.sample(0)
+    known = [spec.name for spec in model.tables()]
+    of_model, of_objective = model.uses(batch), objective.draw(batch, 0).uses()
+    if ITEM_TABLE not in known:
+        raise UserError(f"model {type(model).__name__}: has no table {ITEM_TABLE}, which is what is ranked")
+    for owner, uses in ((model, of_model), (objective, of_objective)):
+        for name, (table, _) in uses.items():
+            if table not in known:
+                raise UserError(
+                    f"{type(owner).__name__}: its use {name!r} is of a table {table}, which the model does not have; "
+                    f"there are {', '.join(known)}"
+                )
+    if both := of_model.keys() & of_objective.keys():
+        raise UserError(
+            f"{type(model).__name__}: its use {min(both)!r} has the name of one of {type(objective).__name__}; "
+            "call it otherwise"
+        )
 
 
 def load_trained(path: Path, world: World, data: Path | None = None, which: str = "best") -> Assembled:
@@ -116,33 +172,19 @@ def load_trained(path: Path, world: World, data: Path | None = None, which: str 
     return assembled
 
 
-def run_training(run: Run, start: Start) -> None:
-    """Trains with logging, evaluation of the valid split and checkpoints attached."""
-    main, run_dir = run.world.is_main, start.run_dir
-    throughput = Throughput()
-    with (
-        MetricsWriter(run_dir, enabled=main, resume_step=run.progress.step or None) as writer,
-        TrainProgress(run.config.train.max_steps, run.progress.step, is_main=main) as progress,
-    ):
-        train(
-            run,
-            [
-                LogHook(writer, progress, throughput),
-                EvaluationHook(writer, throughput),
-                CheckpointHook(run_dir, throughput),
-            ],
-        )
-
-
-def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
-    """The best checkpoint of a finished run on the test split; also `evaluation.json` in the run directory."""
-    checkpoint = open_sound(lambda: resolve(run_dir, "best"), run.world)
-    load_model(run, checkpoint)
-    result = evaluate_model(run, "test", "strict", run.config.evaluation.top_n, progress=True)
-    if run.world.is_main:
-        content = {**result.as_dict(), "step": checkpoint.step}
-        write_text(run_dir / "evaluation.json", json.dumps(content, indent=1) + "\n")
-    return [result]
+def describe(run: Run) -> list[str]:
+    """What is about to be trained, on what, in a few lines."""
+    store, world, config = run.store, run.world, run.config
+    batch, users = config.train.global_batch_size, run.task.training
+    dense = sum(p.numel() for p in run.model.parameters())
+    tables = ", ".join(f"{s.spec.name} {s.spec.rows:,} x {s.spec.dim}" for s in run.tables.shards.values())
+    dropped = f" ({users.num_dropped:,} dropped: too short)" if users.num_dropped else ""
+    return [
+        f"data    {store.path}: {len(users):,} training users{dropped}, {store.num_item_rows - 1:,} items",
+        f"task    {config.task.name}, objective {config.objective.name}",
+        f"model   {config.model.name}: {dense:,} dense parameters; tables {tables}, {config.tables.optimizer}",
+        f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
+    ]
 
 
 def describe_load(run: Run) -> list[str]:
@@ -165,17 +207,3 @@ def describe_end(run: Run) -> str:
         value = f"valid {config.metric} {progress.best_value:.4f}, {config.protocol}"
         tested = f"the best, step {progress.best_step} ({value})"
     return f"ended {early}after step {progress.step}; tested is {tested}"
-
-
-def describe(run: Run) -> list[str]:
-    """What is about to be trained, on what, in a few lines."""
-    store, world, config = run.store, run.world, run.config
-    batch = config.train.global_batch_size
-    dense = sum(p.numel() for p in run.model.parameters())
-    tables = ", ".join(f"{s.spec.name} {s.spec.rows:,} x {s.spec.dim}" for s in run.tables.shards.values())
-    dropped = f" ({run.sampler.num_dropped:,} dropped: too short)" if run.sampler.num_dropped else ""
-    return [
-        f"data    {store.path}: {len(run.sampler.users):,} training users{dropped}, {store.num_item_rows - 1:,} items",
-        f"model   {config.model.name}: {dense:,} dense parameters; tables {tables}, {config.tables.optimizer}",
-        f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
-    ]

@@ -100,7 +100,7 @@ def out_directory(out: Path) -> Iterator[Path]:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
-def aside(final: Path) -> Path:
+def backup_path(final: Path) -> Path:
     """Where a directory lies while a new one takes its place; it stays there if that is killed half-way."""
     return beside(final, "replaced")
 
@@ -110,7 +110,7 @@ def replace_directory(staging: Path, final: Path) -> None:
 
     Raises OSError, and what was there is there again.
     """
-    before = aside(final)
+    before = backup_path(final)
     if final.exists():
         shutil.rmtree(before, ignore_errors=True)
         final.rename(before)
@@ -125,7 +125,7 @@ def replace_directory(staging: Path, final: Path) -> None:
 
 def put_back(final: Path) -> None:
     """Brings back a directory whose replacement was killed half-way, or deletes what was replaced. Raises OSError."""
-    left = aside(final)
+    left = backup_path(final)
     if final.exists():
         shutil.rmtree(left, ignore_errors=True)
     elif left.exists():

@@ -15,11 +15,11 @@ OnBytes = Callable[[int], None]
 """Told how many bytes have been worked through since the last time."""
 
 
-def unheard(done: int) -> None:
+def ignore_bytes(done: int) -> None:
     """An OnBytes for nobody."""
 
 
-def sha256(path: Path, on_bytes: OnBytes = unheard) -> str:
+def sha256(path: Path, on_bytes: OnBytes = ignore_bytes) -> str:
     """Of a file, in hexadecimal; `on_bytes` hears of each block read. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:

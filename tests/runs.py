@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from eupmim_dist.assemble import assemble_run, open_store, run_training
+from eupmim_dist.api import run_training
+from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint.load import load_training
 from eupmim_dist.checkpoint.run_dir import find_start, write_config
 from eupmim_dist.config.load import parse_config
@@ -22,9 +23,11 @@ def config_of(tmp_path: Path, **changes: Any) -> Config:
     if not (tmp_path / "store").exists():
         small_store(tmp_path / "store")
     values: dict[str, Any] = {
-        "data": {"dir": str(tmp_path / "store"), "history_length": 6},
+        "data": {"dir": str(tmp_path / "store")},
+        "task": {"history_length": 6},
         "model": {"name": "eupmim", "dim": 8, "num_heads": 2, "num_encoder_layers": 1},
-        "train": {"global_batch_size": 8, "num_negatives": 5, "learning_rate": 0.01, "log_every": 2, "max_steps": 12},
+        "objective": {"num_negatives": 5},
+        "train": {"global_batch_size": 8, "learning_rate": 0.01, "log_every": 2, "max_steps": 12},
         "evaluation": {"every": 4, "metric": "recall@5", "patience": 0, "top_n": [5]},
         "checkpoint": {"every": 6},
     }

@@ -15,18 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.bench.gauges import cpu_name, peak_bytes, start_of_peak
 from eupmim_dist.checkpoint.layout import open_checkpoint, step_dir
 from eupmim_dist.checkpoint.load import load_training, open_sound
-from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.save import Saving, save_checkpoint
 from eupmim_dist.config.schema import Config
+from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.optim.tables import make_table_optimizer
 from eupmim_dist.parallel.agreement import decided_by_main, everywhere
+from eupmim_dist.parallel.collectives import barrier
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
@@ -68,11 +67,11 @@ def _measure(run: Run, place: Path, rounds: int) -> dict[str, Any]:
     peaks: dict[str, int] = {}
 
     def timed(what: str, work: Callable[[], object]) -> None:
-        _meet(world)
+        barrier(world)
         before = start_of_peak(world.device)["host"]
         started = time.perf_counter()
         work()
-        _meet(world)
+        barrier(world)
         taken.setdefault(what, []).append(time.perf_counter() - started)
         peaks[what] = max(peaks.get(what, 0), peak_bytes(world.device)["host"] - before)
 
@@ -163,8 +162,3 @@ def _probes(place: Path) -> dict[str, float]:
         "SHA-256": PROBE_BYTES / 1e9 / (hashed - started),
         "write and fsync": PROBE_BYTES / 1e9 / (written - hashed),
     }
-
-
-def _meet(world: World) -> None:
-    if world.size > 1:
-        dist.barrier()

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.distributed as dist
 
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.bench.gauges import cpu_name
 from eupmim_dist.config.schema import Config
 from eupmim_dist.evaluation.runner import evaluate_model
+from eupmim_dist.parallel.collectives import barrier
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.step import prepare_step, train_step
@@ -64,16 +64,9 @@ def measure_step(config: Config, world: World, steps: int, repeats: int) -> dict
 def _median_seconds(work: Callable[[], object], repeats: int, world: World) -> float:
     taken = []
     for _ in range(repeats):
-        _wait(world)
+        barrier(world)
         started = time.perf_counter()
         work()
-        _wait(world)
+        barrier(world)
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
-
-
-def _wait(world: World) -> None:
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
-    if world.size > 1:
-        dist.barrier()

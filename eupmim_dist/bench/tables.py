@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from eupmim_dist.bench.gauges import copy_bandwidth, cpu_name, now, peak_bytes, start_of_peak
@@ -33,7 +32,8 @@ from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.optim.tables import TableOptimizer, make_table_optimizer
 from eupmim_dist.parallel.agreement import everywhere
-from eupmim_dist.parallel.exchange import Lanes
+from eupmim_dist.parallel.collectives import barrier
+from eupmim_dist.parallel.exchange import Connections
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
@@ -65,8 +65,8 @@ class Ours(System):
         return ids
 
     def steps(self, prepared: Sequence[Tensor]) -> Iterator[None]:
-        def plan(step: int, lanes: Lanes | None) -> Plan:
-            return self.tables.plan([{NAME: prepared[step]}], lanes)
+        def plan(step: int, connections: Connections | None) -> Plan:
+            return self.tables.plan([{NAME: (NAME, prepared[step])}], connections)
 
         self.waited.clear()
         with Prefetcher(plan, self.tables.world, len(prepared) - 1, self.ahead) as plans:
@@ -238,8 +238,7 @@ def _run_round(one: Measured, ids: list[Tensor], world: World) -> None:
         system.tables.traffic.clear()
     seconds, phases = [], []
     gc.collect()
-    if world.size > 1:
-        dist.barrier()
+    barrier(world)
     last = now(world.device)
     for _ in system.steps(prepared):  # no barrier between steps: they follow one another as in training
         moment = now(world.device)

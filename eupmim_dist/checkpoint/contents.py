@@ -1,15 +1,16 @@
 """What a checkpoint or model holds, as one mapping for JSON."""
 
+import json
 import re
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from eupmim_dist.checkpoint.card import evaluation_of
 from eupmim_dist.checkpoint.layout import Checkpoint, read_manifest
 from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
-from eupmim_dist.hashing import OnBytes, unheard
+from eupmim_dist.hashing import OnBytes, ignore_bytes
 
 NUMBERS = 1 << 20
 """Looked at together, as several arrays of float64 are made of them."""
@@ -21,7 +22,7 @@ KINDS = {
 }
 
 
-def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes = unheard) -> dict[str, Any]:
+def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes = ignore_bytes) -> dict[str, Any]:
     """Model, step, data, progress, versions, and each tensor; with `stats` of its numbers if asked for.
 
     `stats` are min, max, mean and std (population) of the finite numbers in float64, None if there are none, and
@@ -37,6 +38,7 @@ def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes
         "kind": "model" if checkpoint.is_model else "checkpoint",
         "format_version": manifest["format_version"],
         "model": checkpoint.config.model.model_dump(mode="json"),
+        "summary": checkpoint.config.model.summary(),
         "step": checkpoint.step,
         "data": {"dir": str(checkpoint.config.data.dir), **checkpoint.data},
         "imported_from": manifest.get("imported_from"),
@@ -49,6 +51,22 @@ def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes
         "totals": _totals(tensors),
         "tensors": tensors,
     }
+
+
+def evaluation_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The run's `evaluation.json`, if it is of this checkpoint."""
+    directory = checkpoint.path.absolute().parent
+    if directory.name != "checkpoints":  # of another run, it may be
+        return None
+    file = directory.parent / "evaluation.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        told = {key: found[key] for key in ("model", "protocol", "split", "users", "step")}
+        metrics = {name: float(value) for name, value in found["metrics"].items() if isfinite(value)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    of_this = (told["step"], told["model"]) == (checkpoint.step, checkpoint.config.model.name)
+    return {**told, "metrics": metrics} if of_this and metrics else None
 
 
 def _num_ranks(files: dict[str, Any]) -> int:

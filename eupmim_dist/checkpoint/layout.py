@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from eupmim_dist.config.load import parse_config
+from eupmim_dist.config.migrate import migrated
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
-from eupmim_dist.files import aside, replace_text
-from eupmim_dist.hashing import OnBytes, sha256, sha256_of_json, unheard
+from eupmim_dist.files import backup_path, replace_text
+from eupmim_dist.hashing import OnBytes, ignore_bytes, sha256, sha256_of_json
 from eupmim_dist.telemetry.log import get_logger
 
-FORMAT_VERSION = 3
-STEP_VERSIONS, MODEL_VERSIONS = (2, 3), (1, 2, 3)
-"""That can be read: since 2 tables of steps are in their stored order, since 3 their manifests have a checksum."""
+FORMAT_VERSION = 4
+STEP_VERSIONS, MODEL_VERSIONS = (2, 3, 4), (1, 2, 3, 4)
+"""That can be read: since 2 tables of steps are in their stored order, since 3 their manifests have a checksum, since 4
+a configuration has a task and an objective (config/migrate.py)."""
+CHECKSUM_SINCE = 3
 STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
 OTHERS = "use another (`eupmim-dist verify RUN` tells which are sound)"
 TENSOR_FILE = "model.safetensors"
 """Of a consolidated model, if one file holds it."""
+INDEX_FILE = "model.safetensors.index.json"
+"""Which file holds which tensor, where there are several."""
 
 
 class Damaged(UserError):
@@ -59,7 +64,7 @@ def step_dirs(run_dir: Path) -> list[Path]:
     return sorted(path for path in found if path.is_dir() and re.fullmatch(r"step-\d{9,}", path.name))
 
 
-def left_aside(run_dir: Path) -> dict[Path, Path]:
+def backups(run_dir: Path) -> dict[Path, Path]:
     """Where they belong -> where they lie, of the checkpoints that lie aside."""
     left = (run_dir / "checkpoints").glob(".step-*.replaced")
     return {path.with_name(path.name.removeprefix(".").removesuffix(".replaced")): path for path in left}
@@ -73,7 +78,7 @@ def complete_steps(run_dir: Path) -> list[Path]:
 def readable_steps(run_dir: Path) -> dict[str, Path]:
     """Name -> path of the complete checkpoints of a run, oldest first; some may lie `aside`."""
     found = {path.name: path for path in complete_steps(run_dir)}
-    for final, left in left_aside(run_dir).items():
+    for final, left in backups(run_dir).items():
         if not final.exists() and (left / STEP_MANIFEST).is_file():
             found[final.name] = left
     return dict(sorted(found.items()))
@@ -86,8 +91,8 @@ def resolve(path: Path, which: str = "best") -> Checkpoint:
     if a file of it is missing, has another size or another version.
     """
     if not path.exists():
-        if (aside(path) / STEP_MANIFEST).is_file():
-            return _open_aside(aside(path))
+        if (backup_path(path) / STEP_MANIFEST).is_file():
+            return _open_backup(backup_path(path))
         raise UserError(f"{path}: no such file or directory; give a run directory, a checkpoint or a model")
     if path.is_file():
         raise UserError(f"{path}: is a file; give the directory it is in, or `import` a released model.pt first")
@@ -96,18 +101,18 @@ def resolve(path: Path, which: str = "best") -> Checkpoint:
     steps = readable_steps(path)
     if not steps:
         raise UserError(f"{path}: neither a run with a complete checkpoint nor a checkpoint; train one first")
-    last = _open_aside(list(steps.values())[-1])
+    last = _open_backup(list(steps.values())[-1])
     best_step = last.training.get("best_step")
     if which == "last" or best_step in (None, last.step):
         return last
     best = step_dir(path, best_step)
     if best.name in steps or best.is_dir():
-        return _open_aside(steps.get(best.name, best))
+        return _open_backup(steps.get(best.name, best))
     get_logger().warning(f"{best}: the best checkpoint is not there; taking the last, step {last.step}")
     return last
 
 
-def _open_aside(path: Path) -> Checkpoint:
+def _open_backup(path: Path) -> Checkpoint:
     """Opens a checkpoint that may lie aside, as reading commands do: they change nothing."""
     if path.name.startswith("."):
         get_logger().warning(f"{path}: read where a replacement that was killed left it; `train` puts it back")
@@ -124,7 +129,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(
             path=path,
             step=content["step"],
-            config=parse_config(content["config"], source=str(manifest)),
+            config=parse_config(migrated(content["config"], content["format_version"]), source=str(manifest)),
             training=content["training"],
             tables=content["tables"],
             data=content["data"],
@@ -141,7 +146,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         checksum = content.pop("checksum", None)
         # Before the version, which may be what is damaged: the checksum's rule is for all versions to come.
-        expected = manifest.name == STEP_MANIFEST and content["format_version"] >= FORMAT_VERSION
+        expected = manifest.name == STEP_MANIFEST and content["format_version"] >= CHECKSUM_SINCE
         if checksum != sha256_of_json(content) and (checksum or expected):
             raise Damaged(f"{manifest}: damaged (its checksum is another); use another checkpoint")
         readable = MODEL_VERSIONS if manifest.name == MODEL_MANIFEST else STEP_VERSIONS
@@ -179,7 +184,7 @@ def unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{name}: cannot be read ({error.strerror}); try again, or move {path} away to do without it")
 
 
-def check_files(path: Path, part: int = 0, num_parts: int = 1, on_bytes: OnBytes = unheard) -> None:
+def check_files(path: Path, part: int = 0, num_parts: int = 1, on_bytes: OnBytes = ignore_bytes) -> None:
     """Compares every `num_parts`-th file of an opened checkpoint with its SHA-256.
 
     Raises Damaged if one differs, UserError if one cannot be read.

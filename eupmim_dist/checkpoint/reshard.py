@@ -7,10 +7,10 @@ from eupmim_dist.checkpoint.pieces import Piece, read_pieces, shape_of, stored_b
 from eupmim_dist.checkpoint.stream import Part, shard_metadata, write_parts
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.files import out_directory
-from eupmim_dist.hashing import OnBytes, unheard
+from eupmim_dist.hashing import OnBytes, ignore_bytes
 
 
-def reshard(checkpoint: Checkpoint, num_ranks: int, out: Path, on_bytes: OnBytes = unheard) -> None:
+def reshard(checkpoint: Checkpoint, num_ranks: int, out: Path, on_bytes: OnBytes = ignore_bytes) -> None:
     """Writes weights, optimizer states and progress of a training checkpoint to `out`, in a file per rank.
 
     Tables and their states that `num_ranks` ranks would shard are cut as they would be; what each of them would hold
@@ -21,6 +21,7 @@ def reshard(checkpoint: Checkpoint, num_ranks: int, out: Path, on_bytes: OnBytes
     check_files(checkpoint.path, on_bytes=on_bytes)
     manifest = read_manifest(checkpoint.path)
     description = {key: value for key, value in manifest.items() if key not in ("format_version", "files")}
+    description["config"] = checkpoint.config.model_dump(mode="json")  # in today's form
     with out_directory(out) as staging:
         files = {}
         for number, parts in enumerate(_dealt(checkpoint, num_ranks), start=1):

@@ -16,8 +16,8 @@ import torch
 from eupmim_dist.checkpoint.layout import (
     Checkpoint,
     Damaged,
+    backups,
     complete_steps,
-    left_aside,
     open_checkpoint,
     resolve,
     step_dir,
@@ -101,7 +101,7 @@ def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Star
 def _candidates(run_dir: Path, resume: str) -> list[Path]:
     """The checkpoints to go on from, the one to try first first."""
     holds_run = _is_run(run_dir)
-    if left_aside(run_dir):
+    if backups(run_dir):
         _occupy(run_dir)  # or a save that is under way would be disturbed
         recover(run_dir)
     if run_dir.exists() and not holds_run and (not run_dir.is_dir() or any(run_dir.iterdir())):

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as ShardPlacement
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.models.interface import Recommender
+from eupmim_dist.models.interface import Model
 from eupmim_dist.optim.tables import TableOptimizer
 from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.sharded import ShardedTables
@@ -30,7 +30,7 @@ from eupmim_dist.train.state import Run
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank has no need of it
 
 
-def model_tensors(model: Recommender, tables: ShardedTables) -> dict[str, Tensor]:
+def model_tensors(model: Model, tables: ShardedTables) -> dict[str, Tensor]:
     """Views of the weights: loading into them sets the model."""
     return {**{f"dense.{name}": p.detach() for name, p in model.named_parameters()}, **table_rows(tables)}
 

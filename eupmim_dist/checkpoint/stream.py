@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eupmim_dist.hashing import OnBytes, running_sha256, unheard
+from eupmim_dist.hashing import OnBytes, ignore_bytes, running_sha256
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def write_parts(
     file: Path,
     parts: Sequence[Part],
     metadata: dict[str, str],
-    on_bytes: OnBytes = unheard,
+    on_bytes: OnBytes = ignore_bytes,
     hash_beside: bool = True,
 ) -> dict[str, Any]:
     """Writes one file, to the disk; returns its size and sha256, its entry in a manifest.

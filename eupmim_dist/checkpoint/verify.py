@@ -9,21 +9,21 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from eupmim_dist.checkpoint.layout import (
+    INDEX_FILE,
     MODEL_MANIFEST,
     STEP_MANIFEST,
     Checkpoint,
     Damaged,
+    backups,
     check_files,
-    left_aside,
     open_checkpoint,
     readable_steps,
     step_dirs,
 )
-from eupmim_dist.checkpoint.model_dir import INDEX_FILE
 from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
 from eupmim_dist.errors import UserError
 from eupmim_dist.files import beside
-from eupmim_dist.hashing import OnBytes, unheard
+from eupmim_dist.hashing import OnBytes, ignore_bytes
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ def left_overs(path: Path) -> list[Path]:
     """What is being written in a run, or beside a checkpoint or model; or was, by what was killed: in nobody's way."""
     needed = readable_steps(path).values()
     directory = path / "checkpoints"
-    found = [*directory.glob(".step-*.incomplete"), *directory.glob(".step-*.removed"), *left_aside(path).values()]
+    found = [*directory.glob(".step-*.incomplete"), *directory.glob(".step-*.removed"), *backups(path).values()]
     found += [left for left in [beside(path)] if left.is_dir()]
     return sorted(left for left in found if left not in needed)
 
 
-def verify(path: Path, on_bytes: OnBytes = unheard) -> Finding:
+def verify(path: Path, on_bytes: OnBytes = ignore_bytes) -> Finding:
     """Checks a checkpoint or model: its manifest, its files and their hashes, that the pieces of each tensor make it
     whole with the manifest's sizes, and that all numbers are finite. Reads by blocks.
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from eupmim_dist.checkpoint.layout import STEP_MANIFEST, left_aside, write_manifest
+from eupmim_dist.checkpoint.layout import STEP_MANIFEST, backups, write_manifest
 from eupmim_dist.checkpoint.stream import Part, shard_metadata, write_parts
 from eupmim_dist.files import beside, put_back, replace_directory, sync_directory
 
@@ -119,5 +119,5 @@ def remove(checkpoint: Path) -> None:
 
 def recover(run_dir: Path) -> None:
     """Brings back a checkpoint whose replacement was killed half-way."""
-    for final in left_aside(run_dir):
+    for final in backups(run_dir):
         put_back(final)

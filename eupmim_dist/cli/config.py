@@ -24,18 +24,21 @@ def show(
 ) -> None:
     """Print a configuration with every default filled in, or explain the keys.
 
+    Which keys `task`, `model` and `objective` have depends on their `name`.
+
     **Examples**
 
     `eupmim-dist config show configs/eupmim_movielens.yaml`
 
-    `eupmim-dist config show --describe`
+    `eupmim-dist config show --describe --set model.name=sasrec`
     """
     from eupmim_dist.config.load import dump_config, fields, load_config
 
+    loaded = load_config(file, set_ or [])
     if not describe:
-        typer.echo(dump_config(load_config(file, set_ or [])), nl=False)
+        typer.echo(dump_config(loaded), nl=False)
         return
-    for key, field in fields():
+    for key, field in fields(loaded):
         default = "" if field.is_required() else f" [{field.get_default(call_default_factory=True)}]"
         among = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         choices = f" ({' | '.join(among)})" if len(among) > 1 else ""

@@ -36,9 +36,9 @@ def consolidate(
     `eupmim-dist recommend models/example --user 42`
     """
     from eupmim_dist.checkpoint.layout import num_bytes, resolve
-    from eupmim_dist.checkpoint.model_dir import consolidate as join
-    from eupmim_dist.checkpoint.model_dir import model_pieces, parse_size
     from eupmim_dist.errors import UserError
+    from eupmim_dist.export.model_dir import consolidate as join
+    from eupmim_dist.export.model_dir import model_pieces, parse_size
     from eupmim_dist.telemetry.progress import byte_progress
 
     limit = parse_size(max_shard_size)

@@ -43,15 +43,9 @@ def evaluate(
 
     `eupmim-dist launch --nproc 2 -- evaluate runs/example --protocol strict,seed`
     """
-    from eupmim_dist import assemble
+    from eupmim_dist import api
     from eupmim_dist.cli.options import comma_separated, cutoffs
     from eupmim_dist.cli.tables import print_results, write_results
-    from eupmim_dist.config.schema import Config
-    from eupmim_dist.errors import UserError
-    from eupmim_dist.evaluation.baselines.registry import BASELINES, check_names
-    from eupmim_dist.evaluation.protocols import PROTOCOLS
-    from eupmim_dist.evaluation.runner import evaluate as evaluate_scorer
-    from eupmim_dist.evaluation.runner import evaluate_model, held_out_users
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
 
@@ -60,30 +54,18 @@ def evaluate(
         protocols = comma_separated("--protocol", protocol or ["strict"])
         baselines = comma_separated("--baseline", baseline or [])
         numbers = cutoffs(top_n)
-        if split not in ("valid", "test"):
-            raise UserError(f"--split {split}: choose valid or test")
-        for name in protocols:
-            if name not in PROTOCOLS:
-                raise UserError(f"--protocol {name}: choose from {', '.join(PROTOCOLS)}")
-        check_names(baselines)
         check_json(json_file)
     with agreed(world):
-        if run_or_checkpoint is not None:
-            trained = assemble.load_trained(run_or_checkpoint, world, data, "last" if last else "best")
-            config, store = trained.config, trained.store
-            results = [evaluate_model(trained, split, name, numbers, progress=True) for name in protocols]
-        elif baselines and data:
-            config, store = Config(), assemble.open_store(data, world)
-            results = []
-        else:
-            raise UserError("evaluate: give a run or checkpoint, or --baseline NAME with --data DIR")
-        users = held_out_users(config, store, split, world)
-        for name in baselines:
-            with agreed(world):
-                scorer = BASELINES[name](store, config.data.history_length, world)
-            for protocol_name in protocols:
-                chosen = PROTOCOLS[protocol_name]
-                results.append(evaluate_scorer(scorer, name, users, chosen, numbers, world, progress=True))
+        results = api.evaluate(
+            run_or_checkpoint,
+            split=split,
+            protocols=protocols,
+            top_n=numbers,
+            baselines=baselines,
+            data=data,
+            which="last" if last else "best",
+            cpu=cpu,
+        )
     with agreed(world):
         if world.is_main:
             print_results(results)

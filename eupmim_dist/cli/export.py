@@ -52,14 +52,14 @@ def export(
     from rich.progress import Progress
 
     from eupmim_dist import assemble
-    from eupmim_dist.checkpoint.exported import item_vectors, write_authors
     from eupmim_dist.checkpoint.layout import resolve
     from eupmim_dist.checkpoint.load import check_hashes
     from eupmim_dist.checkpoint.origin import store_of
     from eupmim_dist.cli.options import comma_separated
-    from eupmim_dist.data.vector_files import Block, Vectors, import_faiss, write_faiss, write_npy, write_parquet
     from eupmim_dist.errors import UserError
-    from eupmim_dist.evaluation.vectors import user_vectors
+    from eupmim_dist.export.exported import item_vectors, write_authors
+    from eupmim_dist.export.vector_files import Block, Vectors, import_faiss, write_faiss, write_npy, write_parquet
+    from eupmim_dist.export.vectors import user_vectors
     from eupmim_dist.files import out_directory
     from eupmim_dist.parallel.world import init_world
     from eupmim_dist.telemetry.log import console

@@ -30,12 +30,12 @@ def import_model(
     import torch
 
     from eupmim_dist import assemble
-    from eupmim_dist.checkpoint.imported import model_settings, read_release, renamed
-    from eupmim_dist.checkpoint.model_dir import write_model
     from eupmim_dist.checkpoint.save import describe
     from eupmim_dist.checkpoint.state import model_tensors
     from eupmim_dist.config.load import apply_overrides, parse_config
     from eupmim_dist.errors import UserError
+    from eupmim_dist.export.imported import model_settings, read_release, renamed
+    from eupmim_dist.export.model_dir import write_model
     from eupmim_dist.parallel.world import World
 
     world = World(0, 1, 0, 1, torch.device("cpu"))

@@ -76,7 +76,7 @@ def _table(columns: tuple[str, ...] | None, rows: Sequence[Sequence[str]], title
 def _about(found: dict[str, Any]) -> list[tuple[str, str]]:
     model, data, training, valid = found["model"], found["data"], found["training"], found["valid"]
     lines = [
-        ("model", f"{model['name']}: {model['num_interests']} interests of {model['dim']} numbers"),
+        ("model", f"{model['name']}: {found['summary']}"),
         ("step", f"{found['step']:,}"),
         ("trained on", f"{data['name']}, fingerprint {data['fingerprint'][:12]}, then at {data['dir']}"),
     ]

@@ -29,14 +29,12 @@ def recommend(
     """
     from rich.table import Table
 
-    from eupmim_dist import assemble
+    from eupmim_dist import api
     from eupmim_dist.evaluation.recommend import recommend_items
-    from eupmim_dist.parallel.world import init_world
     from eupmim_dist.telemetry.log import console
 
     check_json(json_file)
-    world = init_world(cpu=True)
-    trained = assemble.load_trained(run_or_checkpoint, world, data, "last" if last else "best")
+    trained = api.load(run_or_checkpoint, data=data, which="last" if last else "best", cpu=True)
     found = recommend_items(trained, user, top_n, exclude_seen=not include_seen)
     for entry in found:
         recent = ", ".join(item.label for item in entry.recent) or "nothing"

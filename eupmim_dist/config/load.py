@@ -4,12 +4,13 @@ import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from eupmim_dist.config.registry import find, names
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 
@@ -32,13 +33,12 @@ def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> Conf
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
     """Validates a nested mapping; `source` names it in errors."""
-    model = values.get("model")
-    if isinstance(model, dict):
-        model.setdefault("name", "eupmim")
     try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
+        if strangers := [key for key in values if not isinstance(key, str)]:
+            raise UserError(f"unknown key {strangers[0]}; `eupmim-dist config show` lists the keys")
+        return Config(**values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -52,22 +52,14 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key with its field, in order; sections themselves are left out."""
-    for name, field in section.model_fields.items():
-        inner = [t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)]
-        if not inner:
-            yield prefix + name, field
-        seen: set[str] = set()
-        for alternative in inner:
-            for key, sub in fields(alternative, f"{prefix}{name}."):
-                if key not in seen:
-                    seen.add(key)
-                    yield key, sub
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def fields(config: Config) -> Iterator[tuple[str, FieldInfo]]:
+    """Every key with its field, in order, with the keys of the implementations that this configuration chooses."""
+    for name, field in Config.model_fields.items():
+        section = getattr(config, name)
+        if isinstance(section, BaseModel):
+            yield from ((f"{name}.{key}", inner) for key, inner in type(section).model_fields.items())
+        else:
+            yield name, field
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -123,23 +115,23 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     target[last] = value
 
 
-def _explain(error: ValidationError) -> str:
+RENAMED = {
+    "data.history_length": "task.history_length",
+    "data.min_history": "task.min_history",
+    "train.num_negatives": "objective.num_negatives",
+    "model.hard_readout": "objective.readout (hard, or mean for what false was)",
+}
+"""Keys of earlier versions -> what they are called now."""
+
+
+def explain(error: ValidationError, values: dict[str, Any]) -> str:
+    """The first mistake, in one line that names its key and the mend."""
     first = error.errors(include_url=False)[0]
-    # The discriminated union puts the model's name into the path; users do not write it.
-    path = [str(part) for part in first["loc"]]
-    if path[:1] == ["model"] and len(path) > 1 and path[1] in _model_names():
-        del path[1]
-    key = ".".join(path)
+    key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        if owners := [name for name in _model_names() if key in _keys_of(name)]:
-            return f"{key} is a key of model {' and '.join(owners)}, not of the one chosen; leave it out"
-        nearest = difflib.get_close_matches(key, [name for name, _ in fields()], n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]}?" if nearest else "; `eupmim-dist config show` lists the keys"
-        return f"unknown key {key}{hint}"
-    if first["type"] == "union_tag_invalid":
-        return f"model.name: {first['input'].get('name')!r} is not a model; choose from {', '.join(_model_names())}"
+        return _unknown(key, values)
     if first["type"] == "string_pattern_mismatch":
-        described = dict(fields())[key].description or ""
+        described = dict(fields(Config()))[key].description or ""
         return f"{key}: {first['input']!r} does not fit: {described[:1].lower()}{described[1:]}"
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"]
@@ -147,12 +139,22 @@ def _explain(error: ValidationError) -> str:
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
 
 
-def _keys_of(model: str) -> set[str]:
-    union = get_args(Config.model_fields["model"].annotation)
-    option = union[_model_names().index(model)]
-    return {f"model.{name}" for name in option.model_fields}
+def _unknown(key: str, values: dict[str, Any]) -> str:
+    """What to say of a key that does not exist."""
+    if key in RENAMED:
+        return f"{key} is now called {RENAMED[key]}"
+    kind, _, name = key.partition(".")
+    if kind in CHOICES:
+        owners = [known for known in names(kind) if name in find(kind, known).config.model_fields]
+        if owners:
+            return f"{key} is a key of {kind} {' and '.join(owners)}, not of the one chosen; leave it out"
+    given = {kind: values[kind] for kind in CHOICES if isinstance(values.get(kind), dict)}
+    chosen: dict[str, Any] = {kind: {"name": value["name"]} for kind, value in given.items() if "name" in value}
+    known_keys = [known for known, _ in fields(Config(**chosen))]
+    nearest = difflib.get_close_matches(key, known_keys, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]}?" if nearest else "; `eupmim-dist config show` lists the keys"
+    return f"unknown key {key}{hint}"
 
 
-def _model_names() -> list[str]:
-    union = get_args(Config.model_fields["model"].annotation)
-    return [get_args(option.model_fields["name"].annotation)[0] for option in union]
+CHOICES = ("task", "model", "objective")
+"""The sections whose `name` picks an implementation."""

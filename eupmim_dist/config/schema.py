@@ -1,9 +1,13 @@
 """Every setting of a run: type, default and a one-line docstring each. Unknown keys are errors."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from eupmim_dist.config.registry import find
+from eupmim_dist.errors import UserError
 
 Protocol = Literal["strict", "comirec", "seed"]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -13,78 +17,58 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
+class Choice(Section):
+    """A section whose `name` picks an implementation (config/registry.py), which has keys of its own."""
+
+    name: str
+
+
 class DataConfig(Section):
     dir: Path = Path("data/example")
     """Interaction store, as written by `prepare` or `synth`."""
+
+
+class TaskSection(Choice):
+    """What every task over interaction histories has."""
+
     history_length: int = Field(10, ge=1)
     """L: the last so many items before the target are the model's input."""
-    min_history: int = Field(4, ge=1)
-    """Smallest number of items before a training target; users with fewer are dropped and counted."""
 
 
-class ModelConfig(Section):
-    """What every model has."""
+class ModelSection(Choice):
+    """What every model of the family has."""
 
     dim: int = Field(32, ge=2)
     """D: width of the embeddings."""
     num_interests: int = Field(3, ge=1)
     """K: interest vectors per user."""
 
-
-class EUPMiMConfig(ModelConfig):
-    """E-UPMiM; the defaults are the authors' for MovieLens-1M."""
-
-    name: Literal["eupmim"] = "eupmim"
-    """Which model: eupmim or comirec; each has keys of its own."""
-    extractor: Literal["transformer", "linear", "capsule"] = "transformer"
-    """What turns a level into interests: ARMIENet over a Transformer or a linear encoder, or capsule routing."""
-    num_levels: int = Field(3, ge=1)
-    """P: propagation levels over the user-aware graph (the authors' num_layer minus 1)."""
-    num_encoder_layers: int = Field(4, ge=1)
-    """Layers of the Transformer encoder."""
-    num_heads: int = Field(4, ge=1)
-    """Attention heads of the Transformer encoder; divides dim."""
-    dropout: Probability = 0.1
-    """Dropout inside the Transformer encoder."""
-    profile_attention: Literal["seed", "full", "none"] = "seed"
-    """`seed`: weights for the profile's first three coordinates, as released; `full`: for all; `none`: off."""
-    attention_dropout: Probability = 0.3
-    """Dropout after each layer of the profile attention."""
-    graph: bool = True
-    """Propagate over the user-aware graph; off: the extractor reads the item embeddings themselves."""
-    profile: bool = True
-    """Use the user id and attributes; off: the graph weighs coordinates equally, profile_attention is none."""
-    orthogonal: bool = True
-    """Gram-Schmidt the interests of ARMIENet against the earlier ones."""
-    hard_readout: bool = True
-    """Score a candidate in training with the interest that scores it highest; off: with the mean over them."""
-    adjacency_l1: float = Field(1e-5, ge=0)
-    """Weight of the adjacency's sum over the global batch."""
-    unseen_users: Literal["zero", "table"] = "zero"
-    """Id row of a user never seen in training: `zero`, or what the table holds."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "EUPMiMConfig":
-        if self.extractor == "transformer" and self.dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} must divide dim {self.dim}")
-        if not self.profile and self.profile_attention != "none":
-            raise ValueError("profile_attention needs the profile: set model.profile_attention=none too")
-        if self.profile_attention == "seed" and self.dim < 3:
-            raise ValueError("profile_attention seed needs dim >= 3")
-        return self
+    def summary(self) -> str:
+        """What the model makes of a user, in a few words."""
+        vectors = f"{self.num_interests} interest vectors" if self.num_interests > 1 else "one interest vector"
+        return f"{vectors} of {self.dim} numbers per user"
 
 
-class ComiRecConfig(ModelConfig):
-    """ComiRec-DR as the authors of E-UPMiM ported it, with the loss written right."""
+class ObjectiveSection(Choice):
+    """What every objective has: nothing in common so far."""
 
-    name: Literal["comirec"] = "comirec"
-    """Which model: eupmim or comirec; each has keys of its own."""
-    dim: int = Field(64, ge=2)
-    """D: width of the embeddings."""
-    num_interests: int = Field(4, ge=1)
-    """K: interest vectors per user."""
-    projection: bool = True
-    """comirec: relu(Linear(D, D)) after the capsules; off for the authors' released weights, evaluated without it."""
+
+def _chosen(kind: str, default: str, value: Any) -> Any:
+    """A mapping of a section -> the configuration that its `name` stands for, with that one's own keys."""
+    if not isinstance(value, dict):
+        return value
+    section = find(kind, value.get("name", default)).config
+    return section.model_validate({"name": section.model_fields["name"].default, **value})
+
+
+def _choice(kind: str, default: str) -> tuple[Any, Any]:
+    """Of a field: what validates it and what it is if not given."""
+    return BeforeValidator(partial(_chosen, kind, default)), lambda: find(kind, default).config()
+
+
+_MODEL, _default_model = _choice("model", "eupmim")
+_TASK, _default_task = _choice("task", "next_item")
+_OBJECTIVE, _default_objective = _choice("objective", "sampled_softmax")
 
 
 WireFormat = Literal["float32", "bfloat16", "float16"]
@@ -120,14 +104,16 @@ class TablesConfig(Section):
 class TrainConfig(Section):
     global_batch_size: int = Field(128, ge=1)
     """B: samples a step over all ranks together; results do not depend on the number of ranks."""
-    num_negatives: int = Field(10, ge=1)
-    """N: sampled negatives per target."""
     max_steps: int = Field(8000, ge=1)
     """Steps after which training ends, if early stopping does not end it before."""
     accumulation: int = Field(1, ge=1)
-    """Parts that a rank computes its share of a batch in, to need less memory; but for dropout the same results."""
+    """Micro-batches that a rank cuts its share of a batch into, to need less memory; dropout aside, same results."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Of the dense network: Adam with l2 in the loss, or AdamW, which has weight_decay instead."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Adam's learning rate, for the dense network and, unless tables.learning_rate is given, the tables."""
+    """Learning rate of the dense network and, unless tables.learning_rate is given, of the tables."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of the dense network's weights, for adamw."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How both learning rates go from their value, after warm-up, to zero at max_steps; or stay."""
     warmup_steps: int = Field(0, ge=0)
@@ -145,6 +131,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _warm(self) -> "TrainConfig":
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError("weight_decay is served by optimizer adamw only; adam has l2")
         if self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be fewer than max_steps {self.max_steps}")
         if self.accumulation > self.global_batch_size:
@@ -184,13 +172,26 @@ class CheckpointConfig(Section):
 
 
 class Config(Section):
+    """All settings of a run."""
+
     seed: int = Field(321, ge=0, lt=2**63)
     """Fixes sampling and initial weights."""
     world_size: int | None = Field(None, ge=1)
     """Number of ranks that the run is meant for; it refuses to start with another. Any if not given."""
     data: DataConfig = DataConfig()
-    model: Annotated[EUPMiMConfig | ComiRecConfig, Field(discriminator="name")] = EUPMiMConfig()
+    task: Annotated[SerializeAsAny[TaskSection], _TASK] = Field(default_factory=_default_task)
+    model: Annotated[SerializeAsAny[ModelSection], _MODEL] = Field(default_factory=_default_model)
+    objective: Annotated[SerializeAsAny[ObjectiveSection], _OBJECTIVE] = Field(default_factory=_default_objective)
     tables: TablesConfig = TablesConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def __init__(self, **values: Any) -> None:
+        """Sections as mappings or objects. Raises UserError, which names the key and the mend, for a mistake."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            from eupmim_dist.config.load import explain
+
+            raise UserError(explain(error, values)) from None

@@ -3,13 +3,14 @@
 B users of this rank's part of a chunk.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eupmim_dist.data.batch import NO_ROW, Batch, histories
+from eupmim_dist.data.batch import UserBatch
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.store import InteractionStore
 
@@ -45,9 +46,13 @@ class HeldOut:
     """One rank's users of a chunk. `seen` is all that came before the cut, not only the last L items; targets are
     distinct."""
 
-    batch: Batch
+    batch: UserBatch
     seen: Ragged
     targets: Ragged
+
+
+ToRank = Callable[[np.ndarray, np.ndarray], UserBatch]
+"""Users and their cuts -> the batch to rank for, as the task has it."""
 
 
 class HeldOutUsers:
@@ -57,17 +62,14 @@ class HeldOutUsers:
         self,
         store: InteractionStore,
         split: str,
+        to_rank: ToRank,
         *,
-        history_length: int,
-        zero_unseen: bool,
-        min_history: int,
         chunk_size: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.store, self.split, self.users = store, split, store.users(split)
-        self.history_length, self.min_history = history_length, min_history
-        self.zero_unseen, self.chunk_size = zero_unseen, chunk_size
+        self.to_rank, self.chunk_size = to_rank, chunk_size
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -80,32 +82,16 @@ class HeldOutUsers:
         first, last = block_range(len(chosen), self.rank, self.world_size)
         users = chosen[first:last]
         cuts, ends = self.store.evaluation_window(users, self.split)
-        return rank_for(self.store, users, cuts, ends, self.history_length, self.min_history, self.zero_unseen)
+        return held_out(self.store, users, cuts, ends, self.to_rank)
 
 
-def rank_for(
-    store: InteractionStore,
-    users: np.ndarray,
-    cuts: np.ndarray,
-    ends: np.ndarray,
-    history_length: int,
-    min_history: int,
-    zero_unseen: bool,
+def held_out(
+    store: InteractionStore, users: np.ndarray, cuts: np.ndarray, ends: np.ndarray, to_rank: ToRank
 ) -> HeldOut:
-    """Users [B] with their history before cuts [B] and their targets from there to ends [B].
-
-    `zero_unseen` takes a zero row for the id of a user that training never sees (design 3.2).
-    """
+    """Users [B] with their history before cuts [B] and their targets from there to ends [B]."""
     starts = store.offsets[users].astype(np.int64)
-    trained = store.train_lengths(users) > min_history  # as the training sampler has it
-    batch = Batch(
-        user=torch.from_numpy(np.where(trained, users, NO_ROW) if zero_unseen else users.copy()),
-        attributes=torch.from_numpy(store.attribute_values[users].astype(np.int64)),
-        history=histories(store.items, torch.from_numpy(starts), torch.from_numpy(cuts), history_length),
-        global_size=len(users),
-    )
     return HeldOut(
-        batch=batch,
+        batch=to_rank(users, cuts),
         seen=Ragged.of(store.items, starts, starts + cuts),
         targets=Ragged.of(store.items, starts + cuts, starts + ends).distinct(store.num_item_rows),
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
-from eupmim_dist.data.formats import FORMATS, Options, Progress
+from eupmim_dist.data.formats import FORMATS, Options, Progress, parquet
 from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES, SPLITS
 from eupmim_dist.data.writer import Dataset, check_replaceable, write_dataset
 from eupmim_dist.errors import UserError
@@ -53,12 +54,32 @@ def prepare_store(
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
     with workspace:
         dataset = FORMATS[format_name].read(source, options, Path(workspace.name), progress)
+    return _written(dataset, out, f"{format_name} {source.name}", source, name, force, progress)
+
+
+def prepare_frame(
+    frame: pl.LazyFrame,
+    out: Path,
+    options: Options,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """As `prepare_store`, of a data frame with a row for each interaction."""
+    check_replaceable(out, force=force)
+    source = Path("data frame")
+    dataset = parquet.read_frame(lambda: frame, source, options, progress)
+    return _written(dataset, out, "data frame", source, name, force, progress)
+
+
+def _written(
+    dataset: Dataset, out: Path, origin: str, source: Path, name: str | None, force: bool, progress: Progress
+) -> dict[str, Any]:
     _check_splits(source, dataset)
     dataset.report |= unseen_items(dataset)
     progress("writing", 0, 0)
-    return write_dataset(
-        dataset, out, name=name or out.absolute().name, source=f"{format_name} {source.name}", force=force
-    )
+    return write_dataset(dataset, out, name=name or out.absolute().name, source=origin, force=force)
 
 
 def unseen_items(dataset: Dataset) -> dict[str, int]:

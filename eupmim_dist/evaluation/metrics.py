@@ -6,11 +6,11 @@ b users of a chunk, S lists per user, N length of a list.
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from eupmim_dist.data.heldout import Ragged
 from eupmim_dist.evaluation.protocols import METRICS, Protocol
+from eupmim_dist.parallel.collectives import sum_
 from eupmim_dist.parallel.world import World
 
 
@@ -49,9 +49,7 @@ class MetricSums:
     def reduce(self, world: World) -> tuple[dict[str, float], int]:
         """Means over the users of all ranks by `metric@N`, and the number of those users; collective."""
         everything = torch.cat([self.sums, torch.tensor([self.num_users], dtype=torch.float64)]).to(world.device)
-        if world.size > 1:
-            dist.all_reduce(everything)
-        *sums, num_users = everything.tolist()
+        *sums, num_users = sum_(everything, world).tolist()
         names = [f"{name}@{cutoff}" for cutoff in self.cutoffs for name in METRICS]
         return {name: total / num_users for name, total in zip(names, sums, strict=True)}, int(num_users)
 

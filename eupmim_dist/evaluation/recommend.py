@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from eupmim_dist.data.heldout import HeldOut, rank_for
+from eupmim_dist.data.heldout import HeldOut, held_out
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, zero_unseen
-from eupmim_dist.evaluation.scorer import InterestScorer
+from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking_of
+from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.topn import NO_ITEM, top_n
+from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.train.state import Assembled
 
 NUM_RECENT = 3
@@ -60,10 +61,10 @@ def recommend_items(
     users = np.array([_find(store, raw) for raw in raw_users], dtype=np.int64)
     held_out = whole_histories(trained, users)
     model.eval()
-    scorer = _Remembering(model, trained.tables, per_interest=False)
+    scorer = _Remembering(InterestsConfig(), ranking_of(trained))
     excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
     ranked = top_n(scorer, held_out, excluded, num, len(users), trained.world)[:, 0]
-    rows = trained.tables.lookup({model.item_table: ranked.clamp(min=0)}).rows[0][model.item_table]  # [B, N, D]
+    rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
     scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
     titles = store.item_titles()
 
@@ -97,10 +98,7 @@ def recommend_items(
 def whole_histories(trained: Assembled, users: np.ndarray) -> HeldOut:
     """Users [B] with all that they had as their history, and no targets."""
     lengths = trained.store.lengths(users)
-    data = trained.config.data
-    return rank_for(
-        trained.store, users, lengths, lengths, data.history_length, data.min_history, zero_unseen(trained.config)
-    )
+    return held_out(trained.store, users, lengths, lengths, trained.task.to_rank)
 
 
 class _Remembering(InterestScorer):

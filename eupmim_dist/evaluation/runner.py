@@ -6,17 +6,15 @@ from dataclasses import asdict, dataclass
 import torch
 from rich.progress import track
 
-from eupmim_dist.config.schema import Config
 from eupmim_dist.data.heldout import HeldOutUsers, Ragged
-from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.metrics import MetricSums
 from eupmim_dist.evaluation.protocols import PROTOCOLS, Protocol
-from eupmim_dist.evaluation.scorer import InterestScorer
-from eupmim_dist.evaluation.topn import Scorer, top_n
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_scorer
+from eupmim_dist.evaluation.topn import top_n
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import console
-from eupmim_dist.train.state import Assembled
+from eupmim_dist.train.state import Assembled, Setup
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Result:
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_scorer(
     scorer: Scorer,
     name: str,
     users: HeldOutUsers,
@@ -61,7 +59,7 @@ def evaluate(
         block = -(-min(users.chunk_size, len(users.users) - index * users.chunk_size) // world.size)
         excluded = excluded_items(
             chunk.seen,
-            len(chunk.batch.user),
+            len(chunk.batch),
             protocol.exclude_history and exclude_seen,
             protocol.exclude_padding,
         )
@@ -100,10 +98,10 @@ def evaluate_model(
     training = model.training
     model.eval()
     try:
-        return evaluate(
-            InterestScorer(model, assembled.tables, PROTOCOLS[protocol].per_interest),
+        return evaluate_scorer(
+            scorer_of(assembled, PROTOCOLS[protocol].per_interest),
             config.model.name,
-            held_out_users(config, assembled.store, split, assembled.world),
+            held_out_users(assembled, split),
             PROTOCOLS[protocol],
             cutoffs,
             assembled.world,
@@ -114,20 +112,31 @@ def evaluate_model(
         model.train(training)
 
 
-def held_out_users(config: Config, store: InteractionStore, split: str, world: World) -> HeldOutUsers:
-    """The split's users as this configuration sees them."""
-    return HeldOutUsers(
-        store,
-        split,
-        history_length=config.data.history_length,
-        zero_unseen=zero_unseen(config),
-        min_history=config.data.min_history,
-        chunk_size=config.evaluation.batch_size,
-        rank=world.rank,
-        world_size=world.size,
+def scorer_of(assembled: Assembled, per_interest: bool = False) -> Scorer:
+    """What ranks by a model's current weights."""
+    return make_scorer(assembled.model.scorer, ranking_of(assembled, per_interest))
+
+
+def ranking_of(setup: Setup, per_interest: bool = False) -> Ranking:
+    """What a scorer is made for; of a model if there is one."""
+    assembled = setup if isinstance(setup, Assembled) else None
+    return Ranking(
+        store=setup.store,
+        history_length=setup.task.history_length,
+        world=setup.world,
+        per_interest=per_interest,
+        model=None if assembled is None else assembled.model,
+        tables=None if assembled is None else assembled.tables,
     )
 
 
-def zero_unseen(config: Config) -> bool:
-    """Whether the id of a user never trained on gets a zero row; a model without user ids does not care."""
-    return getattr(config.model, "unseen_users", "zero") == "zero"
+def held_out_users(setup: Setup, split: str) -> HeldOutUsers:
+    """The split's users as the task has them."""
+    return HeldOutUsers(
+        setup.store,
+        split,
+        setup.task.to_rank,
+        chunk_size=setup.config.evaluation.batch_size,
+        rank=setup.world.rank,
+        world_size=setup.world.size,
+    )

@@ -8,13 +8,12 @@ G x S x N results.
 b users of this rank, G = W * ceil(chunk / W) users of the chunk, S lists per user, N length of a list.
 """
 
-from abc import ABC, abstractmethod
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from eupmim_dist.data.heldout import HeldOut, Ragged
+from eupmim_dist.evaluation.scorers.interface import Scorer
+from eupmim_dist.parallel.collectives import all_gather, all_to_all
 from eupmim_dist.parallel.world import World
 
 ITEM_BLOCK = 8192
@@ -25,38 +24,12 @@ MARGIN = 16
 """Candidates beyond N that are scored again exactly: float32 rounding may misplace an item by a few ranks."""
 
 
-class Scorer(ABC):
-    """Scores this rank's items for queries of any rank; an item's position is that in `item_ids`."""
-
-    item_ids: Tensor
-    """Int64, ascending; every item is one rank's."""
-
-    @abstractmethod
-    def query(self, users: HeldOut) -> Tensor:
-        """What the shards need to score for these users: [b, ...], the same trailing shape on every rank."""
-
-    @abstractmethod
-    def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
-        """Finite scores [G, S, stop - start] of the items at positions start..stop-1, higher is better.
-
-        In float64 they are final; in float32 they choose the candidates that `exact` scores again.
-        """
-
-    def exact(self, query: Tensor, positions: Tensor) -> Tensor:
-        """The scores of chosen items in float64: positions [G, S, n] -> [G, S, n].
-
-        So the order of two items does not depend on how a matrix product was blocked, which differs with the
-        number of ranks.
-        """
-        raise NotImplementedError("a scorer with float32 scores has exact ones too")
-
-
 def top_n(scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int, world: World) -> Tensor:
     """The best `num` items of each list, best first, ties by smaller id: int64 [b, S, num], NO_ITEM past the end.
 
     `block` is the most users that any rank has in this chunk; collective.
     """
-    query = _gather(_pad(scorer.query(users), block), world)
+    query = all_gather(_pad(scorer.query(users), block), world)
     gathered = _gather_pairs(excluded, block, world)
     scores, positions = _exactly(scorer, query, *_local_best(scorer, query, gathered, num + MARGIN), num)
     ids = _take(scorer.item_ids, positions)
@@ -126,30 +99,19 @@ def _pad(tensor: Tensor, length: int) -> Tensor:
     return torch.cat([tensor, tensor.new_zeros(length - len(tensor), *tensor.shape[1:])])
 
 
-def _gather(tensor: Tensor, world: World) -> Tensor:
-    """[n, ...] of every rank -> [W * n, ...]; n is the same everywhere."""
-    if world.size == 1:
-        return tensor
-    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world.size)]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
-
-
 def _gather_pairs(pairs: Ragged, block: int, world: World) -> Ragged:
     """Every rank's pairs, a user's position counted through the ranks' blocks of `block` users."""
     if world.size == 1:
         return Ragged(pairs.user.to(world.device), pairs.item.to(world.device))
     both = torch.stack([pairs.user + world.rank * block, pairs.item], dim=1).to(world.device)
-    counts = _gather(torch.tensor([len(both)], device=world.device), world)
+    counts = all_gather(torch.tensor([len(both)], device=world.device), world)
     longest = int(counts.max())
-    filled = _gather(_pad(both, longest), world).view(world.size, longest, 2)
+    filled = all_gather(_pad(both, longest), world).view(world.size, longest, 2)
     kept = filled[torch.arange(longest, device=world.device) < counts[:, None]]
     return Ragged(*kept.T.contiguous())
 
 
 def _to_owner(tensor: Tensor, block: int, world: World) -> Tensor:
     """Each rank's results [G, S, N] -> the W results for this rank's queries, [block, S, W * N]."""
-    out = torch.empty_like(tensor)
-    dist.all_to_all_single(out, tensor.contiguous())
-    by_rank = out.view(world.size, block, *tensor.shape[1:])
+    by_rank = all_to_all(tensor, world).view(world.size, block, *tensor.shape[1:])
     return by_rank.permute(1, 2, 0, 3).flatten(2)

@@ -1,18 +1,26 @@
-"""The one seam (design 1): a model declares its tables, names the ids it needs and gets rows back.
+"""What a model is (design 1.1): it declares its tables, names the rows it looks up, and turns them into queries.
 
-A model never owns a table of items or users, so its code is the same on one rank and on many.
+A model never owns a table of items or users, knows no loss and no rank, so its code is the same on one rank and on
+many. A new model is one module here: a configuration, the class, and `MODEL = Registered(Configuration, Class)`.
+
+B samples of this rank, P predictions per sample, Q = B * P queries, L history, K interests, D dim.
 """
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from eupmim_dist.data.batch import Batch
+from eupmim_dist.data.batch import UserBatch
 
+Uses = dict[str, tuple[str, Tensor]]
+"""Name of a use -> the table, and int64 ids of any shape with the samples first, NO_ROW for none."""
 Rows = dict[str, Tensor]
-"""Float rows by table name: the shape of the ids asked for, plus the table's width."""
+"""Name of a use -> float rows: the shape of its ids, plus the table's width; zeros for NO_ROW."""
+ITEM_TABLE = "item"
+"""The table that is ranked, whose row i is that of item i."""
 
 
 @dataclass(frozen=True)
@@ -27,36 +35,73 @@ class DataShape:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table to be sharded. Rows start as Xavier normal, each a function of (seed, name, row id)."""
+    """A table to be sharded. Its rows start as normal numbers, each a function of (seed, name, row id)."""
 
     name: str
     rows: int
     dim: int
+    id_map: Literal["items", "users"] | None = None
+    """Whose ids its rows have; None for ids of the model's own."""
+    padding_row: int | None = None
+    """A row that stands for nothing, whatever the data."""
+    init_std: float = field(default=-1.0)
+    """Standard deviation of the initial rows; Xavier's, sqrt(2 / (rows + dim)), if not given."""
+    untrained: Literal["table", "zero"] = "table"
+    """What a user who is never trained on is ranked with: what the row holds, or zeros."""
 
-    @property
-    def init_std(self) -> float:
-        return math.sqrt(2.0 / (self.rows + self.dim))
+    def __post_init__(self) -> None:
+        if self.init_std < 0:
+            object.__setattr__(self, "init_std", math.sqrt(2.0 / (self.rows + self.dim)))
 
 
-class Recommender(nn.Module, ABC):
-    """A model that scores an item by the largest dot product with the user's interest vectors."""
+class Encoded(NamedTuple):
+    """What a model makes of a batch."""
 
-    item_table = "item"
+    queries: Tensor
+    """[Q, K, D], sample by sample: an item's score is read out of its dot products with the K vectors."""
+    penalties: dict[str, Tensor] = {}  # noqa: RUF012 (of a NamedTuple, never written to)
+    """This rank's share of further parts of the global loss."""
+    routing: Tensor | None = None
+    """[Q, K, L], how much each interest took of each place of the history, for objectives that regularise it."""
+
+
+class Model(nn.Module, ABC):
+    """A network that turns a user's history into queries for the item table."""
+
+    num_interests: int
+    """K."""
+    dim: int
+    """D."""
+    causal = False
+    """Whether one pass over a history gives a query for each of its places, from what came until then. If not, a batch
+    has P = 1, and every prediction a history of its own."""
+    readout = "hard"
+    """How an objective reads scores out of K interests (objectives/readout.py), unless it is told otherwise."""
+    scorer = "interests"
+    """What evaluations rank by (evaluation/scorers)."""
 
     @abstractmethod
     def tables(self) -> list[TableSpec]: ...
 
     @abstractmethod
-    def ids(self, batch: Batch) -> dict[str, Tensor]:
-        """Table name -> int64 ids of any shape (NO_ROW for none), for training or, without targets, ranking."""
+    def uses(self, batch: UserBatch) -> Uses:
+        """What `encode` looks up, for training and for ranking alike."""
 
     @abstractmethod
-    def forward(self, rows: Rows, batch: Batch) -> dict[str, Tensor]:
-        """This rank's share of each part of the global loss; their sum over parts and ranks is the loss."""
+    def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
+        """Queries for `batch.position`, in its order; without gradient where a history is all padding, but finite."""
 
-    @abstractmethod
-    def interests(self, rows: Rows, batch: Batch) -> Tensor:
-        """Interest vectors [B, K, D] to rank the catalogue by."""
+    def attribute_weights(self) -> dict[str, str]:
+        """Attribute -> the parameter whose row v stands for its value v, for data that numbers its values otherwise."""
+        return {}
+
+    def forward(self, rows: Rows, batch: UserBatch) -> Encoded:
+        return self.encode(rows, batch)
+
+
+def item_table(shape: DataShape, dim: int) -> TableSpec:
+    """The catalogue, as every model of the family has it."""
+    return TableSpec(ITEM_TABLE, shape.num_item_rows, dim, id_map="items", padding_row=0)
 
 
 def xavier_embedding(rows: int, dim: int) -> nn.Embedding:

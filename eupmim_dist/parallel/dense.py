@@ -9,7 +9,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from torch import Tensor, nn
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.models.interface import Recommender
+from eupmim_dist.parallel.catalogue import ShardedCatalogue
 from eupmim_dist.parallel.sharded import Lookup, RowGradients
 from eupmim_dist.parallel.verdict import Verdict
 from eupmim_dist.parallel.world import World
@@ -19,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Dense:
-    """A model's dense part, prepared for the world, and its Adam with L2; `make_dense` (parallel/zero.py) chooses.
+    """A model's dense part, prepared for the world, and its optimizer; `make_dense` (parallel/zero.py) chooses.
 
     `model` is the network itself (for ranking, saving), `module` what a training step calls.
     """
@@ -27,7 +27,8 @@ class Dense:
     partitioned = False
     """Whether `gradients` are this rank's part of the averaged ones, and not all of them."""
 
-    def __init__(self, model: Recommender, learning_rate: float, l2: float, world: World) -> None:
+    def __init__(self, loss: nn.Module, model: nn.Module, adam: torch.optim.Optimizer, world: World) -> None:
+        """`loss` is a module around `model`, which has all its parameters; `adam` is Adam or AdamW over them, fused."""
         self.world = world
         self.model = model
         self.accelerator = self._accelerator()
@@ -38,8 +39,8 @@ class Dense:
                 "Accelerate was told of gradient accumulation (gradient_accumulation_steps): set train.accumulation "
                 "instead"
             )
-        self.adam: Any = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=l2, fused=True)
-        module, self.optimizer = self._prepare()
+        self.adam: Any = adam
+        module, self.optimizer = self._prepare(loss)
         self.module: nn.Module = module
 
     @property
@@ -48,7 +49,8 @@ class Dense:
         return "DDP" if self.world.size > 1 else "one copy"
 
     def _accelerator(self) -> Accelerator:
-        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        # A buffer is the same everywhere: it is not to be sent around in every step.
+        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         accelerator = Accelerator(cpu=self.world.device.type == "cpu", kwargs_handlers=[kwargs])
         if accelerator.distributed_type not in SUPPORTED:
             raise UserError(
@@ -57,11 +59,11 @@ class Dense:
             )
         return accelerator
 
-    def _prepare(self) -> tuple[Any, Any]:
-        return self.accelerator.prepare(self.model, self.adam)
+    def _prepare(self, loss: nn.Module) -> tuple[Any, Any]:
+        return self.accelerator.prepare(loss, self.adam)
 
-    def part(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one part of the batch: the ranks average gradients in the last one only."""
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch: the ranks average gradients in the last one only."""
         return nullcontext() if last else self.accelerator.no_sync(self.module)
 
     # The two places for the scale of gradients (design 3.1). The loss is the sum of the ranks' shares: DDP averages
@@ -69,12 +71,12 @@ class Dense:
     # divided by W.
 
     def backward(self, loss_share: Tensor) -> None:
-        """Adds the gradients of this rank's share of the global loss; collective in the last part of a batch."""
+        """Adds the gradients of this rank's share of the global loss; collective in the last micro-batch."""
         self.accelerator.backward(loss_share * self.world.size)
 
-    def row_gradients(self, lookup: Lookup) -> list[RowGradients]:
-        """Gradients of the global loss for the rows looked up; collective."""
-        return lookup.gradients(1.0 / self.world.size)
+    def row_gradients(self, lookup: Lookup, catalogue: ShardedCatalogue | None = None) -> list[RowGradients]:
+        """Gradients of the global loss for the rows looked up, and of a catalogue's; collective."""
+        return lookup.gradients(1.0 / self.world.size, catalogue)
 
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]

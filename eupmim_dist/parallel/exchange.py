@@ -43,7 +43,7 @@ class Traffic(dict[str, Cost]):
 
 
 @dataclass(frozen=True)
-class Lanes:
+class Connections:
     """Two gloo groups of all ranks. Their connections lock while they read a message, so that two ranks which send
     each other much over a single one take turns."""
 
@@ -58,16 +58,16 @@ def own_group(user: str) -> dist.ProcessGroup:
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=collective_timeout()))
 
 
-def open_lanes(user: str) -> Lanes:
-    return Lanes(own_group(f"{user}, up"), own_group(f"{user}, down"))
+def open_connections(user: str) -> Connections:
+    return Connections(own_group(f"{user}, up"), own_group(f"{user}, down"))
 
 
 class Exchange:
-    """What ranks send each other: tensors on a CPU over `lanes`, those on GPUs over the default group."""
+    """What ranks send each other: tensors on a CPU over `connections`, those on GPUs over the default group."""
 
-    def __init__(self, world: World, traffic: Traffic, lanes: Lanes | None) -> None:
-        """`lanes` may be None where there is one rank."""
-        self.world, self.traffic, self.lanes = world, traffic, lanes
+    def __init__(self, world: World, traffic: Traffic, connections: Connections | None) -> None:
+        """`connections` may be None where there is one rank."""
+        self.world, self.traffic, self.connections = world, traffic, connections
 
     @contextmanager
     def receiving(self, kind: str, receive: Parts) -> Iterator[Callable[[Parts], None]]:
@@ -102,13 +102,13 @@ class Exchange:
         operations = []
         for (tag, parts), peer in product(enumerate(lists), range(self.world.size)):
             if peer != self.world.rank and parts[peer].numel():
-                group = None if parts[peer].is_cuda else self._lane(peer, function is dist.isend)
+                group = None if parts[peer].is_cuda else self._connection(peer, function is dist.isend)
                 operations.append(dist.P2POp(function, parts[peer], peer, group, tag))
         return operations
 
-    def _lane(self, peer: int, sending: bool) -> dist.ProcessGroup:
-        assert self.lanes is not None, "several ranks have lanes"
-        return self.lanes.up if (self.world.rank < peer) == sending else self.lanes.down
+    def _connection(self, peer: int, sending: bool) -> dist.ProcessGroup:
+        assert self.connections is not None, "several ranks have connections"
+        return self.connections.up if (self.world.rank < peer) == sending else self.connections.down
 
 
 def _start(operations: list[dist.P2POp]) -> list[dist.Work]:

@@ -118,14 +118,19 @@ class TableGroup:
         return Shard(member.spec, member.order, start, weight, self.replicated)
 
 
-def build_groups(specs: Sequence[TableSpec], config: TablesConfig, seed: int, world: World) -> list[TableGroup]:
-    """Places tables and creates this rank's rows with their initial values; no rank ever holds more."""
-    kinds: dict[tuple[int, bool], list[TableSpec]] = {}
+def build_groups(
+    specs: Sequence[TableSpec], config: TablesConfig, seed: int, world: World, alone: str | None = None
+) -> list[TableGroup]:
+    """Places tables and creates this rank's rows with their initial values; no rank ever holds more.
+
+    The table called `alone` shares its tensor with no other.
+    """
+    kinds: dict[tuple[int, bool, bool], list[TableSpec]] = {}
     for spec in specs:
         replicated = world.size > 1 and spec.rows < config.replicate_below
-        kinds.setdefault((spec.dim, replicated), []).append(spec)
+        kinds.setdefault((spec.dim, replicated, spec.name == alone), []).append(spec)
     groups = []
-    for (dim, replicated), members_of_kind in kinds.items():
+    for (dim, replicated, _), members_of_kind in kinds.items():
         num_holders = 1 if replicated else world.size
         members: dict[str, Member] = {}
         offset = 0
@@ -144,7 +149,7 @@ def build_groups(specs: Sequence[TableSpec], config: TablesConfig, seed: int, wo
 
 
 def _initialise(shard: Shard, seed: int) -> None:
-    """Xavier normal rows, each a function of (seed, table, row id) alone."""
+    """Normal rows, each a function of (seed, table, row id) alone."""
     key = stream_key(seed, "table", shard.spec.name)
     rows_at_a_time = max(1, INIT_ELEMENTS // shard.spec.dim)
     for first in range(0, len(shard.weight), rows_at_a_time):

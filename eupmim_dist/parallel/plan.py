@@ -8,6 +8,7 @@ n uses of rows on this rank, u distinct ones among them, m rows that the ranks w
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from math import prod
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,13 +16,12 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.data.batch import NO_ROW
+from eupmim_dist.models.interface import Uses
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.exchange import Exchange
 from eupmim_dist.parallel.placement import TableGroup
 from eupmim_dist.parallel.world import World
 
-Ids = dict[str, Tensor]
-Uses = list[tuple[int, str, torch.Size]]
 PROBLEMS = {error.__name__: error for error in (IndexError, KeyError, TypeError)}
 
 
@@ -40,10 +40,27 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class UseBlock:
+    """The uses of one table in one micro-batch that have as many samples: their ids lie side by side, sample by sample.
+
+    So one copy of rows serves them all, and a row's gradients are summed in the order of the samples.
+    """
+
+    micro_batch: int
+    samples: int
+    uses: dict[str, torch.Size]  # name -> shape of its ids
+
+    @property
+    def widths(self) -> list[int]:
+        """How many ids of a sample each use has."""
+        return [prod(shape[1:]) for shape in self.uses.values()]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupPlan:
     """One group's part of a plan. A list `by rank` counts its entries for each of the W ranks, in their order."""
 
-    uses: Uses  # in the order of `inverse`
+    blocks: list[UseBlock]  # in the order of `inverse`
     inverse: Tensor  # int32 [n], the distinct row of each use; u where it has none
     merge: Segments  # uses -> distinct rows, which are ordered by the rank that holds them
     sent: list[int]  # by rank: how many of the distinct rows each holds; their sum is u
@@ -67,9 +84,9 @@ class GroupPlan:
 @dataclass(frozen=True)
 class Plan:
     groups: list[GroupPlan]
-    num_parts: int
+    num_micro_batches: int
     requests: dict[str, int]  # rows wanted of this rank, by table
-    notice: bool  # whether any rank gave notice, alike on all
+    stop: bool  # whether any rank asks to stop, alike on all
 
     @property
     def sharded(self) -> list[int]:
@@ -114,46 +131,69 @@ def distinct(keys: np.ndarray, end: int) -> Distinct:
     return Distinct(found, inverse, order, starts)
 
 
-def make_plan(groups: Sequence[TableGroup], parts: Sequence[Ids], exchange: Exchange, notice: bool = False) -> Plan:
-    """Plans the look-up of several parts of a batch at once; collective.
+def make_plan(
+    groups: Sequence[TableGroup], micro_batches: Sequence[Uses], exchange: Exchange, stop: bool = False
+) -> Plan:
+    """Plans the look-up of several micro-batches at once; collective.
 
-    `notice` is something that this rank has to tell the others, which costs nothing here.
+    `stop` tells the other ranks that this one asks to stop, which costs nothing here.
 
     Raises, on every rank: IndexError for an id outside its table, TypeError for ids that are not int64,
     KeyError for a table that is not among `groups`. The message names the rank.
     """
-    uses: list[Uses] = [[] for _ in groups]
+    blocks: list[list[UseBlock]] = [[] for _ in groups]
     keys: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in groups]
     problem: Exception | None = None
     try:
-        for part, ids in enumerate(parts):
-            for name, wanted in ids.items():
-                number = _group_of(groups, name)
-                keys[number].append(_checked_keys(groups[number], name, wanted))
-                uses[number].append((part, name, wanted.shape))
+        for number, uses in enumerate(micro_batches):
+            for (table, samples), together in _side_by_side(uses).items():
+                place = _group_of(groups, table)
+                columns = [
+                    _checked_keys(groups[place], table, ids).reshape(samples, prod(ids.shape[1:]))
+                    for ids in together.values()
+                ]
+                keys[place].append((columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)).reshape(-1))
+                blocks[place].append(UseBlock(number, samples, {name: ids.shape for name, ids in together.items()}))
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem = error
     found = [
         distinct(np.concatenate(k) if len(k) > 2 else k[-1], group.end) for group, k in zip(groups, keys, strict=True)
     ]
-    plans = [_local_plan(*of_group, exchange.world) for of_group in zip(uses, found, strict=True)]
+    plans = [_local_plan(*of_group, exchange.world) for of_group in zip(blocks, found, strict=True)]
     if exchange.world.size > 1:
-        notice = _plan_with_others(plans, groups, found, problem, notice, exchange)
+        stop = _plan_with_others(plans, groups, found, problem, stop, exchange)
     elif problem is not None:
         raise problem
     requests: dict[str, int] = {}
     for group, plan in zip(groups, plans, strict=True):
         requests |= _requests(group, plan)
-    return Plan(plans, len(parts), requests, notice)
+    return Plan(plans, len(micro_batches), requests, stop)
 
 
-def _local_plan(uses: Uses, found: Distinct, world: World) -> GroupPlan:
+def _side_by_side(uses: Uses) -> dict[tuple[str, int], dict[str, Tensor]]:
+    """(table, number of samples) -> its uses, in the order in which they are named."""
+    found: dict[tuple[str, int], dict[str, Tensor]] = {}
+    for name, (table, ids) in uses.items():
+        found.setdefault((table, len(ids) if ids.dim() else 1), {})[name] = ids
+    return found
+
+
+def _local_plan(blocks: list[UseBlock], found: Distinct, world: World) -> GroupPlan:
     """Where this rank holds all rows itself: nothing to exchange, nothing to merge a second time."""
     rows = torch.from_numpy(found.keys)
     counts = [len(rows) if rank == world.rank else 0 for rank in range(world.size)]
-    nothing = torch.empty(0, dtype=torch.int64)
-    inverse = torch.from_numpy(found.inverse)
-    return GroupPlan(uses, inverse, found.segments, counts, rows, counts, nothing, rows, None, None)
+    return GroupPlan(
+        blocks=blocks,
+        inverse=torch.from_numpy(found.inverse),
+        merge=found.segments,
+        sent=counts,
+        own=rows,
+        received=counts,
+        asked=torch.empty(0, dtype=torch.int64),
+        rows=rows,
+        owner_merge=None,
+        in_union=None,
+    )
 
 
 def _plan_with_others(
@@ -161,10 +201,10 @@ def _plan_with_others(
     groups: Sequence[TableGroup],
     found: list[Distinct],
     problem: Exception | None,
-    notice: bool,
+    stop: bool,
     exchange: Exchange,
 ) -> bool:
-    """Completes the plans of several ranks in place; whether any of them gave notice."""
+    """Completes the plans of several ranks in place; whether any of them asks to stop."""
     world = exchange.world
     sharded = [n for n, group in enumerate(groups) if not group.replicated]
     replicated = [n for n, group in enumerate(groups) if group.replicated]
@@ -173,7 +213,7 @@ def _plan_with_others(
     touched = [np.zeros(groups[n].end, dtype=bool) for n in replicated]
     for n, mask in zip(replicated, touched, strict=True):
         mask[found[n].keys] = True
-    received, unions, noticed = _exchange_counts(sent, touched, problem, notice, exchange)
+    received, unions, stopping = _exchange_counts(sent, touched, problem, stop, exchange)
 
     for n, union in zip(replicated, unions, strict=True):
         rows = np.flatnonzero(union)
@@ -203,7 +243,7 @@ def _plan_with_others(
             rows=torch.from_numpy(owner.keys),
             owner_merge=owner.segments,
         )
-    return noticed
+    return stopping
 
 
 def without(counts: list[int], rank: int) -> list[int]:
@@ -247,19 +287,19 @@ def _exchange_counts(
     sent: list[np.ndarray],
     touched: list[np.ndarray],
     problem: Exception | None,
-    notice: bool,
+    stop: bool,
     exchange: Exchange,
 ) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
-    """Sends each rank [1 for a problem here plus 2 for a notice, its counts, a bit per row of replicated groups].
+    """Sends each rank [1 for a problem here plus 2 for asking to stop, its counts, a bit per row of replicated groups].
 
     `sent` [sharded groups][W] counts the rows wanted of each rank, `touched` masks the rows of replicated groups.
-    Returns the counts received, alike, the union of the ranks' masks, and whether any rank gave notice.
+    Returns the counts received, alike, the union of the ranks' masks, and whether any rank asks to stop.
     """
     num_counts, num_rows = len(sent), [len(mask) for mask in touched]
     bits = np.concatenate([*touched, np.zeros(-sum(num_rows) % 64, dtype=bool)])
     words = np.packbits(bits).view(np.int64)
     message = np.empty((exchange.world.size, 1 + num_counts + len(words)), np.int64)
-    message[:, 0] = (problem is not None) + 2 * notice
+    message[:, 0] = (problem is not None) + 2 * stop
     for column, count in enumerate(sent):
         message[:, 1 + column] = count
     message[:, 1 + num_counts :] = words
@@ -275,6 +315,6 @@ def _exchange_counts(
 
 def _raise_everywhere(problem: Exception | None, exchange: Exchange) -> NoReturn:
     told = None if problem is None else (type(problem).__name__, str(problem.args[0] if problem.args else problem))
-    gathered = everywhere(told, exchange.world, exchange.lanes.up if exchange.lanes else None)
+    gathered = everywhere(told, exchange.world, exchange.connections.up if exchange.connections else None)
     rank, (kind, text) = next((rank, told) for rank, told in enumerate(gathered) if told is not None)
     raise PROBLEMS.get(kind, RuntimeError)(f"rank {rank}: {text}") from problem

@@ -6,17 +6,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from eupmim_dist.parallel.exchange import Lanes, open_lanes
+from eupmim_dist.parallel.exchange import Connections, open_connections
 from eupmim_dist.parallel.world import World
 
 T = TypeVar("T")
-Prepare = Callable[[int, Lanes | None], T]
+Prepare = Callable[[int, Connections | None], T]
 
 
 class Prefetcher(Generic[T]):
-    """`take(step)` gives what `prepare(step, lanes)` returned, and has the next step prepared meanwhile.
+    """`take(step)` gives what `prepare(step, connections)` returned, and has the next step prepared meanwhile.
 
-    Results are those of calling `prepare` in turn. It may communicate over `lanes`, which nothing else uses, and
+    Results are those of calling `prepare` in turn. It may communicate over `connections`, which nothing else uses, and
     must not depend on what the steps compute. What it raises, `take` raises. Creating one is collective.
     """
 
@@ -24,7 +24,7 @@ class Prefetcher(Generic[T]):
         """`last_step` is the last one that will be taken; without `ahead` a step is prepared when it is taken."""
         self.waited_seconds = 0.0
         self._prepare, self._last, self._run_ahead = prepare, last_step, ahead
-        self._lanes = open_lanes("prefetch") if ahead and world.size > 1 else None
+        self._lanes = open_connections("prefetch") if ahead and world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[T]] | None = None
 

@@ -18,12 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
-from eupmim_dist.models.interface import Rows, TableSpec
+from eupmim_dist.models.interface import Rows, TableSpec, Uses
 from eupmim_dist.parallel.agreement import everywhere
-from eupmim_dist.parallel.exchange import Exchange, Lanes, Traffic, open_lanes
+from eupmim_dist.parallel.catalogue import Part, ShardedCatalogue
+from eupmim_dist.parallel.exchange import Connections, Exchange, Traffic, open_connections
 from eupmim_dist.parallel.kernels import merge_rows
 from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
-from eupmim_dist.parallel.plan import GroupPlan, Ids, Plan, make_plan, without
+from eupmim_dist.parallel.plan import GroupPlan, Plan, UseBlock, make_plan, without
 from eupmim_dist.parallel.world import World
 
 FLOAT16_GRADIENT_SCALE = 4096.0
@@ -54,8 +55,15 @@ class Load:
 class ShardedTables:
     """All tables of a model. `shards` are this rank's rows of each, `groups` the tensors that hold them."""
 
-    def __init__(self, specs: Sequence[TableSpec], seed: int, world: World, config: TablesConfig) -> None:
-        """Creates this rank's rows; collective.
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        seed: int,
+        world: World,
+        config: TablesConfig,
+        scored_whole: str | None = None,
+    ) -> None:
+        """Creates this rank's rows; collective. `scored_whole` is the table that `catalogue` gives.
 
         Raises ValueError, on every rank, if two tables have one name, if the ranks disagree on the tables, the seed
         or the configuration, or if the process group has another size than a `world` of several ranks.
@@ -63,25 +71,26 @@ class ShardedTables:
         self.world = world
         self.traffic = Traffic()
         _check_agreement(specs, seed, config, world)
-        self.groups = build_groups(specs, config, seed, world)
+        self.groups = build_groups(specs, config, seed, world, scored_whole)
         self.shards: dict[str, Shard] = {
             name: group.shard(name, world) for group in self.groups for name in group.members
         }
+        self._whole = None if scored_whole is None else Part(self.shards[scored_whole], world)
         self.row_format = getattr(torch, config.row_format)
         self.gradient_format = getattr(torch, config.gradient_format)
         self.requests = dict.fromkeys(self.shards, 0)
-        self.exchange = Exchange(world, self.traffic, open_lanes("tables") if world.size > 1 else None)
+        self.exchange = Exchange(world, self.traffic, open_connections("tables") if world.size > 1 else None)
 
-    def plan(self, parts: Sequence[Ids], lanes: Lanes | None = None, notice: bool = False) -> Plan:
-        """Plans the look-up of int64 ids of any shape, one dict per part of the batch; collective.
+    def plan(self, micro_batches: Sequence[Uses], connections: Connections | None = None, stop: bool = False) -> Plan:
+        """Plans the look-up of named uses, for each micro-batch of a step; collective.
 
-        A thread that runs beside the training has `lanes` of its own. If any rank gives `notice`, all plans say so.
-        Raises, on every rank, what `make_plan` raises.
+        A thread that runs beside the training has `connections` of its own. If any rank asks to `stop`, all plans say
+        so. Raises, on every rank, what `make_plan` raises.
         """
-        exchange = self.exchange if lanes is None else Exchange(self.world, self.traffic, lanes)
-        plan = make_plan(self.groups, parts, exchange, notice)
+        exchange = Exchange(self.world, self.traffic, connections or self.exchange.connections)
+        plan = make_plan(self.groups, micro_batches, exchange, stop)
         if self.world.device.type == "cuda":
-            return replace(plan, groups=[part.pinned() for part in plan.groups])
+            plan = replace(plan, groups=[part.pinned() for part in plan.groups])
         return plan
 
     def fetch(self, plan: Plan) -> "Lookup":
@@ -89,6 +98,11 @@ class ShardedTables:
         for name, count in plan.requests.items():
             self.requests[name] += count
         return Lookup(self, plan, self.row_format)
+
+    def catalogue(self) -> ShardedCatalogue:
+        """This rank's rows of the table that is scored whole, for one step."""
+        assert self._whole is not None, "tables were made without one that is scored whole"
+        return ShardedCatalogue(self._whole)
 
     def load(self) -> dict[str, list[Load]]:
         """What each rank holds of each sharded table and has been asked for so far, by rank; collective."""
@@ -100,31 +114,36 @@ class ShardedTables:
         ranks = everywhere(mine, self.world)
         return {name: [of_rank[name] for of_rank in ranks] for name in mine}
 
-    def lookup(self, ids: Ids) -> "Lookup":
-        """Plans and fetches a single part, for ranking: rows travel as float32, no request is counted; collective."""
-        return Lookup(self, self.plan([ids]), torch.float32)
+    def lookup(self, uses: Uses) -> "Lookup":
+        """Plans and fetches a single batch, for ranking: rows travel as float32, no request is counted; collective."""
+        return Lookup(self, self.plan([uses]), torch.float32)
 
 
 class Lookup:
-    """The rows of one step: `rows[part][table]` has the shape of the ids plus the table's width.
+    """The rows of one step: `rows[micro_batch][use]` has the shape of the ids plus the table's width.
 
-    They are leaves of autograd, and zero where the id is NO_ROW. After `backward` of a loss of each part,
+    They are leaves of autograd, and zero where the id is NO_ROW. After `backward` of a loss of each micro-batch,
     `gradients` brings their gradients to the owners.
     """
 
     def __init__(self, tables: ShardedTables, plan: Plan, row_format: torch.dtype) -> None:
         self._tables, self._plan, self._row_format = tables, plan, row_format
         self._device = tables.world.device
-        self.rows: list[Rows] = [{} for _ in range(plan.num_parts)]
+        self.rows: list[Rows] = [{} for _ in range(plan.num_micro_batches)]
         for part, found in zip(plan.groups, self._fetch(), strict=True):
-            sizes = [shape.numel() for _, _, shape in part.uses]
+            sizes = [block.samples * sum(block.widths) for block in part.blocks]
             inverse = part.inverse.to(self._device, non_blocking=True).split(sizes)
-            for (number, name, shape), positions in zip(part.uses, inverse, strict=True):
-                rows = found.index_select(0, positions)
-                self.rows[number][name] = rows.view(*shape, found.shape[1]).requires_grad_()
+            for block, positions in zip(part.blocks, inverse, strict=True):
+                rows = found.index_select(0, positions).view(block.samples, sum(block.widths), found.shape[1])
+                of_uses = zip(block.uses.items(), rows.split(block.widths, 1), strict=True)
+                for (name, shape), of_use in of_uses:
+                    self.rows[block.micro_batch][name] = of_use.view(*shape, found.shape[1]).requires_grad_()
 
-    def gradients(self, scale: float) -> list[RowGradients]:
-        """Gradients by group times `scale`; collective. Frees the rows: a look-up has one backward pass."""
+    def gradients(self, scale: float, catalogue: ShardedCatalogue | None = None) -> list[RowGradients]:
+        """Gradients by group times `scale`; collective. Frees the rows: a look-up has one backward pass.
+
+        With the catalogue that the losses went over, those of its table are of all its rows.
+        """
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
         dims = [group.dim for group in tables.groups]
         incoming, values = [], {}
@@ -139,13 +158,25 @@ class Lookup:
             for number, of_ranks in values.items():
                 part = plan.groups[number]
                 of_ranks[len(part.asked) :] = summed[number].split(part.sent)[rank]
-        return [
-            RowGradients(
-                part.rows.to(group.weight.device, non_blocking=True),
-                self._merged(part, values.get(number, summed[number])),
-            )
-            for number, (part, group) in enumerate(zip(plan.groups, tables.groups, strict=True))
-        ]
+        found = []
+        for number, (part, group) in enumerate(zip(plan.groups, tables.groups, strict=True)):
+            rows = part.rows.to(group.weight.device, non_blocking=True)
+            gradient = RowGradients(rows, self._merged(part, values.get(number, summed[number])))
+            if catalogue is not None and catalogue.part.shard.spec.name in group.members:
+                gradient = self._of_all_rows(group, gradient, catalogue, scale)
+            found.append(gradient)
+        return found
+
+    def _of_all_rows(
+        self, group: TableGroup, looked_up: RowGradients, catalogue: ShardedCatalogue, scale: float
+    ) -> RowGradients:
+        """The gradients of all rows of a table alone in its group: of the catalogue and of what was looked up."""
+        whole = torch.zeros_like(group.weight)
+        whole[catalogue.part.first : catalogue.part.stop] = catalogue.gradient * scale
+        if group.replicated:  # each rank has scored a part
+            self._tables.exchange.all_reduce("replicated", whole)
+        whole.index_add_(0, looked_up.rows, looked_up.values)
+        return RowGradients(torch.arange(len(whole), device=whole.device), whole)
 
     def _fetch(self) -> list[Tensor]:
         """Distinct rows of each group and a row of zeros, [u + 1, dim]."""
@@ -195,14 +226,22 @@ class Lookup:
 
     def _summed(self, part: GroupPlan, dim: int, scale: float) -> Tensor:
         """The gradients of the uses, summed per distinct row and scaled, [u, dim]."""
-        found = [self.rows[number].pop(name) for number, name, _ in part.uses]
-        gradients = [(torch.zeros_like(rows) if rows.grad is None else rows.grad).reshape(-1, dim) for rows in found]
+        gradients = [self._of_block(block, dim) for block in part.blocks]
         merge = part.merge.to(self._device)
         if not gradients:
             gradients = [torch.zeros(0, dim, device=self._device)]
         uses = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
         summed = merge_rows(uses, merge.order, merge.starts)
         return summed if scale == 1 else summed.mul_(scale)
+
+    def _of_block(self, block: UseBlock, dim: int) -> Tensor:
+        """The gradients of its uses in the order of their ids, [n, dim]; zeros for what no loss used."""
+        found = [self.rows[block.micro_batch].pop(name) for name in block.uses]
+        gradients = [
+            (torch.zeros_like(rows) if rows.grad is None else rows.grad).reshape(block.samples, width, dim)
+            for rows, width in zip(found, block.widths, strict=True)
+        ]
+        return (gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=1)).reshape(-1, dim)
 
     def _merged(self, part: GroupPlan, values: Tensor) -> Tensor:
         """The gradients of all ranks, summed per row of `part.rows`."""

@@ -15,10 +15,9 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, patch_environment
-from torch import Tensor
+from torch import Tensor, nn
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.models.interface import Recommender
 from eupmim_dist.parallel.dense import MOMENTS, Dense
 from eupmim_dist.parallel.world import World
 
@@ -53,7 +52,7 @@ MENDS = {
     "managed_gradient_accumulation": "set train.accumulation instead",
     "train_batch_size": BATCH_SIZE,
     "train_micro_batch_size_per_gpu": BATCH_SIZE,
-    "optimizer": "Adam is used: set train.learning_rate and train.l2 instead",
+    "optimizer": "Adam is used: set train.optimizer, train.learning_rate and train.l2 instead",
     "scheduler": "set train.schedule and train.warmup_steps instead",
     "fp16": "use bf16 or no mixed precision",
     "zero_optimization.offload_optimizer": OFFLOAD,
@@ -68,10 +67,10 @@ class _Plugin(DeepSpeedPlugin):
         pass
 
 
-def make_dense(model: Recommender, learning_rate: float, l2: float, world: World) -> Dense:
+def make_dense(loss: nn.Module, model: nn.Module, adam: torch.optim.Optimizer, world: World) -> Dense:
     """The dense part as the launcher asks for it: under DeepSpeed, or on its own."""
     asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true", "yes")
-    return (ZeroDense if asked else Dense)(model, learning_rate, l2, world)
+    return (ZeroDense if asked else Dense)(loss, model, adam, world)
 
 
 class ZeroDense(Dense):
@@ -79,8 +78,8 @@ class ZeroDense(Dense):
 
     partitioned = True
 
-    def __init__(self, model: Recommender, learning_rate: float, l2: float, world: World) -> None:
-        super().__init__(model, learning_rate, l2, world)
+    def __init__(self, loss: nn.Module, model: nn.Module, adam: torch.optim.Optimizer, world: World) -> None:
+        super().__init__(loss, model, adam, world)
         self.engine = cast(Any, self.module)
         self.zero = self.engine.optimizer
         # Adam would make its state in the first step; DeepSpeed finds parameters in it only once it is there.
@@ -99,22 +98,22 @@ class ZeroDense(Dense):
         if not dist.is_initialized():
             raise UserError("DeepSpeed needs a launcher, on one rank too: use `eupmim-dist launch --config-file ...`")
         # With its switch for CPUs on, Accelerate leaves DeepSpeed out; the world has chosen the device already.
-        with told_plainly(), patch_environment(ACCELERATE_USE_CPU="false"):
+        with as_user_error(), patch_environment(ACCELERATE_USE_CPU="false"):
             plugin = _Plugin()
             accelerator = Accelerator(deepspeed_plugin=plugin)
-        settle(plugin.deepspeed_config, sum(parameter.numel() for parameter in self.model.parameters()))
+        adapt_config(plugin.deepspeed_config, sum(parameter.numel() for parameter in self.model.parameters()))
         return accelerator
 
-    def _prepare(self) -> tuple[Any, Any]:
+    def _prepare(self, loss: nn.Module) -> tuple[Any, Any]:
         import deepspeed
 
         # A kernel for inference that training has no use of, compiled at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)  # DeepSpeed's
-        with told_plainly():
-            return super()._prepare()
+        with as_user_error():
+            return super()._prepare(loss)
 
-    def part(self, last: bool) -> AbstractContextManager[None]:
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         self.engine.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
@@ -151,7 +150,7 @@ class ZeroDense(Dense):
         return [part for group in self.adam.param_groups for part in group["params"]]
 
 
-def settle(config: dict[str, Any], num_parameters: int) -> None:
+def adapt_config(config: dict[str, Any], num_parameters: int) -> None:
     """Sets in DeepSpeed's configuration what training here needs, in place.
 
     Raises:
@@ -207,7 +206,7 @@ def _is_off(value: Any) -> bool:
 
 
 @contextmanager
-def told_plainly() -> Iterator[None]:
+def as_user_error() -> Iterator[None]:
     """What Accelerate or DeepSpeed says of a configuration it refuses, in one line."""
     try:
         yield

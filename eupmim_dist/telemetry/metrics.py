@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +23,19 @@ class MetricsWriter:
         enabled: true on rank 0 only, else the ranks would write over each other.
         resume_step: the step of the checkpoint that training goes on from; what was logged after it is
             dropped, because those steps are run again. None starts anew and drops everything.
+        on_metrics: told of each step and its numbers too.
 
     Raises UserError where a file cannot be written, here or in `log`.
     """
 
-    def __init__(self, run_dir: Path, enabled: bool, resume_step: int | None = None) -> None:
-        self._enabled = enabled
+    def __init__(
+        self,
+        run_dir: Path,
+        enabled: bool,
+        resume_step: int | None = None,
+        on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+    ) -> None:
+        self._enabled, self._on_metrics = enabled, on_metrics
         if not enabled:
             return
         self._path = run_dir / "metrics.jsonl"
@@ -51,6 +58,8 @@ class MetricsWriter:
             self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
             self._lines.flush()
         self._board.log(step, numbers)
+        if self._on_metrics is not None:
+            self._on_metrics(step, numbers)
 
     def close(self) -> None:
         if not self._enabled:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from eupmim_dist.telemetry.log import console
 
 
-class TrainProgress:
+class StepProgress:
     """Shows step, loss, speed, time left and the best validation metric; silent unless `is_main`.
 
     Args:

@@ -3,14 +3,14 @@
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.optim.schedule import rate_factor
+from eupmim_dist.parallel.collectives import sum_
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
-from eupmim_dist.telemetry.progress import TrainProgress
+from eupmim_dist.telemetry.progress import StepProgress
 from eupmim_dist.telemetry.throughput import Throughput
 from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import l2_term
@@ -34,7 +34,7 @@ class LogHook:
     Means over the steps of the window that were not skipped, and over the ranks.
     """
 
-    def __init__(self, writer: MetricsWriter, progress: TrainProgress, throughput: Throughput) -> None:
+    def __init__(self, writer: MetricsWriter, progress: StepProgress, throughput: Throughput) -> None:
         self.writer, self.progress, self.throughput = writer, progress, throughput
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
@@ -60,8 +60,7 @@ class LogHook:
         used, norm = int(sums.pop("used")), float(sums.pop("norm"))  # alike on every rank
         dense_l2, tables_l2 = l2_term(run)
         shares = torch.stack([*(total / max(used, 1) for total in sums.values()), tables_l2])
-        if run.world.size > 1:
-            dist.all_reduce(shares)
+        sum_(shares, run.world)
         shares[-1] += dense_l2
         values = dict(zip([*sums, "l2"], shares.tolist(), strict=True))
         loss, rate = sum(values.values()), self.throughput.rate()

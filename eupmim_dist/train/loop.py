@@ -17,7 +17,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> None:
     with Prefetcher(partial(prepare_step, run), run.world, settings.max_steps - 1, settings.prefetch) as batches:
         while progress.step < settings.max_steps and not progress.stopped:
             prepared = batches.take(progress.step)
-            if prepared.plan.notice:  # before the step, which an evaluation might follow
+            if prepared.plan.stop:  # before the step, which an evaluation might follow
                 run.asked_to_leave = True
                 break
             outcome = train_step(run, progress.step, prepared)

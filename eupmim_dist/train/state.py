@@ -6,14 +6,15 @@ from typing import Any
 from torch import Tensor
 
 from eupmim_dist.config.schema import Config
-from eupmim_dist.data.sampler import TrainingSampler
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.models.interface import Recommender
+from eupmim_dist.models.interface import Model
+from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.optim.tables import TableOptimizer
 from eupmim_dist.parallel.dense import Dense
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.verdict import Verdict
 from eupmim_dist.parallel.world import World
+from eupmim_dist.tasks.interface import Task
 
 
 @dataclass
@@ -35,13 +36,20 @@ class Progress:
 
 
 @dataclass
-class Assembled:
-    """A model with its tables and data on one rank, as assemble.py builds it: enough to rank and to save."""
+class Setup:
+    """What there is without a model: enough to rank by a baseline."""
 
     config: Config
     world: World
     store: InteractionStore
-    model: Recommender
+    task: Task
+
+
+@dataclass
+class Assembled(Setup):
+    """A model with its tables and data on one rank, as assemble.py builds it: enough to rank and to save."""
+
+    model: Model
     tables: ShardedTables
 
 
@@ -49,7 +57,7 @@ class Assembled:
 class Run(Assembled):
     """A training run on one rank."""
 
-    sampler: TrainingSampler
+    objective: Objective
     dense: Dense
     table_optimizer: TableOptimizer
     progress: Progress

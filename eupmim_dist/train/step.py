@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eupmim_dist.data.batch import Batch
-from eupmim_dist.data.blocks import block_range
+from eupmim_dist.data.batch import UserBatch
 from eupmim_dist.data.counter import stream_key
+from eupmim_dist.objectives.interface import Candidates
 from eupmim_dist.optim.schedule import rate_factor
-from eupmim_dist.parallel.exchange import Lanes
+from eupmim_dist.parallel.exchange import Connections
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.verdict import judge
 from eupmim_dist.train.state import Outcome, Run
@@ -17,35 +17,42 @@ from eupmim_dist.train.state import Outcome, Run
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a step needs and can be had before it: this rank's samples, in parts, and the plan of their look-up."""
+    """What a step needs and can be had before it: this rank's micro-batches and the plan of their look-up."""
 
-    parts: list[Batch]
+    micro_batches: list[tuple[UserBatch, Candidates]]
     plan: Plan
 
 
-def prepare_step(run: Run, step: int, lanes: Lanes | None = None) -> Prepared:
-    """Samples the batch of `step` (from 0) and plans its look-up, over `lanes`; collective."""
-    batch = run.sampler.sample(step)
-    num_parts = run.config.train.accumulation
-    parts = [batch.part(*block_range(len(batch.user), part, num_parts)) for part in range(num_parts)]
-    plan = run.tables.plan([run.model.ids(part) for part in parts], lanes, notice=run.stop_requested)
-    return Prepared([part.pinned() for part in parts] if run.world.device.type == "cuda" else parts, plan)
+def prepare_step(run: Run, step: int, connections: Connections | None = None) -> Prepared:
+    """Samples the batch of `step` (from 0) and plans its look-up, over `connections`; collective."""
+    batch, number = run.task.sample(step), run.config.train.accumulation
+    micro_batches = []
+    for index in range(number):
+        micro_batch = batch.micro_batch(index, number)
+        micro_batches.append((micro_batch, run.objective.draw(micro_batch, step)))
+    uses = [run.model.uses(micro_batch) | candidates.uses() for micro_batch, candidates in micro_batches]
+    plan = run.tables.plan(uses, connections, stop=run.stop_requested)
+    if run.world.device.type == "cuda":
+        micro_batches = [(micro_batch.pinned(), candidates.pinned()) for micro_batch, candidates in micro_batches]
+    return Prepared(micro_batches, plan)
 
 
 def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
     """Trains on the global batch of `step`."""
     # Dropout is a function of (seed, step, rank), so resuming needs no generator state.
     torch.manual_seed(stream_key(run.config.seed, "dropout", step, run.world.rank))
+    device, dense = run.world.device, run.dense
     lookup = run.tables.fetch(prepared.plan)
+    catalogue = run.tables.catalogue() if run.objective.whole_catalogue else None
     shares: dict[str, Tensor] = {}
-    for number, (batch, rows) in enumerate(zip(prepared.parts, lookup.rows, strict=True)):
-        with run.dense.part(last=number == len(prepared.parts) - 1):
-            found: dict[str, Tensor] = run.dense.module(rows, batch.to(run.world.device))
-            run.dense.backward(torch.stack(list(found.values())).sum())
+    for number, ((batch, candidates), rows) in enumerate(zip(prepared.micro_batches, lookup.rows, strict=True)):
+        with dense.micro_batch(last=number == len(prepared.micro_batches) - 1):
+            found: dict[str, Tensor] = dense.module(rows, batch.to(device), candidates.to(device), catalogue)
+            dense.backward(torch.stack(list(found.values())).sum())
         for name, share in found.items():
             shares[name] = shares[name] + share.detach() if name in shares else share.detach()
-    gradients = run.dense.row_gradients(lookup)
-    dense, max_norm = run.dense, run.config.train.clip_norm
+    gradients = dense.row_gradients(lookup, catalogue)
+    max_norm = run.config.train.clip_norm
     verdict = judge(dense.gradients(), gradients, run.tables, max_norm, run.world, dense.partitioned)
     factor = rate_factor(run.config.train, step)
     dense.step(factor * run.config.train.learning_rate, verdict)
@@ -57,16 +64,18 @@ def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
 def l2_term(run: Run) -> tuple[Tensor, Tensor]:
     """(the replicated part, this rank's shards' part) of l2/2 times the sum of squares of every parameter.
 
-    The optimizers add its gradient (weight decay as Adam's L2); its value is only needed for the log. Rows count
-    where the optimizer moves all of them: the lazy ones add l2 to touched rows alone, which no term of a loss does.
+    The optimizers add its gradient (weight decay as Adam's L2); its value is only needed for the log. Weights count
+    where the optimizer adds it: the lazy table optimizers to touched rows alone, AdamW not at all.
     """
-    factor = 0.5 * run.config.train.l2
+    config = run.config
+    factor = 0.5 * config.train.l2
     common = torch.zeros((), device=run.world.device)
     own = torch.zeros_like(common)
     if not factor:
         return common, own
-    common += torch.stack([p.square().sum() for p in run.model.parameters()]).sum()
-    for group in run.tables.groups if run.config.tables.optimizer == "exact" else []:
+    if config.train.optimizer == "adam":
+        common += torch.stack([p.square().sum() for p in run.model.parameters()]).sum()
+    for group in run.tables.groups if config.tables.optimizer == "exact" else []:
         total = common if group.replicated else own
         total += torch.linalg.vector_norm(group.weight).square().to(total.device)
     return factor * common, factor * own

@@ -38,7 +38,7 @@ class Loop:
             # The batch of the world is the same at any number of ranks.
             ids = (torch.arange(24) * 7 + step) % 101
             mine = ids[self.world.rank :: self.world.size]
-            lookup = self.tables.lookup({"item": mine, "kind": mine % 7})
+            lookup = self.tables.lookup({"item": ("item", mine), "kind": ("kind", mine % 7)})
             rows = lookup.rows[0]
             loss = self.layer(rows["item"] * rows["kind"]).square().sum() / len(ids)
             self.accelerator.backward(loss * self.world.size)

@@ -17,9 +17,9 @@ from eupmim_dist.checkpoint import load, writer
 from eupmim_dist.checkpoint import save as saving
 from eupmim_dist.checkpoint.layout import TENSOR_FILE, Damaged, complete_steps, resolve, step_dir
 from eupmim_dist.checkpoint.load import load_model, load_training
-from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.save import save_checkpoint
 from eupmim_dist.config.load import parse_config
+from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.models.eupmim.model import EUPMiM
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
@@ -53,10 +53,12 @@ def start(store: Path, optimizer: str, replicate_below: int = SHARDED) -> Run:
     torch.set_num_threads(1)
     world = init_world(cpu=True)
     values = {
-        "data": {"dir": str(store), "history_length": 6},
+        "data": {"dir": str(store)},
+        "task": {"history_length": 6},
         "model": {"dim": 8, "num_heads": 2, "num_encoder_layers": 1, "dropout": 0.0, "attention_dropout": 0.0},
         "tables": {"optimizer": optimizer, "replicate_below": replicate_below},
-        "train": {"global_batch_size": 7, "num_negatives": 5, "learning_rate": 0.01, "l2": 1e-3},
+        "objective": {"num_negatives": 5},
+        "train": {"global_batch_size": 7, "learning_rate": 0.01, "l2": 1e-3},
         "evaluation": {"top_n": [5]},
     }
     config = parse_config(values, source="test")

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from eupmim_dist.assemble import without_model
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.evaluation.baselines.registry import BASELINES
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import Result, evaluate, held_out_users
+from eupmim_dist.evaluation.runner import Result, evaluate_scorer, held_out_users, ranking_of
+from eupmim_dist.evaluation.scorers.interface import baselines, make_scorer
 from eupmim_dist.parallel.world import World, init_world
 from tests.distributed.spawn import run_ranks
 from tests.stores import small_store
@@ -19,10 +20,11 @@ def measure(directory: Path, cutoffs: list[int], world: World | None = None) -> 
     world = world or init_world(cpu=True)
     store = InteractionStore.open(directory)
     config = parse_config({"evaluation": {"batch_size": 4}}, "test")
-    users = held_out_users(config, store, "test", world)
+    setup = without_model(config, world, store)
+    users = held_out_users(setup, "test")
     return [
-        evaluate(BASELINES[name](store, 10, world), name, users, protocol, cutoffs, world)
-        for name in BASELINES
+        evaluate_scorer(make_scorer(name, ranking_of(setup)), name, users, protocol, cutoffs, world)
+        for name in baselines()
         for protocol in PROTOCOLS.values()
     ]
 

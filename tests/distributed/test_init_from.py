@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint import init_from
-from eupmim_dist.checkpoint.init_from import take_weights
 from eupmim_dist.checkpoint.layout import TENSOR_FILE, resolve
 from eupmim_dist.checkpoint.load import open_sound
-from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.save import save_checkpoint
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.export.init_from import take_weights
+from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.parallel.world import init_world
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.catalogues import Table, catalogue, expected_rows, rows_held, same
@@ -31,10 +31,12 @@ TAKEN_AT = [(1, SHARDED), (2, SHARDED), (3, SHARDED), (2, NEW_MIXED)]
 
 def config_of(store: Path, placed: int) -> Config:
     values = {
-        "data": {"dir": str(store), "history_length": 6},
+        "data": {"dir": str(store)},
+        "task": {"history_length": 6},
         "model": {"dim": 8, "num_heads": 2, "num_encoder_layers": 1},
         "tables": {"replicate_below": placed},
-        "train": {"global_batch_size": 7, "num_negatives": 5, "learning_rate": 0.05},
+        "objective": {"num_negatives": 5},
+        "train": {"global_batch_size": 7, "learning_rate": 0.05},
         "evaluation": {"top_n": [5], "metric": "recall@5"},
     }
     return parse_config(values, source="test")

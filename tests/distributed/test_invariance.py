@@ -30,10 +30,12 @@ def settings(
     """`changes` are of sections. Tables are sharded unless they say otherwise."""
     values: dict[str, Any] = {
         "seed": 5,
-        "data": {"dir": str(store), "history_length": 6},
+        "data": {"dir": str(store)},
+        "task": {"history_length": 6},
         "model": {"dim": 8, **model},
         "tables": {"optimizer": optimizer, "replicate_below": 0},
-        "train": {"global_batch_size": batch, "num_negatives": 5, "learning_rate": 0.01, "l2": 1e-3},
+        "objective": {"num_negatives": 5},
+        "train": {"global_batch_size": batch, "learning_rate": 0.01, "l2": 1e-3},
         "evaluation": {"batch_size": 5, "top_n": [3, 10]},
     }
     return values | {section: values[section] | change for section, change in changes.items()}
@@ -113,7 +115,7 @@ EUPMIM = {
     "dropout": 0.0,
     "attention_dropout": 0.0,
 }
-COMIREC = {"name": "comirec", "num_interests": 2}
+COMIREC = {"name": "comirec_dr", "num_interests": 2}
 REPLICATED: dict[str, Any] = {"tables": {"replicate_below": 2048}}
 MIXED: dict[str, Any] = {"tables": {"replicate_below": 32}}  # 31 item rows, 33 users
 CLIPPED: dict[str, Any] = {"train": {"clip_norm": 0.25}}  # norms are 0.15 to 0.5
@@ -188,13 +190,16 @@ def test_preparing_ahead_changes_no_bit_on_two_ranks(tmp_path: Path) -> None:
 def first_gradients(values: dict[str, Any]) -> dict[str, Any]:
     """Gradients of the first step, of the dense parameters and of the rows: Adam would hide a wrong scale."""
     run = start(values)
-    batch = run.sampler.sample(0)
-    lookup = run.tables.lookup(run.model.ids(batch))
-    with run.dense.part(last=True):
-        run.dense.backward(torch.stack(list(run.dense.module(lookup.rows[0], batch).values())).sum())
+    batch = run.task.sample(0)
+    candidates = run.objective.draw(batch, 0)
+    lookup = run.tables.lookup(run.model.uses(batch) | candidates.uses())
+    catalogue = run.tables.catalogue() if run.objective.whole_catalogue else None
+    with run.dense.micro_batch(last=True):
+        shares = run.dense.module(lookup.rows[0], batch, candidates, catalogue)
+        run.dense.backward(torch.stack(list(shares.values())).sum())
     found: dict[str, Any] = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
     by_table = {}
-    for group, gradient in zip(run.tables.groups, run.dense.row_gradients(lookup), strict=True):
+    for group, gradient in zip(run.tables.groups, run.dense.row_gradients(lookup, catalogue), strict=True):
         whole = torch.zeros_like(group.weight)
         whole[gradient.rows] = gradient.values
         for name, member in group.members.items():

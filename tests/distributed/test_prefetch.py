@@ -5,7 +5,7 @@ import torch
 
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
-from eupmim_dist.parallel.exchange import Lanes
+from eupmim_dist.parallel.exchange import Connections
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
@@ -20,9 +20,9 @@ def take_steps(stop_at: int, bad_rank: int) -> tuple[int, str]:
     world = init_world(cpu=True)
     tables = ShardedTables([TableSpec("item", 10, 4)], 0, world, TablesConfig(replicate_below=0))
 
-    def plan(step: int, lanes: Lanes | None) -> Plan:
+    def plan(step: int, connections: Connections | None) -> Plan:
         bad = step == BAD_STEP and world.rank == bad_rank
-        return tables.plan([{"item": torch.tensor([10 if bad else step])}], lanes)
+        return tables.plan([{"item": ("item", torch.tensor([10 if bad else step]))}], connections)
 
     taken = 0
     try:
@@ -30,7 +30,7 @@ def take_steps(stop_at: int, bad_rank: int) -> tuple[int, str]:
             for step in range(stop_at):
                 tables.fetch(ahead.take(step))
                 taken += 1
-                tables.lookup({"item": torch.tensor([1])})  # as an evaluation does, while the thread plans
+                tables.lookup({"item": ("item", torch.tensor([1]))})  # as an evaluation does, while the thread plans
     except IndexError as error:
         return taken, str(error)
     return taken, "done"
@@ -54,22 +54,22 @@ def test_stopping_early_leaves_no_rank_waiting() -> None:
     assert run_ranks(3, take_steps, 5, -1) == 3 * [(5, "done")]
 
 
-def notices(step_of_notice: int) -> list[bool]:
-    """Which steps' plans carry a notice that the last rank gives at one step."""
+def stops(step_of_request: int) -> list[bool]:
+    """Which steps' plans ask to stop, as the last rank does at one step."""
     world = init_world(cpu=True)
     tables = ShardedTables([TableSpec("item", 10, 4)], 0, world, TablesConfig(replicate_below=0))
 
-    def plan(step: int, lanes: Lanes | None) -> Plan:
-        mine = step == step_of_notice and world.rank == world.size - 1
-        return tables.plan([{"item": torch.tensor([step])}], lanes, notice=mine)
+    def plan(step: int, connections: Connections | None) -> Plan:
+        mine = step == step_of_request and world.rank == world.size - 1
+        return tables.plan([{"item": ("item", torch.tensor([step]))}], connections, stop=mine)
 
     with Prefetcher(plan, world, last_step=4) as ahead:
-        return [ahead.take(step).notice for step in range(5)]
+        return [ahead.take(step).stop for step in range(5)]
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_a_notice_of_one_rank_reaches_all_at_the_same_step(size: int) -> None:
-    assert run_ranks(size, notices, 3) == size * [[False, False, False, True, False]]
+def test_a_request_to_stop_of_one_rank_reaches_all_at_the_same_step(size: int) -> None:
+    assert run_ranks(size, stops, 3) == size * [[False, False, False, True, False]]
 
 
 def loads() -> dict[str, list[tuple[int, int]]]:
@@ -77,8 +77,8 @@ def loads() -> dict[str, list[tuple[int, int]]]:
     tables = ShardedTables(
         [TableSpec("item", 3000, 4), TableSpec("small", 9, 4)], 0, world, TablesConfig(replicate_below=100)
     )
-    tables.fetch(tables.plan([{"item": torch.arange(3000), "small": torch.arange(9)}]))
-    tables.lookup({"item": torch.arange(3000)})  # not a step of training: not counted
+    tables.fetch(tables.plan([{"item": ("item", torch.arange(3000)), "small": ("small", torch.arange(9))}]))
+    tables.lookup({"item": ("item", torch.arange(3000))})  # not a step of training: not counted
     return {name: [(rank.rows, rank.requests) for rank in ranks] for name, ranks in tables.load().items()}
 
 

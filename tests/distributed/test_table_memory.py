@@ -34,7 +34,10 @@ def train(world: World, tables: list[TableSpec], config: TablesConfig) -> None:
     generator = torch.Generator().manual_seed(world.rank)
     for _ in range(NUM_STEPS):
         lookup = sharded.lookup(
-            {spec.name: torch.randint(spec.rows, (NUM_IDS // len(tables),), generator=generator) for spec in tables}
+            {
+                spec.name: (spec.name, torch.randint(spec.rows, (NUM_IDS // len(tables),), generator=generator))
+                for spec in tables
+            }
         )
         for rows in lookup.rows[0].values():
             rows.square().sum().backward()

@@ -34,10 +34,10 @@ from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.data.batch import NO_ROW
-from eupmim_dist.models.interface import Rows, TableSpec
+from eupmim_dist.models.interface import Rows, TableSpec, Uses
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS, make_table_optimizer
 from eupmim_dist.parallel.placement import RowOrder
-from eupmim_dist.parallel.plan import Ids, Plan
+from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.sharded import RowGradients, ShardedTables
 from eupmim_dist.parallel.verdict import judge
@@ -57,7 +57,7 @@ OPTIMIZERS = list(TABLE_OPTIMIZERS)
 
 @dataclass(frozen=True)
 class Ask:
-    """Ids of one table in one part of a rank's batch."""
+    """Ids of one use of a table in one micro-batch of a rank."""
 
     shape: tuple[int, ...]
     kind: str  # padding: all NO_ROW; few: many duplicates; edges: first, last and NO_ROW; any
@@ -74,6 +74,7 @@ class Ask:
 
 
 Part = dict[str, Ask]
+"""By the name of a use, whose first word is its table."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Scenario:
     world_size: int
     tables: tuple[TableSpec, ...]
     config: TablesConfig
-    steps: list[list[list[Part]]]  # [step][rank][part]
+    steps: list[list[list[Part]]]  # [step][rank][micro-batch]
     l2: float = 0.0
     scale: float = 1.0
     max_norm: float | None = None
@@ -89,9 +90,12 @@ class Scenario:
     poisoned: tuple[int, int] | None = None  # (step, rank) whose loss is not a number
     linear: bool = False  # a small loss, linear in the rows: gradients do not depend on how the rows were rounded
 
-    def ids(self, step: int, rank: int) -> list[Ids]:
+    def uses(self, step: int, rank: int) -> list[Uses]:
         rows = {spec.name: spec.rows for spec in self.tables}
-        return [{name: ask.ids(rows[name]) for name, ask in part.items()} for part in self.steps[step][rank]]
+        return [
+            {name: (table_of(name), ask.ids(rows[table_of(name)])) for name, ask in part.items()}
+            for part in self.steps[step][rank]
+        ]
 
     def replicated(self, spec: TableSpec) -> bool:
         return self.world_size > 1 and spec.rows < self.config.replicate_below
@@ -111,13 +115,17 @@ class Scenario:
         return total
 
 
+def table_of(use: str) -> str:
+    return use.partition(" ")[0]
+
+
 @dataclass
 class Outcome:
     """What a rank saw."""
 
     ids: dict[str, Tensor]  # of its shards
     weights: list[dict[str, Tensor]]  # its shards before each step and after the last
-    rows: list[list[Rows]]  # [step][part]
+    rows: list[list[Rows]]  # [step][micro-batch]
     gradients: list[dict[str, tuple[Tensor, Tensor]]]  # [step], row ids and values by table
     norms: list[float]
     ok: list[bool]
@@ -136,7 +144,7 @@ def train_in(world: World, scenario: Scenario) -> Outcome:
     weights, seen, gradients, verdicts = [copies(tables)], [], [], []
 
     def plan(step: int, group: dist.ProcessGroup | None = None) -> Plan:
-        return tables.plan(scenario.ids(step, world.rank), group)
+        return tables.plan(scenario.uses(step, world.rank), group)
 
     with ExitStack() as stack:
         take: Callable[[int], Plan] = plan
@@ -231,17 +239,15 @@ def check(scenario: Scenario, outcomes: list[Outcome]) -> None:
 
 def check_rows(scenario: Scenario, outcomes: list[Outcome], step: int, weights: Rows) -> None:
     for rank, outcome in enumerate(outcomes):
-        wanted = scenario.ids(step, rank)
-        assert len(outcome.rows[step]) == len(wanted), f"step {step}, rank {rank}: parts"
-        for ids, rows in zip(wanted, outcome.rows[step], strict=True):
-            assert ids.keys() == rows.keys()
-            for spec in scenario.tables:
-                if spec.name not in ids:
-                    continue
-                name = spec.name
-                held = PlainTable(weights[name]).rows(ids[name]).float()
-                if not scenario.replicated(spec):
-                    travelled = ~torch.isin(ids[name], outcome.ids[name])
+        wanted = scenario.uses(step, rank)
+        assert len(outcome.rows[step]) == len(wanted), f"step {step}, rank {rank}: micro-batches"
+        specs = {spec.name: spec for spec in scenario.tables}
+        for uses, rows in zip(wanted, outcome.rows[step], strict=True):
+            assert uses.keys() == rows.keys()
+            for name, (table, ids) in uses.items():
+                held = PlainTable(weights[table]).rows(ids).float()
+                if not scenario.replicated(specs[table]):
+                    travelled = ~torch.isin(ids, outcome.ids[table])
                     held[travelled] = held[travelled].to(getattr(torch, scenario.config.row_format)).float()
                 assert torch.equal(rows[name], held), f"step {step}, rank {rank}: rows of {name}"
 
@@ -253,11 +259,11 @@ def check_gradients(
     uses: list[tuple[str, Tensor, Tensor]] = []
     loss = torch.zeros(())
     for rank in range(scenario.world_size):
-        for part, ids in enumerate(scenario.ids(step, rank)):
-            rows = {name: plain[name].rows(wanted) for name, wanted in ids.items()}
+        for part, wanted in enumerate(scenario.uses(step, rank)):
+            rows = {name: plain[table].rows(ids) for name, (table, ids) in wanted.items()}
             for name, values in rows.items():
                 values.retain_grad()
-                uses.append((name, ids[name], values))
+                uses.append((*wanted[name], values))
             loss = loss + scenario.loss(rows, step, rank, part)
     if loss.requires_grad:
         (loss * scenario.scale).backward()
@@ -319,9 +325,9 @@ def asked(scenario: Scenario, step: int, ranks: list[int] | None = None) -> dict
     """Distinct row ids by table."""
     found: dict[str, set[int]] = {spec.name: set() for spec in scenario.tables}
     for rank in range(scenario.world_size) if ranks is None else ranks:
-        for ids in scenario.ids(step, rank):
-            for name, wanted in ids.items():
-                found[name].update(wanted[wanted != NO_ROW].tolist())
+        for uses in scenario.uses(step, rank):
+            for table, ids in uses.values():
+                found[table].update(ids[ids != NO_ROW].tolist())
     return found
 
 
@@ -379,6 +385,8 @@ KINDS = ["padding", "few", "edges", "any", "any"]
 ASKS: list[Ask | None] = [None, None, None]
 ASKS += [Ask(shape, kind, seed) for shape in SHAPES for kind in KINDS for seed in range(4)]
 ASKS += [Ask(shape, "any", 5, used=False) for shape in SHAPES]
+BESIDE = [Ask(shape, kind, 9) for shape in SHAPES if shape for kind in ("few", "any")]
+"""Of the shapes that others have too: uses with as many samples lie side by side."""
 ROWS = st.one_of(st.integers(1, 6), st.integers(7, 300), st.integers(900, 3000))
 
 
@@ -395,11 +403,13 @@ def scenarios(draw: st.DrawFn, world_size: int, wire: bool = False, **fixed: Any
         row_format=draw(st.sampled_from(list(ROUNDOFF))) if wire else "float32",
         gradient_format=draw(st.sampled_from(list(ROUNDOFF))) if wire else "float32",
     )
-    asks = st.tuples(*[st.sampled_from(ASKS)] * number)
+    uses = [name for spec in tables for name in (spec.name, f"{spec.name} again", f"{spec.name} beside")]
+    again = [None, None, *ASKS]
+    asks = st.tuples(*[st.sampled_from(ASKS), st.sampled_from(again), st.none() | st.sampled_from(BESIDE)] * number)
     steps = [
         [
             [
-                {spec.name: ask for spec, ask in zip(tables, draw(asks), strict=True) if ask is not None}
+                {name: ask for name, ask in zip(uses, draw(asks), strict=True) if ask is not None}
                 for _ in range(draw(st.sampled_from([1, 2, 3])))
             ]
             for _ in range(world_size)
@@ -557,20 +567,23 @@ def test_initial_rows_depend_on_neither_the_ranks_nor_the_placement(ranks: dict[
 # ---- mistakes: every rank raises the same, at once, and the ranks can go on
 
 MISTAKEN = [TableSpec("item", 23, 4), TableSpec("user", 5, 4), TableSpec("city", 2, 3)]
-MISTAKES: dict[str, tuple[Ids, str]] = {
-    "too large": ({"user": torch.tensor([[0, 5]])}, "IndexError: rank 1: table user: id 5 is outside its 5 rows"),
-    "negative": ({"item": torch.tensor([-1, -2])}, "IndexError: rank 1: table item: id -2 is outside its 23 rows"),
-    "replicated": ({"city": torch.tensor([2])}, "IndexError: rank 1: table city: id 2 is outside its 2 rows"),
-    "int32": ({"user": torch.tensor([1]).int()}, "TypeError: rank 1: table user: ids must be int64, not int32"),
-    "float": ({"item": torch.tensor([0.5])}, "TypeError: rank 1: table item: ids must be int64, not float32"),
-    "unknown": ({"shop": torch.tensor([0])}, "KeyError: rank 1: no table shop; there are item, user, city"),
+MISTAKES: dict[str, tuple[Uses, str]] = {
+    kind: ({table: (table, ids)}, message)
+    for kind, table, ids, message in (
+        ("too large", "user", torch.tensor([[0, 5]]), "IndexError: rank 1: table user: id 5 is outside its 5 rows"),
+        ("negative", "item", torch.tensor([-1, -2]), "IndexError: rank 1: table item: id -2 is outside its 23 rows"),
+        ("replicated", "city", torch.tensor([2]), "IndexError: rank 1: table city: id 2 is outside its 2 rows"),
+        ("int32", "user", torch.tensor([1]).int(), "TypeError: rank 1: table user: ids must be int64, not int32"),
+        ("float", "item", torch.tensor([0.5]), "TypeError: rank 1: table item: ids must be int64, not float32"),
+        ("unknown", "shop", torch.tensor([0]), "KeyError: rank 1: no table shop; there are item, user, city"),
+    )
 }
 
 
-def plan_with_mistakes(mistakes: dict[int, Ids]) -> list[str]:
+def plan_with_mistakes(mistakes: dict[int, Uses]) -> list[str]:
     world = init_world(cpu=True)
     tables = ShardedTables(MISTAKEN, 0, world, TablesConfig(replicate_below=4))
-    good = {spec.name: torch.tensor([0, NO_ROW]) for spec in MISTAKEN}
+    good = {spec.name: (spec.name, torch.tensor([0, NO_ROW])) for spec in MISTAKEN}
     errors = []
     for parts in ([good, good | mistakes.get(world.rank, {})], [mistakes.get(world.rank, good)]):
         try:

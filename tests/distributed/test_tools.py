@@ -140,7 +140,7 @@ from pathlib import Path
 from eupmim_dist.checkpoint import pieces
 from eupmim_dist.checkpoint.contents import contents
 from eupmim_dist.checkpoint.layout import resolve
-from eupmim_dist.checkpoint.model_dir import consolidate
+from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.verify import verify
 def memory(what):

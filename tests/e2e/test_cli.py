@@ -121,7 +121,7 @@ def test_a_run_directory_holds_what_is_promised(place: Path) -> None:
     config = yaml.safe_load(text)
     assert text.startswith(f"# eupmim-dist {__version__}, torch {torch.__version__}, commit ")
     assert config["train"]["max_steps"] == STEPS
-    assert config["train"]["num_negatives"] == 10  # a default
+    assert config["objective"]["num_negatives"] == 10  # a default
     assert list(losses_of(run)) == [5, 10, 15, 20, 25, 30]
     assert all(line["samples_per_second"] > 0 for line in lines_of(run) if "loss" in line)
     judged = {line["step"]: line["valid/strict/recall@10"] for line in lines_of(run) if "loss" not in line}
@@ -297,7 +297,7 @@ def test_configurations_are_shown_whole(place: Path) -> None:
         eupmim(place, "config show run/config.yaml").out == (place / "run/config.yaml").read_text().partition("\n")[2]
     )
     explained = eupmim(place, "config show --describe").out
-    assert "train.num_negatives [10]\n    N: sampled negatives per target." in explained
+    assert "objective.num_negatives [10]\n    N: sampled negatives per target." in explained
 
 
 def test_the_version() -> None:

@@ -26,9 +26,11 @@ from tests.distributed.spawn import run_ranks
 from tests.stores import small_store
 
 SETTINGS = {
-    "data": {"dir": "store", "history_length": 6},
+    "data": {"dir": "store"},
+    "task": {"history_length": 6},
     "model": {"dim": 8, "num_heads": 2, "num_encoder_layers": 1},
-    "train": {"global_batch_size": 8, "num_negatives": 5, "max_steps": 4},
+    "objective": {"num_negatives": 5},
+    "train": {"global_batch_size": 8, "max_steps": 4},
     "evaluation": {"every": 2, "metric": "recall@5", "top_n": [5]},
 }
 RELEASED = {"mid_embeddings_var.weight": torch.zeros(31, 8), "capsule_network.weights": torch.zeros(1, 6, 16, 8)}
@@ -87,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model-no-manifest": lambda manifest: manifest.clear(),
         "model-wider": lambda manifest: manifest["config"]["model"].update(dim=16),
         "model-deeper": lambda manifest: manifest["config"]["model"].update(num_encoder_layers=2),
-        "model-comirec": lambda manifest: manifest["config"].update(model={"name": "comirec", "dim": 8}),
+        "model-comirec": lambda manifest: manifest["config"].update(model={"name": "comirec_dr", "dim": 8}),
     }.items():
         shutil.copytree(root / "model", root / name)
         change_json(root / name / "config.json", change)
@@ -136,8 +138,8 @@ CASES = [
     (f"{TRAIN} --set data.dir=damaged", "damaged/items.npy: content does not match its SHA-256"),
     (f"{TRAIN} --set data.dir=newer", "newer/dataset.json: format_version is 2, this program reads 1"),
     (f"{TRAIN} --set data.dir=unsplit", "unsplit: split valid has no users"),
-    (f"{TRAIN} --set data.min_history=99", "store: no training user has more than data.min_history=99 items; lower it"),
-    (f"{TRAIN} --set train.num_negatives=30", "train.num_negatives: 30 distinct .* use at most 24"),
+    (f"{TRAIN} --set task.min_history=99", "store: no training user has more than task.min_history=99 items; lower it"),
+    (f"{TRAIN} --set objective.num_negatives=30", "objective.num_negatives: 30 distinct .* use at most 24"),
     (f"{TRAIN} --set evaluation.metric=recall@31", "evaluation.metric: .*31 .* catalogue of 30 items"),
     (f"{TRAIN} --set evaluation.top_n=[10,31]", "evaluation.top_n: .*31 .* catalogue of 30 items"),
     (f"{TRAIN} --set evaluation.top_n=[]", "evaluation.top_n: "),

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eupmim_dist.assemble import describe_end, evaluate_best
+from eupmim_dist.api import evaluate_best
+from eupmim_dist.assemble import describe_end
 from eupmim_dist.checkpoint import layout, load, run_dir
 from eupmim_dist.checkpoint.layout import Damaged, complete_steps, open_checkpoint
 from eupmim_dist.checkpoint.load import load_model, load_training, open_sound
@@ -133,7 +134,7 @@ def test_a_checkpoint_of_a_newer_program_is_not_gone_back_on(tmp_path: Path) -> 
         patch.setattr(layout, "FORMAT_VERSION", 99)
         del content["format_version"]
         layout.write_manifest(last, "manifest.json", content, files)
-    with pytest.raises(UserError, match="format version 99, this program reads 3; update eupmim-dist"):
+    with pytest.raises(UserError, match="format version 99, this program reads 4; update eupmim-dist"):
         find_start(tmp_path / "run", "auto", config, WORLD)
 
 

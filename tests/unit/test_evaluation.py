@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eupmim_dist.assemble import assemble, open_store
+from eupmim_dist.assemble import assemble, open_store, without_model
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation import topn
-from eupmim_dist.evaluation.baselines.registry import BASELINES
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import evaluate, evaluate_model, held_out_users
+from eupmim_dist.evaluation.runner import evaluate_model, evaluate_scorer, held_out_users, ranking_of
+from eupmim_dist.evaluation.scorers.interface import Scorer, baselines, make_scorer
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Assembled
 from tests.oracles import metrics_plain as plain
@@ -30,7 +30,8 @@ WORLD = World(0, 1, 0, 1, torch.device("cpu"))
 def assembled(tmp_path: Path) -> Assembled:
     store = small_store(tmp_path / "store", num_users=40, num_items=60, longest=40)
     values: dict[str, Any] = {
-        "data": {"dir": str(store.path), "history_length": 6},
+        "data": {"dir": str(store.path)},
+        "task": {"history_length": 6},
         "model": {"name": "eupmim", "dim": 8, "num_heads": 2, "num_encoder_layers": 1},
         "evaluation": {"batch_size": 3},
     }
@@ -56,14 +57,14 @@ def test_metrics_equal_the_naive_ones(assembled: Assembled, protocol: str, split
     assembled.config.evaluation.exclude_seen = exclude_seen
     cutoffs = [1, 5, 20, 59]
     result = evaluate_model(assembled, split, protocol, cutoffs)
-    users = held_out_users(assembled.config, assembled.store, split, WORLD)
+    users = held_out_users(assembled, split)
     interests = []
     assembled.model.eval()
     for index in range(len(users)):
         batch = users.chunk(index).batch
         with torch.no_grad():
             interests.append(
-                assembled.model.interests(assembled.tables.lookup(assembled.model.ids(batch)).rows[0], batch)
+                assembled.model(assembled.tables.lookup(assembled.model.uses(batch)).rows[0], batch).queries
             )
     shard = assembled.tables.shards["item"]
     rows = shard.weight[shard.ids().argsort()].numpy()
@@ -85,7 +86,7 @@ def test_metrics_equal_the_naive_ones(assembled: Assembled, protocol: str, split
     assert result.metrics == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", list(BASELINES))
+@pytest.mark.parametrize("name", baselines())
 def test_baselines_equal_the_naive_ones(assembled: Assembled, name: str) -> None:
     store = assembled.store
     sequences = [store.items[store.offsets[u] : store.offsets[u + 1]].tolist() for u in store.users("train")]
@@ -95,9 +96,9 @@ def test_baselines_equal_the_naive_ones(assembled: Assembled, name: str) -> None
         "cooccurrence": lambda: plain.cooccurrence_counts(sequences, num_rows),
         "popularity": lambda: None,
     }[name]()
-    scorer = BASELINES[name](store, 6, WORLD)
-    users = held_out_users(assembled.config, store, "test", WORLD)
-    result = evaluate(scorer, name, users, PROTOCOLS["strict"], [5, 20], WORLD)
+    scorer = make_scorer(name, ranking_of(assembled))
+    users = held_out_users(assembled, "test")
+    result = evaluate_scorer(scorer, name, users, PROTOCOLS["strict"], [5, 20], WORLD)
     expected: dict[str, float] = {}
     for cutoff in (5, 20):
         per_user = []
@@ -112,7 +113,7 @@ def test_baselines_equal_the_naive_ones(assembled: Assembled, name: str) -> None
     assert result.metrics == pytest.approx(expected, abs=1e-12)
 
 
-class FewLevels(topn.Scorer):
+class FewLevels(Scorer):
     """Scores with many ties: (7 * item + user) modulo 4."""
 
     item_ids = torch.arange(61)
@@ -133,7 +134,7 @@ def test_ties_go_to_the_smaller_id_whatever_the_blocks(
 ) -> None:
     monkeypatch.setattr(topn, "ITEM_BLOCK", block)
     assembled.config.evaluation.batch_size = 8
-    chunk = held_out_users(assembled.config, assembled.store, "test", WORLD).chunk(0)
+    chunk = held_out_users(assembled, "test").chunk(0)
     ranked = topn.top_n(FewLevels(), chunk, chunk.seen, 9, 8, WORLD)
     for user, (seen, _) in enumerate(histories(assembled.store, "test")):
         scores = np.array([(7 * item + user) % 4 for item in range(61)])
@@ -162,7 +163,7 @@ def test_memory_is_bounded_by_a_block_of_items(assembled: Assembled, monkeypatch
 
     monkeypatch.setattr(topn, "ITEM_BLOCK", 1000)
     assembled.config.evaluation.batch_size = num_users
-    chunk = held_out_users(assembled.config, assembled.store, "test", WORLD).chunk(0)
+    chunk = held_out_users(assembled, "test").chunk(0)
     with LargestTensor() as seen:
         topn.top_n(ManyItems(), chunk, chunk.seen, num, num_users, WORLD)
     assert seen.largest <= num_users * (1000 + 2 * (num + topn.MARGIN)) < num_users * num_items / 50
@@ -171,15 +172,16 @@ def test_memory_is_bounded_by_a_block_of_items(assembled: Assembled, monkeypatch
 def test_lists_end_where_nothing_is_left_to_recommend(tmp_path: Path) -> None:
     store = small_store(tmp_path / "store", num_users=20, num_items=12, longest=12)
     config = parse_config({"data": {"dir": str(store.path)}}, "test")
-    users = held_out_users(config, store, "test", WORLD)
-    popularity = BASELINES["popularity"](store, 10, WORLD)
+    setup = without_model(config, WORLD, store)
+    users = held_out_users(setup, "test")
+    popularity = make_scorer("popularity", ranking_of(setup))
     chunk = users.chunk(0)
     ranked = topn.top_n(popularity, chunk, chunk.seen, 12, len(users.users), WORLD)
     for user, (seen, _) in enumerate(histories(store, "test")):
         kept = [item for item in ranked[user, 0].tolist() if item != topn.NO_ITEM]
         assert len(kept) == min(12, 13 - len(seen))
         assert not set(kept) & set(seen)
-    evaluate(popularity, "popularity", users, PROTOCOLS["strict"], [12], WORLD)
+    evaluate_scorer(popularity, "popularity", users, PROTOCOLS["strict"], [12], WORLD)
 
 
 def test_a_list_longer_than_the_catalogue_is_refused(assembled: Assembled) -> None:
@@ -189,6 +191,7 @@ def test_a_list_longer_than_the_catalogue_is_refused(assembled: Assembled) -> No
 
 def test_a_split_without_users_is_refused(tmp_path: Path) -> None:
     store = small_store(tmp_path / "store", num_users=4)  # a fifth of four is none
-    users = held_out_users(parse_config({}, "test"), store, "test", WORLD)
+    setup = without_model(parse_config({}, "test"), WORLD, store)
+    popularity = make_scorer("popularity", ranking_of(setup))
     with pytest.raises(UserError, match="split test has no users"):
-        evaluate(BASELINES["popularity"](store, 10, WORLD), "popularity", users, PROTOCOLS["strict"], [5], WORLD)
+        evaluate_scorer(popularity, "popularity", held_out_users(setup, "test"), PROTOCOLS["strict"], [5], WORLD)

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eupmim_dist.assemble import load_trained
-from eupmim_dist.checkpoint import exported, pieces
+from eupmim_dist.checkpoint import pieces
 from eupmim_dist.checkpoint.layout import open_checkpoint
-from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.save import save_checkpoint
 from eupmim_dist.cli.export import export
 from eupmim_dist.cli.import_model import import_model
 from eupmim_dist.data.store import Attribute, InteractionStore
 from eupmim_dist.data.writer import Dataset, write_dataset
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation import vectors
 from eupmim_dist.evaluation.recommend import recommend_items
+from eupmim_dist.export import exported, vectors
+from eupmim_dist.export.model_dir import consolidate
 from tests.runs import WORLD, config_of, start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ NUM_USERS, NUM_ITEMS = 60, 2500
 """More items than the columns that rows are stored in, so that a table has several blocks."""
 EMPTY = (0, 17, 59)
 """Users without a history."""
-COMIREC = {"model": {"name": "comirec", "dim": 8, "num_interests": 2}}
+COMIREC = {"model": {"name": "comirec_dr", "dim": 8, "num_interests": 2}}
 
 
 def write_store(directory: Path) -> InteractionStore:
@@ -94,7 +94,7 @@ def test_vectors_rank_as_recommend_does(source: Path, tmp_path: Path) -> None:
     items, users = np.load(tmp_path / "out" / "items.npy"), np.load(tmp_path / "out" / "users.npy")
     assert items.dtype == users.dtype == np.float32
     assert (items.shape, users.shape) == ((NUM_ITEMS, 8), (NUM_USERS - len(EMPTY), 3, 8))
-    rows = trained.tables.lookup({"item": torch.arange(1, NUM_ITEMS + 1)}).rows[0]["item"]
+    rows = trained.tables.lookup({"item": ("item", torch.arange(1, NUM_ITEMS + 1))}).rows[0]["item"]
     assert torch.equal(torch.from_numpy(items), rows.detach())
 
     item_map = pl.read_parquet(tmp_path / "out" / "items.parquet")
@@ -149,7 +149,7 @@ def test_a_faiss_index_is_searched_by_ids(source: Path, tmp_path: Path) -> None:
     "changes",
     [
         {},
-        {"model__num_interests": 1, "model__num_levels": 2, "data__history_length": 7},
+        {"model__num_interests": 1, "model__num_levels": 2, "task__history_length": 7},
         COMIREC,
         {"model": {**COMIREC["model"], "projection": False}},
     ],

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.files import aside, new_directory, out_directory, put_back, replace_directory, replace_text, write_text
+from eupmim_dist.files import (
+    backup_path,
+    new_directory,
+    out_directory,
+    put_back,
+    replace_directory,
+    replace_text,
+    write_text,
+)
 
 
 def names(directory: Path) -> list[str]:
@@ -139,10 +147,10 @@ def test_a_replacement_that_was_killed_half_way_is_put_back_or_done_with(tmp_pat
     final = holding(tmp_path / "final", "before")
     put_back(final)
     assert names(tmp_path) == ["final"]
-    final.rename(aside(final))
+    final.rename(backup_path(final))
     put_back(final)
     assert (final / "file").read_text() == "before"
-    holding(aside(final), "older")
+    holding(backup_path(final), "older")
     put_back(final)
     assert names(tmp_path) == ["final"]
     assert (final / "file").read_text() == "before"

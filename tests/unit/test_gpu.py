@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eupmim_dist.assemble import assemble_run, evaluate_best, load_trained, open_store, run_training
+from eupmim_dist.api import evaluate_best, run_training
+from eupmim_dist.assemble import assemble_run, load_trained, open_store
 from eupmim_dist.checkpoint.run_dir import find_start, write_config
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.evaluation.runner import evaluate_model
@@ -20,10 +21,12 @@ def train_on(device: str, tmp_path: Path, optimizer: str, memory: str) -> Run:
     world = World(0, 1, 0, 1, torch.device(device))
     store = small_store(tmp_path / "store", num_users=60)
     values = {
-        "data": {"dir": str(store.path), "history_length": 6},
+        "data": {"dir": str(store.path)},
+        "task": {"history_length": 6},
         "model": {"dim": 8, "num_heads": 2, "dropout": 0.0, "attention_dropout": 0.0},
         "tables": {"optimizer": optimizer, "memory": memory},
-        "train": {"global_batch_size": 8, "num_negatives": 5, "max_steps": 20, "clip_norm": 1.0, "log_every": 5},
+        "objective": {"num_negatives": 5},
+        "train": {"global_batch_size": 8, "max_steps": 20, "clip_norm": 1.0, "log_every": 5},
         "evaluation": {"every": 10, "top_n": [5], "metric": "recall@5"},
     }
     config = parse_config(values, "test")

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from eupmim_dist.assemble import assemble_run, load_trained, open_store
-from eupmim_dist.checkpoint.init_from import take_weights
 from eupmim_dist.checkpoint.layout import Damaged, complete_steps, resolve
-from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.run_dir import find_start
 from eupmim_dist.config.load import dump_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.runner import evaluate_model
+from eupmim_dist.export.init_from import take_weights
+from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.train.state import Run
 from tests.catalogues import catalogue, expected_rows, rows_held, same
 from tests.e2e.test_cli import eupmim
@@ -112,7 +112,7 @@ def test_attributes_are_matched_by_name(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_without_profile_has_no_users_to_match(tmp_path: Path) -> None:
-    changes = {"model": {"name": "comirec", "dim": 8}, "train__max_steps": 2}
+    changes = {"model": {"name": "comirec_dr", "dim": 8}, "train__max_steps": 2}
     old = catalogue(tmp_path / "old", USERS, ITEMS, 2)
     before = train_in(settings(old.path, **changes), tmp_path / "run")
     new = catalogue(tmp_path / "new", LATER_USERS, LATER_ITEMS, 4)
@@ -132,11 +132,11 @@ def test_a_model_without_profile_has_no_users_to_match(tmp_path: Path) -> None:
         ),
         ({"model__num_encoder_layers": 2}, r"layers.1.* is none there and .*: model.num_encoder_layers=1 \(here 2\)$"),
         ({"model__num_interests": 2}, r"next_query.1.* and none here; .*: model.num_interests=3 \(here 2\)$"),
-        ({"model": {"name": "comirec"}}, r"model.name=eupmim \(here comirec\)$"),
+        ({"model": {"name": "comirec_dr"}}, r"model.name=eupmim \(here comirec_dr\)$"),
         ({"model__profile_attention": "none", "model__graph": False}, r"dense.attention.* none here"),
         (
-            {"model__extractor": "capsule", "data__history_length": 7},
-            r": data.history_length=6 \(here 7\), model.extractor=transformer \(here capsule\)$",
+            {"model__extractor": "capsule", "task__history_length": 7},
+            r": task.history_length=6 \(here 7\), model.extractor=transformer \(here capsule\)$",
         ),
     ],
 )

@@ -15,15 +15,15 @@ import torch
 
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.contents import contents
-from eupmim_dist.checkpoint.imported import read_release
 from eupmim_dist.checkpoint.layout import Damaged, complete_steps, resolve, write_manifest
 from eupmim_dist.checkpoint.load import load_training
-from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.run_dir import find_start
 from eupmim_dist.checkpoint.verify import verify
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.export.imported import read_release
+from eupmim_dist.export.model_dir import consolidate
 from tests.runs import WORLD, config_of, start, train_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -37,7 +37,7 @@ def objective(rows: Tensor) -> Tensor:
 
 
 def gradients_of(tables: ShardedTables, ids: Tensor) -> list[RowGradients]:
-    lookup = tables.lookup({"item": ids})
+    lookup = tables.lookup({"item": ("item", ids)})
     objective(lookup.rows[0]["item"]).backward()
     return lookup.gradients(1.0)
 

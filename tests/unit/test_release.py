@@ -8,21 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from eupmim_dist.api import evaluate
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.cli.export import export
 from eupmim_dist.cli.import_model import import_model
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.prepare import prepare_store
-from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.evaluation.baselines.registry import BASELINES
 from eupmim_dist.evaluation.protocols import METRICS, PROTOCOLS
-from eupmim_dist.evaluation.runner import evaluate, evaluate_model, held_out_users
+from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.parallel.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORLD = World(0, 1, 0, 1, torch.device("cpu"))
-RELEASED = {"eupmim": "eupmim_movielens.pt", "comirec": "comirec_movielens.pt"}
+RELEASED = {"eupmim": "eupmim_movielens.pt", "comirec_dr": "comirec_movielens.pt"}
 
 # (model, split, protocol, N): recall, hit_rate, ndcg, precision. From an independent plain implementation of the
 # models and of the protocols, in float64, which shares no code with this project.
@@ -39,18 +38,18 @@ FIGURES = {
     ("eupmim", "valid", "comirec", 50): (0.19202652, 0.84271523, 0.35963781, 0.07360927),
     ("eupmim", "valid", "seed", 10): (0.08587173, 0.64238411, 0.38209883, 0.16390728),
     ("eupmim", "valid", "seed", 50): (0.33303202, 0.94370861, 0.47024588, 0.13745033),
-    ("comirec", "test", "strict", 10): (0.00158928, 0.05132450, 0.00555944, 0.00562914),
-    ("comirec", "test", "strict", 50): (0.00784643, 0.21026490, 0.00805442, 0.00652318),
-    ("comirec", "test", "comirec", 10): (0.00154151, 0.04801325, 0.02219120, 0.00496689),
-    ("comirec", "test", "comirec", 50): (0.00755478, 0.20364238, 0.05677387, 0.00596026),
-    ("comirec", "test", "seed", 10): (0.01388779, 0.31456954, 0.15483694, 0.04652318),
-    ("comirec", "test", "seed", 50): (0.06799704, 0.68708609, 0.24347476, 0.04556291),
-    ("comirec", "valid", "strict", 10): (0.00146171, 0.04470199, 0.00488673, 0.00513245),
-    ("comirec", "valid", "strict", 50): (0.01172848, 0.25165563, 0.00936276, 0.00721854),
-    ("comirec", "valid", "comirec", 10): (0.00146171, 0.04470199, 0.01881302, 0.00513245),
-    ("comirec", "valid", "comirec", 50): (0.01137811, 0.24503311, 0.06169443, 0.00662252),
-    ("comirec", "valid", "seed", 10): (0.01629117, 0.33609272, 0.16675017, 0.05082781),
-    ("comirec", "valid", "seed", 50): (0.06999725, 0.69370861, 0.24908497, 0.04453642),
+    ("comirec_dr", "test", "strict", 10): (0.00158928, 0.05132450, 0.00555944, 0.00562914),
+    ("comirec_dr", "test", "strict", 50): (0.00784643, 0.21026490, 0.00805442, 0.00652318),
+    ("comirec_dr", "test", "comirec", 10): (0.00154151, 0.04801325, 0.02219120, 0.00496689),
+    ("comirec_dr", "test", "comirec", 50): (0.00755478, 0.20364238, 0.05677387, 0.00596026),
+    ("comirec_dr", "test", "seed", 10): (0.01388779, 0.31456954, 0.15483694, 0.04652318),
+    ("comirec_dr", "test", "seed", 50): (0.06799704, 0.68708609, 0.24347476, 0.04556291),
+    ("comirec_dr", "valid", "strict", 10): (0.00146171, 0.04470199, 0.00488673, 0.00513245),
+    ("comirec_dr", "valid", "strict", 50): (0.01172848, 0.25165563, 0.00936276, 0.00721854),
+    ("comirec_dr", "valid", "comirec", 10): (0.00146171, 0.04470199, 0.01881302, 0.00513245),
+    ("comirec_dr", "valid", "comirec", 50): (0.01137811, 0.24503311, 0.06169443, 0.00662252),
+    ("comirec_dr", "valid", "seed", 10): (0.01629117, 0.33609272, 0.16675017, 0.05082781),
+    ("comirec_dr", "valid", "seed", 50): (0.06999725, 0.69370861, 0.24908497, 0.04453642),
 }
 # strict, test split, N = 10: recall, ndcg; from the same independent implementation
 BASELINE_FIGURES = {"popularity": (0.0376, 0.1246), "ease": (0.1107, 0.2311)}
@@ -95,8 +94,8 @@ def test_every_protocol_and_split(shared_data: Path, store: Path, name: str, spl
 def test_the_settings_are_read_from_the_tensors(shared_data: Path, store: Path) -> None:
     eupmim, comirec = (load_trained(imported(name, shared_data, store), WORLD).config for name in RELEASED)
     assert eupmim.model == Config().model.model_copy(update={"unseen_users": "table"})
-    assert eupmim.data.history_length == 10
-    assert (comirec.model.name, comirec.model.dim, comirec.model.num_interests) == ("comirec", 64, 4)
+    assert eupmim.task.history_length == 10
+    assert (comirec.model.name, comirec.model.dim, comirec.model.num_interests) == ("comirec_dr", 64, 4)
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -108,13 +107,11 @@ def test_an_exported_release_is_the_release(shared_data: Path, store: Path, tmp_
     assert shapes[0] == shapes[1]  # the authors' load_state_dict is strict
     others = {key for key, tensor in released.items() if not torch.equal(tensor, exported[key])}
     unread = {"user_embeddings_var.weight", "capsule_network.proj.weight", "capsule_network.proj.bias"}
-    assert others == (unread if name == "comirec" else set())
+    assert others == (unread if name == "comirec_dr" else set())
 
 
 @pytest.mark.parametrize("name", BASELINE_FIGURES)
 def test_baselines(store: Path, name: str) -> None:
-    config, data = Config(), InteractionStore.open(store)
-    users = held_out_users(config, data, "test", WORLD)
-    scorer = BASELINES[name](data, config.data.history_length, WORLD)
-    metrics = evaluate(scorer, name, users, PROTOCOLS["strict"], [10], WORLD).metrics
-    assert (metrics["recall@10"], metrics["ndcg@10"]) == pytest.approx(BASELINE_FIGURES[name], abs=5e-5)
+    [result] = evaluate(None, baselines=[name], data=store, top_n=[10], cpu=True)
+    found = result.metrics["recall@10"], result.metrics["ndcg@10"]
+    assert found == pytest.approx(BASELINE_FIGURES[name], abs=5e-5)

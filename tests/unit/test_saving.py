@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eupmim_dist.assemble import assemble_run, open_store, run_training
+from eupmim_dist.api import run_training
+from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint
 from eupmim_dist.checkpoint.load import open_sound
 from eupmim_dist.checkpoint.run_dir import Start

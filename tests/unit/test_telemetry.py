@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from eupmim_dist.errors import UserError
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
-from eupmim_dist.telemetry.progress import TrainProgress
+from eupmim_dist.telemetry.progress import StepProgress
 from eupmim_dist.telemetry.throughput import Throughput
 
 
@@ -120,7 +120,7 @@ def test_throughput_leaves_pauses_out_and_starts_anew():
 
 def test_progress_prints_first_last_and_now_and_then(capsys):
     clock = Clock()
-    with TrainProgress(100, first_step=20, every_seconds=5, clock=clock) as progress:
+    with StepProgress(100, first_step=20, every_seconds=5, clock=clock) as progress:
         for step in (30, 31, 60, 61, 100):
             clock.now = step - 20
             best = ("recall@20", 0.12345) if step == 60 else None
@@ -133,6 +133,6 @@ def test_progress_prints_first_last_and_now_and_then(capsys):
 
 
 def test_progress_is_silent_on_other_ranks(capsys):
-    with TrainProgress(10, is_main=False) as progress:
+    with StepProgress(10, is_main=False) as progress:
         progress.update(10, loss=1.0, samples_per_second=1.0)
     assert capsys.readouterr().out == ""

@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from eupmim_dist.assemble import evaluate_best, load_trained
+from eupmim_dist.api import evaluate_best
+from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.contents import contents
 from eupmim_dist.checkpoint.layout import (
     Damaged,
@@ -23,13 +24,13 @@ from eupmim_dist.checkpoint.layout import (
     write_manifest,
 )
 from eupmim_dist.checkpoint.load import load_training
-from eupmim_dist.checkpoint.model_dir import INDEX_FILE, consolidate, parse_size
 from eupmim_dist.checkpoint.pieces import Piece, shape_of
 from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.verify import left_overs, to_verify, verify
 from eupmim_dist.cli.verify import verify as verify_command
 from eupmim_dist.errors import UserError
-from eupmim_dist.files import aside
+from eupmim_dist.export.model_dir import INDEX_FILE, consolidate, parse_size
+from eupmim_dist.files import backup_path
 from eupmim_dist.hashing import sha256
 from tests.runs import WORLD, config_of, start, train_in
 from tests.stores import small_store
@@ -350,7 +351,7 @@ def test_a_checkpoint_put_aside_is_read_where_it_lies(
     copied: Path, which: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = resolve(copied / "run", which)
-    left = checkpoint.path.rename(aside(checkpoint.path))
+    left = checkpoint.path.rename(backup_path(checkpoint.path))
     capsys.readouterr()
     for path in (copied / "run", checkpoint.path):
         assert resolve(path, which).path == left

@@ -5,22 +5,24 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from eupmim_dist.assemble import evaluate_best, load_trained
+from eupmim_dist.api import evaluate_best
+from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint, resolve
 from eupmim_dist.checkpoint.load import load_training, open_sound
-from eupmim_dist.checkpoint.model_dir import consolidate
 from eupmim_dist.checkpoint.run_dir import Start, find_start
-from eupmim_dist.config.schema import Config
+from eupmim_dist.config.registry import names
 from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.errors import UserError
+from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.optim.schedule import rate_factor
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
+from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.runs import WORLD, config_of, start, train_in
@@ -28,9 +30,7 @@ from tests.stores import small_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODELS = [
-    get_args(option.model_fields["name"].annotation)[0] for option in get_args(Config.model_fields["model"].annotation)
-]
+MODELS = names("model")
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
@@ -116,13 +116,13 @@ def spoil(*steps: int, where: str = "dense", crash_at: int | None = None) -> Cal
             if run.progress.step == crash_at:
                 raise Crash
             if where == "rows":
-                args[0]["item"].register_hook(lambda g: ruined(g, float("inf")))
+                args[0]["candidates"].register_hook(lambda g: ruined(g, float("inf")))
 
         def ruined(gradient: Tensor, value: float) -> Tensor:
             if run.progress.step not in steps:
                 return gradient
             gradient = gradient.clone()
-            gradient.view(-1)[-1] = value
+            gradient[(-1,) * gradient.dim()] = value
             return gradient
 
         run.model.register_forward_pre_hook(before_forward)
@@ -234,14 +234,15 @@ def test_clipping_is_that_of_the_whole_model_as_one_set_of_parameters(tmp_path: 
     of_tables = kind(tables.values(), lr=0.1, weight_decay=l2)
     clipped = []
     for step in range(8):
-        batch = run.sampler.sample(step)
+        batch = run.task.sample(step)
+        candidates = run.objective.draw(batch, step)
         rows = {
-            name: tables[name][ids.clamp(min=0)] * (ids != NO_ROW)[..., None]
-            for name, ids in run.model.ids(batch).items()
+            name: tables[table][ids.clamp(min=0)] * (ids != NO_ROW)[..., None]
+            for name, (table, ids) in (run.model.uses(batch) | candidates.uses()).items()
         }
         for each in (dense_adam, of_tables):
             each.zero_grad()
-        torch.stack(list(model(rows, batch).values())).sum().backward()
+        torch.stack(list(Loss(model, run.objective)(rows, batch, candidates, None).values())).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_([*model.parameters(), *tables.values()], bound)
         for each in (dense_adam, of_tables):
             each.step()

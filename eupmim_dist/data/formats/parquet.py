@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -17,11 +18,16 @@ def read(source: Path, options: Options, workspace: Path, progress: Progress) ->
     """Read one file, which may be larger than memory. Times: integers, or dates (stored as microseconds)."""
     if not source.is_file():
         raise UserError(f"{source}: not a file; the format expects one parquet file")
+    return read_frame(lambda: pl.scan_parquet(source), source, options, progress)
+
+
+def read_frame(table: Callable[[], pl.LazyFrame], source: Path, options: Options, progress: Progress) -> Dataset:
+    """As `read`, of a table of any origin; `source` is what messages call it."""
     try:
-        table = pl.scan_parquet(source)
-        schema = table.collect_schema()
+        frame = table()
+        schema = frame.collect_schema()
         columns = mapped_columns(source, options, schema.names())
-        selected = table.select(_converted(source, role, column, schema[column]) for role, column in columns.items())
+        selected = frame.select(_converted(source, role, column, schema[column]) for role, column in columns.items())
 
         def locate(row: int) -> str:
             return f"{source}: row {row + 1}"

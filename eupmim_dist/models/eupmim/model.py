@@ -1,26 +1,31 @@
 """E-UPMiM ("Beyond Preferences", ISCAS 2025): profile, user-aware graph, autoregressive interests.
 
-B users of this rank, L history, N negatives, K interests, D dim, P levels.
+B users of this rank, L history, K interests, D dim, P levels. Its graph and its encoder look both ways along a history,
+so it is not causal: under `every_position` each prediction gets a history of its own.
 """
 
 import torch
 from torch import Tensor, nn
 
-from eupmim_dist.config.schema import EUPMiMConfig
-from eupmim_dist.data.batch import NO_ROW, Batch
+from eupmim_dist.data.batch import NO_ROW, UserBatch
+from eupmim_dist.models.eupmim.config import EUPMiMConfig
 from eupmim_dist.models.eupmim.extractor import ARMIENet
 from eupmim_dist.models.eupmim.graph import propagate, user_aware_adjacency
 from eupmim_dist.models.eupmim.profile import Profile, ProfileAttention
-from eupmim_dist.models.interface import DataShape, Recommender, Rows, TableSpec
+from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Encoded, Model, Rows, TableSpec, Uses, item_table
 from eupmim_dist.models.layers.capsule import CapsuleRouting
-from eupmim_dist.models.layers.readout import cross_entropy_share, read_out
 from eupmim_dist.models.layers.transformer import LinearEncoder, TransformerEncoder
 
+USER_TABLE = "user"
 
-class EUPMiM(Recommender):
+
+class EUPMiM(Model):
+    readout = "hard"
+
     def __init__(self, config: EUPMiMConfig, shape: DataShape) -> None:
         super().__init__()
         self.config, self.shape = config, shape
+        self.num_interests, self.dim = config.num_interests, config.dim
         self.extractor = build_extractor(config, shape.history_length)
         # Without the graph and the attention nothing would read a profile, and its weights would get no gradient.
         used = config.profile and (config.graph or config.profile_attention != "none")
@@ -32,38 +37,33 @@ class EUPMiM(Recommender):
         )
 
     def tables(self) -> list[TableSpec]:
-        specs = [TableSpec("item", self.shape.num_item_rows, self.config.dim)]
+        specs = [item_table(self.shape, self.dim)]
         if self.profile is not None:
-            specs.append(TableSpec("user", self.shape.num_users, self.config.dim))
+            policy = self.config.unseen_users
+            specs.append(TableSpec(USER_TABLE, self.shape.num_users, self.dim, id_map="users", untrained=policy))
         return specs
 
-    def ids(self, batch: Batch) -> dict[str, Tensor]:
-        item_ids = [batch.history]
-        if batch.target is not None and batch.negatives is not None:
-            item_ids += [batch.target[:, None], batch.negatives]
-        ids = {"item": torch.cat(item_ids, dim=1)}
+    def uses(self, batch: UserBatch) -> Uses:
+        uses = {"history": (ITEM_TABLE, batch.history)}
         if self.profile is not None:
-            ids["user"] = batch.user
-        return ids
+            uses["user"] = (USER_TABLE, batch.user)
+        return uses
 
-    def forward(self, rows: Rows, batch: Batch) -> dict[str, Tensor]:
-        length = batch.history.shape[1]
+    def attribute_weights(self) -> dict[str, str]:
+        names = list(self.shape.attributes) if self.profile is not None else []
+        return {name: f"profile.attributes.{number}.weight" for number, name in enumerate(names)}
+
+    def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
         interests, adjacency = self._extract(rows, batch)
-        scores = read_out(interests, rows["item"][:, length:], self.config.hard_readout)
-        parts = {"cross_entropy": cross_entropy_share(scores, batch.global_size)}
-        if adjacency is not None:
-            parts["adjacency"] = self.config.adjacency_l1 * adjacency.sum()
-        return parts
+        penalties = {} if adjacency is None else {"adjacency": self.config.adjacency_l1 * adjacency.sum()}
+        return Encoded(interests, penalties)
 
-    def interests(self, rows: Rows, batch: Batch) -> Tensor:
-        return self._extract(rows, batch)[0]
-
-    def _extract(self, rows: Rows, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _extract(self, rows: Rows, batch: UserBatch) -> tuple[Tensor, Tensor | None]:
         """Interests [B, K, D] and the adjacency [B, L, L], if there is a graph."""
         config = self.config
-        num, length = batch.history.shape
-        mask = (batch.history != NO_ROW).to(rows["item"].dtype)
-        items = rows["item"][:, :length]  # zero where padded: a lookup of NO_ROW gives zeros
+        num = len(batch)
+        mask = (batch.history != NO_ROW).to(rows["history"].dtype)
+        items = rows["history"]  # zero where padded: a lookup of NO_ROW gives zeros
         profile = self.profile(rows["user"], batch.attributes) if self.profile is not None else None
 
         adjacency, levels = None, items[None]

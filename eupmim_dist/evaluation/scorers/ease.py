@@ -3,22 +3,30 @@
 R item rows.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from eupmim_dist.config.registry import Registered
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
-from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.baselines.training_data import training_interactions
-from eupmim_dist.evaluation.topn import Scorer
-from eupmim_dist.parallel.world import World
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, ScorerSection
 
-REGULARISATION = 1000.0
 MOST_ITEMS = 30_000
 """The closed form inverts an R x R matrix in float64, 7 GB here; at its peak it holds some three of them."""
 USERS_AT_A_TIME = 4096
+
+
+class EASEConfig(ScorerSection):
+    name: Literal["ease"] = "ease"
+    """What ranks the catalogue."""
+    regularisation: float = Field(1000.0, gt=0)
+    """lambda: added to the diagonal of the items' Gram matrix."""
 
 
 class EASE(Scorer):
@@ -27,7 +35,8 @@ class EASE(Scorer):
     Each rank solves for all the weights and keeps the columns of its own items.
     """
 
-    def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
+    def __init__(self, config: EASEConfig, ranking: Ranking) -> None:
+        store, world = ranking.store, ranking.world
         rows = store.num_item_rows
         if rows > MOST_ITEMS:
             raise UserError(f"--baseline ease: needs an R x R matrix; {rows} item rows are more than {MOST_ITEMS}")
@@ -38,7 +47,7 @@ class EASE(Scorer):
             took = torch.zeros(USERS_AT_A_TIME, rows)
             took[user[low:high] - first, items[low:high]] = 1.0
             gram += (took.T @ took).double()  # at most USERS_AT_A_TIME: exact in float32
-        gram.diagonal().add_(REGULARISATION)
+        gram.diagonal().add_(config.regularisation)
         inverse = torch.linalg.inv(gram)
         weights = inverse / -inverse.diagonal()
         weights.fill_diagonal_(0.0)
@@ -55,3 +64,6 @@ class EASE(Scorer):
         took.scatter_(1, query.clamp(min=0), 1.0)
         took[:, 0] = 0.0  # where padding went
         return (took @ columns)[:, None]
+
+
+SCORER = Registered(EASEConfig, EASE)

@@ -1,19 +1,26 @@
 """Popularity: everybody gets the items with the most training interactions."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from eupmim_dist.config.registry import Registered
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
-from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.evaluation.baselines.training_data import training_interactions
-from eupmim_dist.evaluation.topn import Scorer
-from eupmim_dist.parallel.world import World
+from eupmim_dist.data.training_data import training_interactions
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, ScorerSection
+
+
+class PopularityConfig(ScorerSection):
+    name: Literal["popularity"] = "popularity"
+    """What ranks the catalogue."""
 
 
 class Popularity(Scorer):
-    def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
+    def __init__(self, config: PopularityConfig, ranking: Ranking) -> None:
+        store, world = ranking.store, ranking.world
         _, items = training_interactions(store)
         counts = np.bincount(items, minlength=store.num_item_rows)
         first, last = block_range(store.num_item_rows, world.rank, world.size)
@@ -27,3 +34,6 @@ class Popularity(Scorer):
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
         return self.counts[start:stop].repeat(len(query), 1, 1)
+
+
+SCORER = Registered(PopularityConfig, Popularity)

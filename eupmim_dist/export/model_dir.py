@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eupmim_dist.checkpoint.card import CARD_FILE, model_card
 from eupmim_dist.checkpoint.layout import (
+    INDEX_FILE,
     MODEL_MANIFEST,
     TENSOR_FILE,
     Checkpoint,
@@ -20,12 +20,11 @@ from eupmim_dist.checkpoint.pieces import Piece, blocks_by_id, read_pieces, shap
 from eupmim_dist.checkpoint.stream import Part, write_parts
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.export.card import CARD_FILE, model_card
 from eupmim_dist.files import out_directory
-from eupmim_dist.hashing import OnBytes, file_entry, unheard
+from eupmim_dist.hashing import OnBytes, file_entry, ignore_bytes
 
 MODEL_PREFIXES = ("dense.", "table.")
-INDEX_FILE = "model.safetensors.index.json"
-"""Which file holds which tensor, where there are several."""
 MAX_SHARD_BYTES = 5 * 10**9
 """Of a file, unless one tensor alone is larger: what the readers of other programs expect."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -50,7 +49,7 @@ def consolidate(
     out: Path,
     data: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    on_bytes: OnBytes = unheard,
+    on_bytes: OnBytes = ignore_bytes,
 ) -> int:
     """Joins the shards of a checkpoint's weights, tables in the order of their ids; returns the weights' bytes.
 
@@ -86,7 +85,8 @@ def consolidate(
         files |= copy_id_maps(store, staging)
         written = read_manifest(checkpoint.path)
         (staging / CARD_FILE).write_text(model_card(checkpoint, store, written["versions"], str(out)), encoding="utf-8")
-        kept = {key: written[key] for key in ("step", "config", "tables", "data", "versions")}
+        kept = {key: written[key] for key in ("step", "tables", "data", "versions")}
+        kept["config"] = checkpoint.config.model_dump(mode="json")
         write_manifest(staging, MODEL_MANIFEST, {**kept, "training": {}, "trained": checkpoint.training}, files)
     return total
 

@@ -3,31 +3,38 @@
 G queries, L history.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from eupmim_dist.config.registry import Registered
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
-from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.evaluation.baselines.training_data import training_interactions
-from eupmim_dist.evaluation.topn import Scorer
-from eupmim_dist.parallel.world import World
+from eupmim_dist.data.training_data import training_interactions
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, ScorerSection
 
-WINDOW = 10
-"""An item follows another if it comes at most so many positions after it."""
+
+class CooccurrenceConfig(ScorerSection):
+    name: Literal["cooccurrence"] = "cooccurrence"
+    """What ranks the catalogue."""
+    window: int = Field(10, ge=1)
+    """An item follows another if it comes at most so many positions after it."""
 
 
 class Cooccurrence(Scorer):
     """Sparse counts of this rank's items after any item; a score sums over the user's last L items."""
 
-    def __init__(self, store: InteractionStore, history_length: int, world: World) -> None:
+    def __init__(self, config: CooccurrenceConfig, ranking: Ranking) -> None:
+        store, world = ranking.store, ranking.world
         self.rows = store.num_item_rows
         first, last = block_range(self.rows, world.rank, world.size)
         self.item_ids = torch.arange(first, last, device=world.device)
         user, items = training_interactions(store)
         keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        for distance in range(1, WINDOW + 1):
+        for distance in range(1, config.window + 1):
             together = user[:-distance] == user[distance:]
             earlier, later = items[:-distance][together], items[distance:][together]
             mine = (later >= first) & (later < last)
@@ -61,3 +68,6 @@ def _add(keys: np.ndarray, counts: np.ndarray, new: np.ndarray) -> tuple[np.ndar
     merged, position = np.unique(np.concatenate([keys, found]), return_inverse=True)
     total = np.bincount(position, weights=np.concatenate([counts, extra]), minlength=len(merged))
     return merged, total.astype(np.int64)
+
+
+SCORER = Registered(CooccurrenceConfig, Cooccurrence)

@@ -8,13 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eupmim_dist.checkpoint.imported import (
-    COMIREC_PROJECTION,
-    ITEM_BIASES,
-    USERS,
-    model_settings,
-    release_names,
-)
 from eupmim_dist.checkpoint.layout import Checkpoint, Damaged
 from eupmim_dist.checkpoint.pieces import (
     BLOCK_BYTES,
@@ -27,24 +20,18 @@ from eupmim_dist.checkpoint.pieces import (
 )
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.data.vector_files import Block, Vectors
 from eupmim_dist.errors import UserError
+from eupmim_dist.export.imported import model_settings, release_names, release_of
+from eupmim_dist.export.vector_files import Block, Vectors
+from eupmim_dist.models.interface import ITEM_TABLE
+from eupmim_dist.models.release import ITEM_BIASES
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-
-AUTHORS_MODEL = {
-    "extractor": "transformer",
-    "profile_attention": "seed",
-    "graph": True,
-    "profile": True,
-    "orthogonal": True,
-}
-"""What the tensors of E-UPMiM as its authors save it cannot say otherwise, and import would take for granted."""
 
 
 def item_vectors(checkpoint: Checkpoint) -> Vectors:
     """Vectors [items, D] in the order of their ids, without the padding row, read in blocks of BLOCK_BYTES."""
-    pieces = _floats(read_pieces(checkpoint.path), "table.item", checkpoint)
+    pieces = _floats(read_pieces(checkpoint.path), f"table.{ITEM_TABLE}", checkpoint)
     rows, dim = shape_of(pieces)
 
     def blocks() -> Iterator[Block]:
@@ -69,13 +56,13 @@ def write_authors(checkpoint: Checkpoint, store: InteractionStore, file: Path) -
         UserError: the model has parts that the authors' has not, or the other way round.
     """
     model = checkpoint.config.model
-    if model.name == "eupmim":
-        for key, value in AUTHORS_MODEL.items():
-            if (found := getattr(model, key)) != value:
-                raise UserError(
-                    f"{checkpoint.path}: model.{key} is {str(found).lower()} and the authors' model always has "
-                    f"{str(value).lower()}, so --format authors cannot say it; use another format, or consolidate"
-                )
+    release = release_of(model.name)
+    for key, value in release.always.items():
+        if (found := getattr(model, key)) != value:
+            raise UserError(
+                f"{checkpoint.path}: model.{key} is {str(found).lower()} and the authors' model always has "
+                f"{str(value).lower()}, so --format authors cannot say it; use another format, or consolidate"
+            )
     stored = read_pieces(checkpoint.path)
     dense = [name.removeprefix("dense.") for name in stored if name.startswith("dense.")]
     tensors: dict[str, Tensor] = {}
@@ -83,10 +70,7 @@ def write_authors(checkpoint: Checkpoint, store: InteractionStore, file: Path) -
         pieces = _floats(stored, ours, checkpoint)
         content = _by_id(checkpoint, pieces) if ours.startswith("table.") else stored_blocks(pieces)
         tensors[theirs] = torch.from_numpy(_float32(b"".join(content), pieces[0], shape_of(pieces)))
-    unused: dict[str, tuple[int, ...]] = {ITEM_BIASES: (store.num_item_rows, 1)}
-    if model.name == "comirec":
-        unused |= {USERS: (store.num_users, model.dim)}
-        unused |= {f"{COMIREC_PROJECTION}weight": (model.dim, model.dim), f"{COMIREC_PROJECTION}bias": (model.dim,)}
+    unused = {ITEM_BIASES: (store.num_item_rows, 1), **release.unused(model.dim, store.num_users)}
     tensors = {name: torch.zeros(shape) for name, shape in unused.items()} | tensors
     try:
         with file.open("wb") as stream:
@@ -99,7 +83,7 @@ def write_authors(checkpoint: Checkpoint, store: InteractionStore, file: Path) -
 def _untold(config: Config, told: dict[str, Any]) -> list[str]:
     """The settings of a model that are neither told by its tensors nor the defaults."""
     untold = []
-    for section, keys in (("model", config.model.model_dump()), ("data", ("history_length", "min_history"))):
+    for section, keys in (("model", config.model.model_dump()), ("task", config.task.model_dump())):
         ours = getattr(config, section)
         for key in keys:
             default = told.get(section, {}).get(key, type(ours).model_fields[key].default)

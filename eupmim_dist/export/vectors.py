@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from eupmim_dist.data.vector_files import Block, Vectors
 from eupmim_dist.evaluation.recommend import whole_histories
-from eupmim_dist.evaluation.scorer import InterestScorer
+from eupmim_dist.evaluation.runner import scorer_of
+from eupmim_dist.export.vector_files import Block, Vectors
 from eupmim_dist.train.state import Assembled
 
 USERS_PER_BLOCK = 2048
@@ -21,14 +21,14 @@ def user_vectors(trained: Assembled) -> Vectors:
     the largest dot product with any of the K.
     """
     users = np.flatnonzero(np.diff(trained.store.offsets))
-    model = trained.config.model
+    model = trained.model
     return Vectors("users", (len(users), model.num_interests, model.dim), _blocks(trained, users))
 
 
 @torch.no_grad()
 def _blocks(trained: Assembled, users: np.ndarray) -> Iterator[Block]:
     trained.model.eval()
-    scorer = InterestScorer(trained.model, trained.tables, per_interest=False)
+    scorer = scorer_of(trained)
     for first in range(0, len(users), USERS_PER_BLOCK):
         some = users[first : first + USERS_PER_BLOCK]
         yield some, scorer.query(whole_histories(trained, some)).float().cpu().numpy()

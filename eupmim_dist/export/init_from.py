@@ -4,7 +4,6 @@ Rows of tables are matched by raw id, those of attributes by label; what the tra
 initial values, so that the start is the same at any number of ranks.
 """
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +15,11 @@ from torch import Tensor
 
 from eupmim_dist.checkpoint.layout import Checkpoint, Damaged
 from eupmim_dist.checkpoint.pieces import BLOCK_BYTES, Piece, as_numbers, read_pieces, shape_of, stored_blocks
+from eupmim_dist.config.registry import find
 from eupmim_dist.data.store import Attribute, InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.hashing import OnBytes, unheard
-from eupmim_dist.models.interface import Recommender
+from eupmim_dist.hashing import OnBytes, ignore_bytes
+from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
 from eupmim_dist.parallel.agreement import agreed, everywhere
 from eupmim_dist.parallel.placement import RowOrder, Shard
 from eupmim_dist.parallel.world import World
@@ -30,14 +30,12 @@ INIT_FILE = "init_from.txt"
 """Of a run directory: what was taken from where, in words."""
 NEW = -1
 """In place of the source's row: it has none."""
-ATTRIBUTE_WEIGHT = "profile.attributes.{}.weight"
 _DENSE, _TABLE = "dense.", "table."
-_ATTRIBUTE = re.compile(re.escape(_DENSE + ATTRIBUTE_WEIGHT).replace(r"\{\}", r"\d+"))
 
 Pieces = Mapping[str, list[Piece]]
 
 
-def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = unheard) -> list[str]:
+def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = ignore_bytes) -> list[str]:
     """Sets the weights, dense and tables, to those of a trained model; collective.
 
     A rank needs three times BLOCK_BYTES and, while raw ids are matched, 150 to 350 bytes for each row that it holds,
@@ -51,40 +49,39 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = u
     taken = {}
     with agreed(world):
         pieces = read_pieces(source.path)
-        _check_network(assembled, source, pieces)
-        trained_on = _trained_on(source, store, world)
+        trained_on = _trained_on(source, assembled, world)
+        of_attributes = _attribute_weights(source, _attributes(source, trained_on))
+        _check_network(assembled, source, pieces, of_attributes)
         for name, shard in assembled.tables.shards.items():
-            if trained_on is store:
+            id_map = shard.spec.id_map
+            if trained_on is store or id_map is None:
                 matches = shard.ids().numpy()
+                matches[matches >= rows_of[name]] = NEW
             else:
-                id_map = (source.path if trained_on is None else trained_on.path) / id_map_of(name)
-                matches = _matches(shard, name, store.path / id_map.name, id_map, rows_of[name])
+                before = (source.path if trained_on is None else trained_on.path) / f"{id_map}.parquet"
+                matches = _matches(shard, store.path / before.name, before, rows_of[name])
             taken[name] = int(np.count_nonzero(matches != NEW))
             _copy_rows(shard.weight, matches, pieces[_TABLE + name], rows_of[name], source.is_model, on_bytes)
         parameters = dict(assembled.model.named_parameters())
         for name, parameter in parameters.items():
-            if not _ATTRIBUTE.fullmatch(_DENSE + name):
+            if name not in assembled.model.attribute_weights().values():
                 parameter.data.copy_(_whole(pieces[_DENSE + name]))
-        told = _take_attributes(assembled, source, trained_on, parameters, pieces)
+        told = _take_attributes(assembled, source, trained_on, of_attributes, pieces)
     lines = [f"starting from {source.path}, step {source.step}"]
     for name, shard in assembled.tables.shards.items():
         total = taken[name] if shard.replicated else sum(everywhere(taken[name], world))
-        padding = int(name == Recommender.item_table)
+        padding = int(shard.spec.padding_row is not None)
         counts = total - padding, shard.spec.rows - padding, rows_of[name] - padding
-        lines.append(_line(f"{name}s", "rows", source, *counts))
+        lines.append(_line(shard.spec.id_map or name, "rows", source, *counts))
     return lines + told
 
 
-def id_map_of(table: str) -> str:
-    """The file of a store, and of a consolidated model, that has the raw ids of a table's rows."""
-    return f"{table}s.parquet"
-
-
-def _trained_on(source: Checkpoint, store: InteractionStore, world: World) -> InteractionStore | None:
-    """The store that a model was trained on: `store`, if it is the same; none if the model itself tells enough."""
-    if source.data["fingerprint"] == store.fingerprint:
-        return store
-    if "attributes" in source.data and all((source.path / id_map_of(name)).is_file() for name in source.tables):
+def _trained_on(source: Checkpoint, assembled: Assembled, world: World) -> InteractionStore | None:
+    """The store that a model was trained on: this one, if it is the same; none if the model itself tells enough."""
+    if source.data["fingerprint"] == assembled.store.fingerprint:
+        return assembled.store
+    maps = {shard.spec.id_map for shard in assembled.tables.shards.values()} - {None}
+    if "attributes" in source.data and all((source.path / f"{name}.parquet").is_file() for name in maps):
         return None
     directory = source.config.data.dir
     with suppress(UserError):
@@ -97,8 +94,23 @@ def _trained_on(source: Checkpoint, store: InteractionStore, world: World) -> In
     )
 
 
-def _check_network(assembled: Assembled, source: Checkpoint, pieces: Pieces) -> None:
+def _attribute_weights(source: Checkpoint, attributes: list[Attribute]) -> dict[str, str]:
+    """As `Model.attribute_weights` of the source."""
+    sizes = {name: rows for name, (rows, _) in source.tables.items()}
+    shape = DataShape(
+        num_users=sizes.get("user", 0),
+        num_item_rows=sizes[ITEM_TABLE],
+        attributes={attribute.name: attribute.cardinality for attribute in attributes},
+        history_length=source.config.task.history_length,
+    )
+    with torch.device("meta"):
+        model: Model = find("model", source.config.model.name).build(source.config.model, shape)
+    return model.attribute_weights()
+
+
+def _check_network(assembled: Assembled, source: Checkpoint, pieces: Pieces, of_attributes: Mapping[str, str]) -> None:
     """Raises UserError unless both have the same tables of the same width and, attributes aside, dense parameters."""
+    aside = {_DENSE + name for name in (*of_attributes.values(), *assembled.model.attribute_weights().values())}
     here: dict[str, tuple[int, ...]] = {_DENSE + name: tuple(p.shape) for name, p in assembled.model.named_parameters()}
     here |= {_TABLE + name: (shard.spec.dim,) for name, shard in assembled.tables.shards.items()}
     there = {name: shape_of(of_tensor) for name, of_tensor in pieces.items() if name.startswith(_DENSE)}
@@ -107,7 +119,7 @@ def _check_network(assembled: Assembled, source: Checkpoint, pieces: Pieces) -> 
             raise Damaged(f"{source.path}: table {name} is not as its manifest says; use another checkpoint")
         there[_TABLE + name] = (dim,)
     for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name) and not _ATTRIBUTE.fullmatch(name):
+        if here.get(name) != there.get(name) and name not in aside:
             shapes = [
                 f"of shape {shape}" if shape is not None else "none" for shape in (there.get(name), here.get(name))
             ]
@@ -119,7 +131,7 @@ def _check_network(assembled: Assembled, source: Checkpoint, pieces: Pieces) -> 
 
 def _differences(assembled: Assembled, source: Checkpoint) -> str:
     there, here = (
-        {"data.history_length": config.data.history_length}
+        {"task.history_length": config.task.history_length}
         | {f"model.{key}": value for key, value in config.model.model_dump(mode="json").items()}
         for config in (source.config, assembled.config)
     )
@@ -129,7 +141,7 @@ def _differences(assembled: Assembled, source: Checkpoint) -> str:
     return ", ".join(differ) or "no setting differs, so it is of another version of the model"
 
 
-def _matches(shard: Shard, name: str, new_map: Path, old_map: Path, source_rows: int) -> np.ndarray:
+def _matches(shard: Shard, new_map: Path, old_map: Path, source_rows: int) -> np.ndarray:
     """The source's row for each row of a shard, by raw id: int64 [rows held], NEW where there is none."""
     ids = shard.ids().numpy()
     try:
@@ -149,8 +161,8 @@ def _matches(shard: Shard, name: str, new_map: Path, old_map: Path, source_rows:
         raise Damaged(f"{old_map}: does not give each raw id one of {source_rows} rows; consolidate again")
     matches = np.full(len(ids), NEW)
     matches[shard.order.positions(rows) - shard.start] = sources
-    if name == Recommender.item_table:
-        matches[ids == 0] = 0  # padding, which has no raw id
+    if (padding := shard.spec.padding_row) is not None:
+        matches[ids == padding] = padding  # which has no raw id
     return matches
 
 
@@ -182,21 +194,23 @@ def _take_attributes(
     assembled: Assembled,
     source: Checkpoint,
     trained_on: InteractionStore | None,
-    parameters: Mapping[str, Tensor],
+    of_attributes: Mapping[str, str],
     pieces: Pieces,
 ) -> list[str]:
     """Sets the attributes' embeddings by name and label; what was taken, a line for each."""
-    if ATTRIBUTE_WEIGHT.format(0) not in parameters and _DENSE + ATTRIBUTE_WEIGHT.format(0) not in pieces:
-        return []  # none, or a model without profile
+    weights = assembled.model.attribute_weights()
+    if not weights and not of_attributes:
+        return []
+    parameters = dict(assembled.model.named_parameters())
     store, lines, unlabelled = assembled.store, [], []
-    known = {attribute.name: (number, attribute) for number, attribute in enumerate(_attributes(source, trained_on))}
-    for position, attribute in enumerate(store.attributes):
+    known = {attribute.name: attribute for attribute in _attributes(source, trained_on)}
+    for attribute in store.attributes:
         if attribute.name not in known:
             lines.append(_line(f"attribute {attribute.name}", "values", source, 0, attribute.cardinality, 0))
             continue
-        number, before = known.pop(attribute.name)
-        weight = parameters[ATTRIBUTE_WEIGHT.format(position)]
-        of_tensor = pieces.get(_DENSE + ATTRIBUTE_WEIGHT.format(number))
+        before = known.pop(attribute.name)
+        weight = parameters[weights[attribute.name]]
+        of_tensor = pieces.get(_DENSE + of_attributes[attribute.name])
         if of_tensor is None or shape_of(of_tensor) != (before.cardinality, weight.shape[1]):
             raise Damaged(f"{source.path}: attribute {attribute.name} is not as its manifest says")
         if trained_on is not store and not (attribute.labels and before.labels):

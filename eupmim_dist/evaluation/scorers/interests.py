@@ -1,46 +1,52 @@
-"""Scores of a trained model: interests against this rank's part of the rows of its item table.
+"""interests: the dot products of a user's interests with this rank's part of the rows of the item table.
 
 G queries, K interests, D dim.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eupmim_dist.data.blocks import block_range
+from eupmim_dist.config.registry import Registered
 from eupmim_dist.data.heldout import HeldOut
-from eupmim_dist.evaluation.topn import Scorer
-from eupmim_dist.models.interface import Recommender
-from eupmim_dist.parallel.sharded import ShardedTables
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, ScorerSection
+from eupmim_dist.models.interface import ITEM_TABLE
+from eupmim_dist.parallel.catalogue import Part
 
 USERS_AT_A_TIME = 128
 """Users a forward pass takes: a larger batch's activations fall out of a CPU's cache."""
 
 
-class InterestScorer(Scorer):
-    """`per_interest`: a cosine list per interest; else one list by the best dot product over the interests."""
+class InterestsConfig(ScorerSection):
+    trained = True
+    name: Literal["interests"] = "interests"
+    """What ranks the catalogue."""
 
-    def __init__(self, model: Recommender, tables: ShardedTables, per_interest: bool) -> None:
-        self.model, self.tables, self.per_interest = model, tables, per_interest
-        self.world = tables.world
-        shard = tables.shards[model.item_table]
-        ids, order = shard.ids().sort()
-        if shard.replicated:  # each rank ranks a part of what all hold
-            part = slice(*block_range(len(ids), self.world.rank, self.world.size))
-            ids, order = ids[part], order[part]
-        self.item_ids = ids.to(self.world.device)
-        self.weight = shard.weight
-        self.rows = order.to(shard.weight.device)  # of `weight`, by position
+
+class InterestScorer(Scorer):
+    """A cosine list per interest, where the protocol has it so; else one list by the best dot product over them."""
+
+    def __init__(self, config: InterestsConfig, ranking: Ranking) -> None:
+        assert ranking.model is not None, "interests are a model's"
+        assert ranking.tables is not None
+        self.model, self.tables, self.per_interest = ranking.model, ranking.tables, ranking.per_interest
+        self.world = ranking.world
+        part = Part(self.tables.shards[ITEM_TABLE], self.world)
+        self.item_ids = part.ids
+        self.weight = part.rows
+        self.rows = part.places.to(self.weight.device)  # of `weight`, by position
 
     def query(self, users: HeldOut) -> Tensor:
         """Interests [b, K, D]; collective."""
         batch = users.batch.to(self.world.device)
-        lookup = self.tables.lookup(self.model.ids(users.batch))
+        lookup = self.tables.lookup(self.model.uses(users.batch))
         parts = []
-        for start in range(0, max(len(batch.user), 1), USERS_AT_A_TIME):
+        for start in range(0, max(len(batch), 1), USERS_AT_A_TIME):
             stop = start + USERS_AT_A_TIME
             rows = {name: values[start:stop] for name, values in lookup.rows[0].items()}
-            parts.append(self.model.interests(rows, batch.part(start, stop)))
+            parts.append(self.model.encode(rows, batch.samples(start, stop)).queries)
         return torch.cat(parts)  # not normalised: an interest's length does not change the order of its list
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
@@ -66,3 +72,6 @@ class InterestScorer(Scorer):
         if self.per_interest:
             return (F.normalize(rows, dim=-1) @ query[..., None])[..., 0]
         return (rows @ query[:, None].transpose(-1, -2)).amax(-1)
+
+
+SCORER = Registered(InterestsConfig, InterestScorer)

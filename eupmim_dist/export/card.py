@@ -1,26 +1,22 @@
 """A model's `README.md`: what it is and how to use it, every figure from the files it was made of."""
 
-import json
-from math import isfinite
-from typing import Any
-
+from eupmim_dist.checkpoint.contents import evaluation_of
 from eupmim_dist.checkpoint.layout import Checkpoint
+from eupmim_dist.config.load import CHOICES
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 
 CARD_FILE = "README.md"
 SETTINGS = (
     "seed",
-    "data.history_length",
-    "data.min_history",
     "tables.optimizer",
     "train.global_batch_size",
-    "train.num_negatives",
+    "train.optimizer",
     "train.learning_rate",
     "train.schedule",
     "train.l2",
 )
-"""Told beside all of `model`: what results depend on most."""
+"""Told beside all of `task`, `model` and `objective`: what results depend on most."""
 
 
 def model_card(checkpoint: Checkpoint, store: InteractionStore, versions: dict[str, str], name: str) -> str:
@@ -29,8 +25,7 @@ def model_card(checkpoint: Checkpoint, store: InteractionStore, versions: dict[s
     sections = [
         _header(config),
         f"# {config.model.name} on {store.name}",
-        f"A recommender with {config.model.num_interests} interest vectors of {config.model.dim} numbers per user: an "
-        "item is as good as its largest dot product with them.",
+        f"A recommender with {config.model.summary()}: an item is as good as its largest dot product with them.",
         _training(checkpoint, store, versions),
         "## Metrics",
         _valid_metric(checkpoint),
@@ -46,22 +41,6 @@ def model_card(checkpoint: Checkpoint, store: InteractionStore, versions: dict[s
         "names another place. Fine-tuning needs the settings of the model as they are above, by `--config` or `--set`.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def evaluation_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The run's `evaluation.json`, if it is of this checkpoint."""
-    directory = checkpoint.path.absolute().parent
-    if directory.name != "checkpoints":  # of another run, it may be
-        return None
-    file = directory.parent / "evaluation.json"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        told = {key: found[key] for key in ("model", "protocol", "split", "users", "step")}
-        metrics = {name: float(value) for name, value in found["metrics"].items() if isfinite(value)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    of_this = (told["step"], told["model"]) == (checkpoint.step, checkpoint.config.model.name)
-    return {**told, "metrics": metrics} if of_this and metrics else None
 
 
 def _header(config: Config) -> str:
@@ -106,7 +85,7 @@ def _test_metrics(checkpoint: Checkpoint) -> str:
 
 def _settings(config: Config) -> str:
     values = config.model_dump(mode="json")
-    told = {f"model.{key}": value for key, value in values["model"].items()}
+    told = {f"{kind}.{key}": value for kind in CHOICES for key, value in values[kind].items()}
     for key in SETTINGS:
         section, _, name = key.rpartition(".")
         told[key] = (values[section] if section else values)[name]

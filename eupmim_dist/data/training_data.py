@@ -1,4 +1,4 @@
-"""What the baselines learn from: the interactions that training may use."""
+"""The interactions that training may use: what baselines and item counts are made of."""
 
 import numpy as np
 

@@ -1,0 +1,33 @@
+"""Configurations as checkpoints of earlier formats hold them -> today's."""
+
+from typing import Any
+
+MOVED = {
+    "data.history_length": "task.history_length",
+    "data.min_history": "task.min_history",
+    "train.num_negatives": "objective.num_negatives",
+}
+"""Keys of formats before 4 -> where they are since."""
+
+
+def migrated(values: dict[str, Any], version: int) -> dict[str, Any]:
+    """The sections of a checkpoint's configuration in today's form; `version` is the format of the checkpoint.
+
+    Raises KeyError, TypeError or AttributeError if they are not what that format holds.
+    """
+    if version >= 4:
+        return values
+    found = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
+    found |= {"task": {"name": "next_item"}, "objective": {"name": "sampled_softmax", "candidates": "uniform"}}
+    for before, after in MOVED.items():
+        section, _, key = before.partition(".")
+        if key in found[section]:
+            new_section, _, new_key = after.partition(".")
+            found[new_section][new_key] = found[section].pop(key)
+    model = found["model"]
+    if model["name"] == "comirec":
+        model["name"] = "comirec_dr"
+        found["objective"]["readout"] = "target"
+    else:
+        found["objective"]["readout"] = "hard" if model.pop("hard_readout", True) else "mean"
+    return found

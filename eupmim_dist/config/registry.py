@@ -1,0 +1,118 @@
+"""Names of a configuration -> their implementations: models, tasks, objectives, scorers.
+
+An implementation of this package is the module of its name beside its kind's interface, such as `models/sasrec.py`;
+another package gives one by an entry point of its name in the group of the kind, such as `eupmim_dist.models`. Either
+holds a `Registered`: the module as MODEL, TASK, OBJECTIVE or SCORER, the entry point by naming it.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from eupmim_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What a name stands for."""
+
+    config: type[Any]
+    """Its section of the configuration (config/schema.py), whose default `name` is the registered one."""
+    build: Callable[..., Any]
+    """Section, and what the kind's interface says -> the implementation."""
+    release: Any = None
+    """Of a model whose authors have released weights: how theirs and ours are told apart and renamed."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    package: str
+    """Where this package's implementations are modules."""
+    attribute: str
+    """What each of them calls its `Registered`."""
+    others: tuple[str, ...] = ()
+    """Modules there that are none."""
+
+    @property
+    def group(self) -> str:
+        """Of the entry points of other packages."""
+        return f"eupmim_dist.{self.package.rpartition('.')[2]}"
+
+
+KINDS = {
+    "model": Kind("eupmim_dist.models", "MODEL", ("conformance", "interface", "layers", "release")),
+    "task": Kind("eupmim_dist.tasks", "TASK", ("interface", "users")),
+    "objective": Kind("eupmim_dist.objectives", "OBJECTIVE", ("interface", "negatives", "readout")),
+    "scorer": Kind("eupmim_dist.evaluation.scorers", "SCORER", ("interface", "training_data")),
+}
+RENAMED = {("model", "comirec"): "comirec_dr"}
+
+
+def names(kind: str) -> list[str]:
+    """Every name of a kind, this package's and those of others; nothing is imported to find them.
+
+    Raises UserError if a plug-in takes a name that is taken.
+    """
+    return [*built_in(kind), *_plugins(kind)]
+
+
+def find(kind: str, name: str) -> Registered:
+    """The implementation of that name, imported.
+
+    Raises UserError if there is none, or if a plug-in cannot be imported or does not name a `Registered`.
+    """
+    plugins = _plugins(kind)
+    if name in plugins:
+        return _load(kind, plugins[name])
+    if name not in built_in(kind):
+        if (kind, name) in RENAMED:
+            raise UserError(f"{kind}.name: {name} is now called {RENAMED[kind, name]}")
+        nearest = difflib.get_close_matches(str(name), names(kind), n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise UserError(f"{kind}.name: {name!r} is no {kind}{hint}; choose from {', '.join(names(kind))}")
+    found: Registered = getattr(import_module(f"{KINDS[kind].package}.{name}"), KINDS[kind].attribute)
+    return found
+
+
+@cache
+def built_in(kind: str) -> tuple[str, ...]:
+    """The names of this package's own."""
+    # By the directory: importing them all would take seconds.
+    package = Path(__file__).parents[1].joinpath(*KINDS[kind].package.split(".")[1:])
+    return tuple(sorted(m.name for m in iter_modules([str(package)]) if m.name not in KINDS[kind].others))
+
+
+@cache
+def _plugins(kind: str) -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=KINDS[kind].group):
+        taken = f"by {_package_of(found[point.name])} too" if point.name in found else "by eupmim_dist itself"
+        if point.name in found or point.name in built_in(kind):
+            raise UserError(
+                f"plug-in {_package_of(point)}: its {kind} {point.name!r} ({point.value}) has a name that is taken "
+                f"{taken}; rename it in its entry points ({point.group}) or uninstall the package"
+            )
+        found[point.name] = point
+    return found
+
+
+def _load(kind: str, point: EntryPoint) -> Registered:
+    where = f"plug-in {_package_of(point)}: its {kind} {point.name!r} ({point.value})"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever another package's import raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where} cannot be imported ({reason}); mend or uninstall it") from error
+    if not isinstance(found, Registered):
+        raise UserError(f"{where} is a {type(found).__name__}; its entry point must name a Registered")
+    return found
+
+
+def _package_of(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "without a name"

@@ -1,0 +1,87 @@
+"""What a scorer is (design 1.2): what the catalogue is ranked by. Protocols and metrics know nothing of models.
+
+A new scorer is one module here: a configuration, the class, and `SCORER = Registered(Configuration, Class)`.
+
+b users of this rank, G of all ranks, S lists per user.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from eupmim_dist.config.registry import find, names
+from eupmim_dist.config.schema import Choice
+from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError
+from eupmim_dist.models.interface import Model
+from eupmim_dist.parallel.sharded import ShardedTables
+from eupmim_dist.parallel.world import World
+
+
+class ScorerSection(Choice):
+    """What every scorer has."""
+
+    trained: ClassVar[bool] = False
+    """Whether it ranks by a trained model; a baseline learns from the training split when it is made."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a scorer is made for."""
+
+    store: InteractionStore
+    history_length: int
+    world: World
+    per_interest: bool = False
+    """The protocol's: a list per interest, by cosine."""
+    model: Model | None = None
+    tables: ShardedTables | None = None
+
+
+class Scorer(ABC):
+    """Scores this rank's items for queries of any rank; an item's position is that in `item_ids`."""
+
+    item_ids: Tensor
+    """Int64, ascending; every item is one rank's."""
+
+    @abstractmethod
+    def query(self, users: HeldOut) -> Tensor:
+        """What the shards need to score for these users: [b, ...], the same trailing shape on every rank."""
+
+    @abstractmethod
+    def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
+        """Finite scores [G, S, stop - start] of the items at positions start..stop-1, higher is better.
+
+        In float64 they are final; in float32 they choose the candidates that `exact` scores again.
+        """
+
+    def exact(self, query: Tensor, positions: Tensor) -> Tensor:
+        """The scores of chosen items in float64: positions [G, S, n] -> [G, S, n].
+
+        So the order of two items does not depend on how a matrix product was blocked, which differs with the
+        number of ranks.
+        """
+        raise NotImplementedError("a scorer with float32 scores has exact ones too")
+
+
+def make_scorer(name: str, ranking: Ranking, **settings: Any) -> Scorer:
+    """The scorer of that name, of its defaults but for the settings. Raises UserError for an unknown name."""
+    registered = find("scorer", name)
+    scorer: Scorer = registered.build(registered.config(**settings), ranking)
+    return scorer
+
+
+def baselines() -> list[str]:
+    """The scorers that need no trained model."""
+    return [name for name in names("scorer") if not find("scorer", name).config.trained]
+
+
+def check_baselines(chosen: Sequence[str]) -> None:
+    """Raises UserError for a name that is no baseline."""
+    for name in chosen:
+        if name not in (known := baselines()):
+            raise UserError(f"--baseline {name}: choose from {', '.join(known)}")

@@ -1,0 +1,96 @@
+"""Softmax cross entropy of the target against the whole catalogue, each rank scoring the rows it holds.
+
+Q queries of this rank, R of all ranks, c items of a block of this rank's, K interests, D dim. No rank holds scores of
+all items: beyond the queries of all ranks it needs CHUNK_SCORES of them, and as much for each of their gradients.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from eupmim_dist.config.registry import Registered
+from eupmim_dist.config.schema import ObjectiveSection
+from eupmim_dist.data.batch import NO_ROW, UserBatch
+from eupmim_dist.models.interface import ITEM_TABLE, Encoded, Model, Rows, Uses
+from eupmim_dist.objectives.interface import Candidates, Catalogue, Objective
+from eupmim_dist.objectives.readout import BY_TARGET, Readout, narrowed, scores_of
+from eupmim_dist.tasks.interface import Task
+
+CHUNK_SCORES = 1 << 24
+"""Dot products at a time; where there are more, the backward pass computes them again."""
+
+
+class FullSoftmaxConfig(ObjectiveSection):
+    name: Literal["full_softmax"] = "full_softmax"
+    """What is minimised: sampled_softmax or full_softmax."""
+    temperature: float = Field(1.0, gt=0)
+    """Scores are divided by it."""
+    readout: Readout = "model"
+    """How scores come out of K interests: hard, mean, logsumexp, target or attention; model: as its paper trains it."""
+
+
+@dataclass(frozen=True)
+class Targets(Candidates):
+    target: Tensor  # int64 [Q]
+    look_up: bool = False
+
+    def uses(self) -> Uses:
+        return {"target": (ITEM_TABLE, self.target)} if self.look_up else {}
+
+
+class FullSoftmax(Objective):
+    """Exact cross entropy over all items (padding left out). Every row has a gradient in every step, so the lazy table
+    optimizers move all rows of the item table too."""
+
+    whole_catalogue = True
+
+    def __init__(self, config: FullSoftmaxConfig, model: Model, task: Task) -> None:
+        super().__init__()
+        self.temperature = config.temperature
+        self.readout = model.readout if config.readout == "model" else config.readout
+
+    def draw(self, batch: UserBatch, step: int) -> Targets:
+        assert batch.target is not None, "a training batch has targets"
+        return Targets(batch.target.flatten(), look_up=self.readout in BY_TARGET)
+
+    def forward(
+        self, encoded: Encoded, rows: Rows, batch: UserBatch, candidates: Candidates, catalogue: Catalogue | None
+    ) -> dict[str, Tensor]:
+        assert isinstance(candidates, Targets)
+        assert catalogue is not None
+        assert batch.target is not None
+        capacity, number = batch.capacity * batch.target.shape[1], len(encoded.queries)
+        queries = catalogue.gather(narrowed(encoded.queries, rows.get("target"), self.readout), capacity)
+        # A target whose row is on no rank, NO_ROW or what fills up a rank's queries, scores 0 and is left out below.
+        row, here = catalogue.rows_of(catalogue.gather(candidates.target, capacity))
+        score = catalogue.sum(torch.where(here, self._scores(queries, row[:, None])[:, 0], 0.0))
+        total = catalogue.logsumexp(self._logsumexp(queries, catalogue))
+        losses = catalogue.own(total - score, number)
+        share = (losses * (candidates.target != NO_ROW)).sum() / batch.num_predictions
+        return {"cross_entropy": share, **encoded.penalties}
+
+    def _logsumexp(self, queries: Tensor, catalogue: Catalogue) -> Tensor:
+        """Over this rank's items, [R]; minus infinity where it has none, which still depends on the queries."""
+        blocks = catalogue.blocks(max(1, CHUNK_SCORES // max(1, queries.shape[0] * queries.shape[1])))
+        found = [(queries.sum((1, 2)) * 0.0).float() - torch.inf]
+        for block in blocks:
+            if len(blocks) == 1:
+                found.append(self._scores(queries, block).logsumexp(1))
+            else:
+                found.append(checkpoint(self._block, queries, block, use_reentrant=False, preserve_rng_state=False))
+        return torch.stack(found).logsumexp(0) if len(found) > 2 else found[-1]
+
+    def _block(self, queries: Tensor, block: Tensor) -> Tensor:
+        return self._scores(queries, block).logsumexp(1)
+
+    def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
+        scores = scores_of(queries, rows, self.readout)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores if self.temperature == 1 else scores / self.temperature
+
+
+OBJECTIVE = Registered(FullSoftmaxConfig, FullSoftmax)

@@ -1,0 +1,51 @@
+"""How scores are read out of the K interests of a query.
+
+The model's own (`Model.readout`), or by configuration:
+
+hard        each candidate by the interest that scores it highest (E-UPMiM, "Loss")
+mean        by the mean over the interests
+logsumexp   by the soft maximum over the interests
+target      every candidate by the interest that scores the target highest (ComiRec, KDD 2020)
+attention   every candidate by the sum of the interests, weighted by a softmax of their scores of the target (MIND's
+            label-aware attention, CIKM 2019, with power 1)
+
+Q queries, C candidates of each, K interests, D dim. The first three also rank; the others need a target to train.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Readout = Literal["model", "hard", "mean", "logsumexp", "target", "attention"]
+READOUTS = ("hard", "mean", "logsumexp", "target", "attention")
+BY_TARGET = ("target", "attention")
+"""Read-outs that have chosen a single vector before a candidate is scored, and need the target's row for it."""
+
+
+def narrowed(queries: Tensor, target: Tensor | None, readout: str) -> Tensor:
+    """Queries [Q, K, D] -> [Q, K', D], with K' = 1 wherever one vector does for all candidates.
+
+    `target` [Q, D], the targets' rows, is needed by the read-outs BY_TARGET.
+    """
+    if queries.shape[1] == 1:
+        return queries
+    if readout == "mean":  # a dot product is linear
+        return queries.mean(1, keepdim=True)
+    if readout in BY_TARGET:
+        assert target is not None, "this read-out goes by the target"
+        match = (queries @ target[..., None])[..., 0]  # [Q, K]
+        if readout == "target":
+            return queries[torch.arange(len(queries), device=queries.device), match.argmax(1)][:, None]
+        return (match.softmax(1)[..., None] * queries).sum(1, keepdim=True)
+    return queries
+
+
+def scores_of(queries: Tensor, candidates: Tensor, readout: str) -> Tensor:
+    """Scores [Q, C] of candidates [Q, C, D], each query's own, or [C, D], shared by all, for narrowed queries."""
+    if queries.shape[1] == 1:
+        if candidates.dim() == 2:
+            return queries[:, 0] @ candidates.T
+        return (candidates @ queries[:, 0, :, None])[..., 0]
+    scores = queries @ candidates.transpose(-1, -2)  # [Q, K, C]
+    return scores.logsumexp(1) if readout == "logsumexp" else scores.amax(1)

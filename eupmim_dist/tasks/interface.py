@@ -1,0 +1,103 @@
+"""What a task is (design 1.2): what is predicted from what, in training and when the catalogue is ranked.
+
+A new task is one module here: a configuration, the class, and `TASK = Registered(Configuration, Class)`.
+
+B samples of this rank, L history, P predictions per sample, G samples of the global batch.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eupmim_dist.config.schema import TaskSection
+from eupmim_dist.data.batch import NO_ROW, UserBatch, histories, last_position
+from eupmim_dist.data.blocks import block_range
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.training_data import training_interactions
+from eupmim_dist.errors import UserError
+from eupmim_dist.tasks.users import TrainingUsers
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a task works with, beside its own configuration."""
+
+    store: InteractionStore
+    seed: int
+    global_batch_size: int
+    causal: bool
+    """Whether the model gives a query for each place of a history (models/interface.py)."""
+    zero_untrained: bool
+    """Whether a user who is never trained on is ranked without an id (TableSpec.untrained)."""
+    rank: int = 0
+    world_size: int = 1
+
+
+class Task(ABC):
+    """Prediction of items from a user's history. Sampling is a pure function of (seed, step, slot)."""
+
+    least: int
+    """A user is trained on who has more items than this."""
+
+    def __init__(self, config: TaskSection, setting: Setting) -> None:
+        self.history_length = config.history_length
+        self.store, self.seed, self.causal = setting.store, setting.seed, setting.causal
+        self.global_batch_size, self.zero_untrained = setting.global_batch_size, setting.zero_untrained
+        self.first_slot, self.last_slot = block_range(self.global_batch_size, setting.rank, setting.world_size)
+        self.capacity = block_range(self.global_batch_size, 0, setting.world_size)[1]
+
+    @cached_property
+    def training(self) -> TrainingUsers:
+        """The users of the train split that are long enough. Raises UserError if there are none."""
+        found = TrainingUsers(self.store, self.seed, self.global_batch_size, self.least)
+        if not len(found):
+            raise UserError(self._nobody())
+        return found
+
+    @abstractmethod
+    def sample(self, step: int) -> UserBatch:
+        """This rank's part of the global batch of a step, counted from 0."""
+
+    @abstractmethod
+    def targets(self, step: int) -> Tensor:
+        """What the whole global batch of a step predicts, in the order of its slots: int64, NO_ROW for nothing."""
+
+    @cached_property
+    def item_counts(self) -> Tensor:
+        """How often training meets each item: int64 [item rows]."""
+        _, items = training_interactions(self.store)
+        return torch.from_numpy(np.bincount(items, minlength=self.store.num_item_rows))
+
+    def to_rank(self, users: np.ndarray, cuts: np.ndarray) -> UserBatch:
+        """Users [B] with what they had before the cuts [B], without anything to learn."""
+        starts = torch.from_numpy(self.store.offsets[users].astype(np.int64))
+        history = histories(self.store.items, starts, torch.from_numpy(cuts), self.history_length)
+        trained = self.store.train_lengths(users) > self.least
+        ids = np.where(trained, users, NO_ROW) if self.zero_untrained else users.astype(np.int64)
+        return UserBatch(
+            num_predictions=len(users),
+            capacity=len(users),
+            user=torch.from_numpy(ids),
+            attributes=self.attributes(users),
+            history=history,
+            position=last_position(history),
+        )
+
+    def attributes(self, users: np.ndarray) -> Tensor:
+        """Int64 [B, A]."""
+        return torch.from_numpy(self.store.attribute_values[users].astype(np.int64))
+
+    def starts(self, users: Tensor) -> Tensor:
+        """Where each user's sequence begins in the store's items."""
+        return torch.from_numpy(self.store.offsets[users.numpy()].astype(np.int64))
+
+    def _items(self, positions: Tensor) -> Tensor:
+        return torch.from_numpy(self.store.items[positions.numpy()].astype(np.int64))
+
+    @abstractmethod
+    def _nobody(self) -> str:
+        """What to say where no user can be trained on."""
