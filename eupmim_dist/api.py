@@ -6,12 +6,14 @@ mistake is a UserError, on all ranks. docs/python.md shows them in use.
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 
 from eupmim_dist import assemble
 from eupmim_dist.checkpoint.layout import Checkpoint, resolve
@@ -21,14 +23,16 @@ from eupmim_dist.checkpoint.run_dir import Start, find_start, forget_lost_best, 
 from eupmim_dist.checkpoint.save import CheckpointHook
 from eupmim_dist.config.load import apply_overrides, load_config, parse_config
 from eupmim_dist.config.schema import Config
+from eupmim_dist.data.categories import read_categories
 from eupmim_dist.data.formats import Options
 from eupmim_dist.data.prepare import no_progress, prepare_frame, prepare_store
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.frames import recommendations_frame
 from eupmim_dist.evaluation.hook import EvaluationHook
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.recommend import recommend_items
+from eupmim_dist.evaluation.recommend import Recommendations, recommend_items
 from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users, ranking_of
 from eupmim_dist.evaluation.scorers.interface import check_baselines, make_scorer
 from eupmim_dist.export.init_from import INIT_FILE, take_weights
@@ -199,13 +203,18 @@ def evaluate(
     protocols: Sequence[str] = ("strict",),
     top_n: Sequence[int] = (10, 20, 50),
     baselines: Sequence[str] = (),
+    diversity: float = 0.0,
+    categories: Path | str | None = None,
     data: Path | str | None = None,
     which: str = "best",
     cpu: bool = False,
 ) -> list[Result]:
     """Metrics of a trained model, of baselines, or of both, a result for each and each protocol; collective.
 
-    Without a model the baselines are evaluated on the store `data`. `which`, `data`: as of `load`. Raises UserError.
+    Without a model the baselines are evaluated on the store `data`. `which`, `data`: as of `load`.
+
+    `categories`, a table of items' categories (data/categories.py), adds the metric diversity; with `diversity` above 0
+    lists are re-ranked for it: the strength of ComiRec's controllable aggregation. Raises UserError.
     """
     world = init_world(cpu)
     with agreed(world):
@@ -223,36 +232,54 @@ def evaluate(
             setting = assemble.without_model(Config(), world, assemble.open_store(Path(str(data)), world))
         else:
             setting = _loaded(model, data, which, cpu)
+        variety = _variety(diversity, categories, setting.store)
         results: list[Result] = []
         if isinstance(setting, Assembled):
-            results += [evaluate_model(setting, split, name, top_n, progress=True) for name in protocols]
+            for protocol in protocols:
+                results.append(evaluate_model(setting, split, protocol, top_n, variety=variety, progress=True))
         users = held_out_users(setting, split)
         for name in baselines:
             with agreed(world):
                 scorer = make_scorer(name, ranking_of(setting))
             for protocol in protocols:
-                results.append(evaluate_scorer(scorer, name, users, PROTOCOLS[protocol], top_n, world, progress=True))
+                results.append(
+                    evaluate_scorer(
+                        scorer, name, users, PROTOCOLS[protocol], top_n, world, variety=variety, progress=True
+                    )
+                )
     return results
 
 
 def recommend(
+    model: Assembled | Fitted | Path | str, users: Sequence[str | int], top_n: int = 10, **options: Any
+) -> pl.DataFrame:
+    """The best items for users, by their raw ids, from their whole history, as a data frame; on one rank.
+
+    Columns: user, rank (from 1), item (raw id), title (null where unknown), score, interest (from 1). Options and
+    errors as of `recommendations`.
+    """
+    return recommendations_frame(recommendations(model, users, top_n, **options))
+
+
+def recommendations(
     model: Assembled | Fitted | Path | str,
     users: Sequence[str | int],
     top_n: int = 10,
     *,
     exclude_seen: bool = True,
+    diversity: float = 0.0,
+    categories: Path | str | None = None,
     data: Path | str | None = None,
     which: str = "best",
-) -> pl.DataFrame:
-    """The best items for users, by their raw ids, from their whole history; on one rank.
+) -> list[Recommendations]:
+    """The best items for each of some users, and what they had last; on one rank.
 
-    Columns: user, rank (from 1), item (raw id), title (null where unknown), score, interest (from 1). Raises UserError
-    for an unknown user or more items than there are.
+    `exclude_seen` leaves out what a user had already; `diversity` and `categories` as of `evaluate`, `data` and `which`
+    as of `load`. Raises UserError for an unknown user or more items than there are.
     """
-    found = recommend_items(
-        _loaded(model, data, which, cpu=True), [str(user) for user in users], top_n, exclude_seen=exclude_seen
-    )
-    return recommendations_frame(found)
+    trained = _loaded(model, data, which, cpu=True)
+    variety = _variety(diversity, categories, trained.store)
+    return recommend_items(trained, [str(user) for user in users], top_n, exclude_seen=exclude_seen, variety=variety)
 
 
 def run_training(run: Run, start: Start, callbacks: Sequence[Hook] = (), on_metrics: OnMetrics | None = None) -> None:
@@ -309,6 +336,16 @@ def _frame(source: Any) -> pl.LazyFrame:
             f"prepare: a {type(source).__name__} is no data frame ({error}); "
             "give one of polars, pandas or Arrow, or a path"
         ) from None
+
+
+def _variety(strength: float, categories: Path | str | None, store: InteractionStore) -> Variety | None:
+    if not 0 <= strength < math.inf:
+        raise UserError(f"--diversity {strength}: give a number from 0")
+    if categories is None:
+        if strength:
+            raise UserError(f"--diversity {strength}: give the items' categories too, as --categories FILE")
+        return None
+    return Variety(torch.from_numpy(read_categories(Path(categories), store)), strength)
 
 
 def _loaded(model: Assembled | Fitted | Path | str, data: Path | str | None, which: str, cpu: bool) -> Assembled:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eupmim_dist.cli.options import DataOption, LastOption, check_json
+from eupmim_dist.cli.options import CategoriesOption, DataOption, DiversityOption, LastOption, check_json
 
 
 def evaluate(
@@ -23,6 +23,8 @@ def evaluate(
         list[str] | None,
         typer.Option(help="`popularity`, `ease` or `cooccurrence` beside the model, or alone with --data."),
     ] = None,
+    diversity: DiversityOption = 0.0,
+    categories: CategoriesOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file too.")] = None,
     last: LastOption = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.")] = False,
@@ -40,6 +42,8 @@ def evaluate(
     `eupmim-dist evaluate runs/example --baseline popularity,ease,cooccurrence --top-n 10 --json metrics.json`
 
     `eupmim-dist evaluate --data data/example --baseline ease`
+
+    `eupmim-dist evaluate runs/example --categories items.csv --diversity 0.5`
 
     `eupmim-dist launch --nproc 2 -- evaluate runs/example --protocol strict,seed`
     """
@@ -62,6 +66,8 @@ def evaluate(
             protocols=protocols,
             top_n=numbers,
             baselines=baselines,
+            diversity=diversity,
+            categories=categories,
             data=data,
             which="last" if last else "best",
             cpu=cpu,

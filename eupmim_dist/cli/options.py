@@ -18,6 +18,19 @@ DataOption = Annotated[
 LastOption = Annotated[bool, typer.Option("--last", help="Of a run directory take the last checkpoint, not the best.")]
 
 
+DiversityOption = Annotated[
+    float,
+    typer.Option(
+        metavar="STRENGTH",
+        help="Re-rank for variety: how much a second item of a category counts less; needs --categories.",
+    ),
+]
+CategoriesOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="CSV or Parquet with columns raw_id and category, for variety."),
+]
+
+
 def check_json(file: Path | None) -> None:
     """Refuses a `--json` that cannot be written, before the work whose result it is for."""
     if file is None:

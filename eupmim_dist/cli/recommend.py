@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eupmim_dist.cli.options import DataOption, LastOption, check_json, write_json
+from eupmim_dist.cli.options import CategoriesOption, DataOption, DiversityOption, LastOption, check_json, write_json
 
 
 def recommend(
@@ -17,6 +17,8 @@ def recommend(
     data: DataOption = None,
     last: LastOption = False,
     include_seen: Annotated[bool, typer.Option(help="Recommend also what the user had already.")] = False,
+    diversity: DiversityOption = 0.0,
+    categories: CategoriesOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the recommendations to this file.")] = None,
 ) -> None:
     """Recommend items to users, from their whole history, with the interest that each item answers to.
@@ -25,17 +27,26 @@ def recommend(
 
     `eupmim-dist recommend runs/example --user 42 --top-n 5`
 
+    `eupmim-dist recommend runs/example --user 42 --categories items.csv --diversity 0.5`
+
     `eupmim-dist recommend models/released --user 17 --user 23 --json recommendations.json`
     """
     from rich.table import Table
 
     from eupmim_dist import api
-    from eupmim_dist.evaluation.recommend import recommend_items
     from eupmim_dist.telemetry.log import console
 
     check_json(json_file)
-    trained = api.load(run_or_checkpoint, data=data, which="last" if last else "best", cpu=True)
-    found = recommend_items(trained, user, top_n, exclude_seen=not include_seen)
+    found = api.recommendations(
+        run_or_checkpoint,
+        user,
+        top_n,
+        exclude_seen=not include_seen,
+        diversity=diversity,
+        categories=categories,
+        data=data,
+        which="last" if last else "best",
+    )
     for entry in found:
         recent = ", ".join(item.label for item in entry.recent) or "nothing"
         table = Table(title=f"user {entry.user}, after {recent}", title_justify="left")

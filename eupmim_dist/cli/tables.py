@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from eupmim_dist.cli.options import write_json
-from eupmim_dist.evaluation.protocols import METRICS
 from eupmim_dist.evaluation.runner import Result
 
 
@@ -17,12 +16,12 @@ def print_results(results: Sequence[Result]) -> None:
     console = Console()
     for protocol, split in dict.fromkeys((result.protocol, result.split) for result in results):
         rows = [result for result in results if (result.protocol, result.split) == (protocol, split)]
-        cutoffs = list(dict.fromkeys(name.partition("@")[2] for name in rows[0].metrics))
+        metrics, cutoffs = (list(dict.fromkeys(name.split("@")[part] for name in rows[0].metrics)) for part in (0, 1))
         table = Table(title=f"{split} split, protocol {protocol}, {rows[0].users:,} users", title_justify="left")
-        for column in ("model", "N", *METRICS):
+        for column in ("model", "N", *metrics):
             table.add_column(column, justify="left" if column == "model" else "right")
         for cutoff in cutoffs:
-            names = [f"{metric}@{cutoff}" for metric in METRICS]
+            names = [f"{metric}@{cutoff}" for metric in metrics]
             best = [max(row.metrics[name] for row in rows) for name in names]
             for row in rows:
                 bold = [len(rows) > 1 and row.metrics[name] == top for name, top in zip(names, best, strict=True)]

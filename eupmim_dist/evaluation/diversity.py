@@ -4,10 +4,24 @@ Recommendation", KDD 2020).
 b users, M ranked items per user, N length of the list they are left with, R item rows.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from eupmim_dist.evaluation.topn import NO_ITEM
+
+CANDIDATES = 4
+"""Items ranked for each place of a list that is to be varied, as the authors take N for each of K = 4 interests."""
+
+
+@dataclass(frozen=True)
+class Variety:
+    """How lists are to be varied."""
+
+    categories: Tensor  # int64 [R], -1 for an unknown one
+    strength: float
+    """lambda of the paper; 0 leaves a list as it is, which is then only measured."""
 
 
 def diversify(scores: Tensor, ids: Tensor, categories: Tensor, strength: float, num: int) -> Tensor:

@@ -9,17 +9,23 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.data.heldout import Ragged
+from eupmim_dist.evaluation.diversity import diversity
 from eupmim_dist.evaluation.protocols import METRICS, Protocol
 from eupmim_dist.parallel.collectives import sum_
 from eupmim_dist.parallel.world import World
 
 
 class MetricSums:
-    """Sums of recall, hit_rate, ndcg and precision at several N over the users of this rank."""
+    """Sums of recall, hit_rate, ndcg and precision at several N over the users of this rank; with categories of the
+    items, int64 [item rows], of diversity too."""
 
-    def __init__(self, protocol: Protocol, cutoffs: Sequence[int], num_item_rows: int) -> None:
+    def __init__(
+        self, protocol: Protocol, cutoffs: Sequence[int], num_item_rows: int, categories: Tensor | None = None
+    ) -> None:
         self.protocol, self.cutoffs, self.num_item_rows = protocol, tuple(cutoffs), num_item_rows
-        self.sums = torch.zeros(len(METRICS) * len(self.cutoffs), dtype=torch.float64)
+        self.categories = categories
+        self.metrics = METRICS if categories is None else (*METRICS, "diversity")
+        self.sums = torch.zeros(len(self.metrics) * len(self.cutoffs), dtype=torch.float64)
         self.num_users = 0
 
     def add(self, ranked: Tensor, targets: Ragged) -> None:
@@ -42,7 +48,9 @@ class MetricSums:
                 "ndcg": torch.where(num_hits > 0, dcg / ideal_dcg(ideal_hits.long()), 0.0),
                 "precision": num_hits / cutoff,
             }
-            columns += [by_name[name].sum() for name in METRICS]
+            if self.categories is not None:
+                by_name["diversity"] = diversity(ranked[:, 0, :cutoff], self.categories)
+            columns += [by_name[name].sum() for name in self.metrics]
         self.sums += torch.stack(columns)
         self.num_users += num_users
 
@@ -50,7 +58,7 @@ class MetricSums:
         """Means over the users of all ranks by `metric@N`, and the number of those users; collective."""
         everything = torch.cat([self.sums, torch.tensor([self.num_users], dtype=torch.float64)]).to(world.device)
         *sums, num_users = sum_(everything, world).tolist()
-        names = [f"{name}@{cutoff}" for cutoff in self.cutoffs for name in METRICS]
+        names = [f"{name}@{cutoff}" for cutoff in self.cutoffs for name in self.metrics]
         return {name: total / num_users for name, total in zip(names, sums, strict=True)}, int(num_users)
 
 

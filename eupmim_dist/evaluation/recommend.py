@@ -12,9 +12,10 @@ import torch
 from eupmim_dist.data.heldout import HeldOut, held_out
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking_of
+from eupmim_dist.evaluation.diversity import Variety
+from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking_of, varied_top_n
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
-from eupmim_dist.evaluation.topn import NO_ITEM, top_n
+from eupmim_dist.evaluation.topn import NO_ITEM
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.train.state import Assembled
 
@@ -50,9 +51,14 @@ class Recommendations:
 
 @torch.no_grad()
 def recommend_items(
-    trained: Assembled, raw_users: Sequence[str], num: int, *, exclude_seen: bool
+    trained: Assembled,
+    raw_users: Sequence[str],
+    num: int,
+    *,
+    exclude_seen: bool,
+    variety: Variety | None = None,
 ) -> list[Recommendations]:
-    """The best `num` items for each user, from the whole history.
+    """The best `num` items for each user, from the whole history; re-ranked where variety is wanted.
 
     Raises UserError for an unknown user or a `num` larger than the catalogue.
     """
@@ -63,7 +69,7 @@ def recommend_items(
     model.eval()
     scorer = _Remembering(InterestsConfig(), ranking_of(trained))
     excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
-    ranked = top_n(scorer, held_out, excluded, num, len(users), trained.world)[:, 0]
+    ranked = varied_top_n(scorer, held_out, excluded, num, len(users), trained.world, variety)[:, 0]
     rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
     scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
     titles = store.item_titles()

@@ -5,13 +5,15 @@ from dataclasses import asdict, dataclass
 
 import torch
 from rich.progress import track
+from torch import Tensor
 
-from eupmim_dist.data.heldout import HeldOutUsers, Ragged
+from eupmim_dist.data.heldout import HeldOut, HeldOutUsers, Ragged
 from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.diversity import CANDIDATES, Variety, diversify
 from eupmim_dist.evaluation.metrics import MetricSums
 from eupmim_dist.evaluation.protocols import PROTOCOLS, Protocol
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_scorer
-from eupmim_dist.evaluation.topn import top_n
+from eupmim_dist.evaluation.topn import scored_top_n, top_n
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import console
 from eupmim_dist.train.state import Assembled, Setup
@@ -41,9 +43,12 @@ def evaluate_scorer(
     world: World,
     *,
     exclude_seen: bool = True,
+    variety: Variety | None = None,
     progress: bool = False,
 ) -> Result:
     """Ranks the catalogue for every user of the split and averages the metrics; collective.
+
+    With `variety` lists are re-ranked for it, and their Diversity@N is one of the metrics.
 
     Raises UserError if the split has no users or an N is larger than the catalogue.
     """
@@ -51,7 +56,9 @@ def evaluate_scorer(
     check_cutoffs(cutoffs, store.num_item_rows)
     if not len(users.users):
         raise UserError(f"{store.path}: split {users.split} has no users")
-    sums = MetricSums(protocol, cutoffs, store.num_item_rows)
+    if variety is not None and protocol.per_interest:
+        raise UserError(f"--categories: protocol {protocol.name} has a list for each interest; use strict or comirec")
+    sums = MetricSums(protocol, cutoffs, store.num_item_rows, None if variety is None else variety.categories)
     description = f"{name}: {users.split} split, protocol {protocol.name}"
     shown = progress and world.is_main and console().is_terminal
     for index in track(range(len(users)), description, transient=True, console=console(), disable=not shown):
@@ -63,10 +70,28 @@ def evaluate_scorer(
             protocol.exclude_history and exclude_seen,
             protocol.exclude_padding,
         )
-        sums.add(top_n(scorer, chunk, excluded, max(cutoffs), block, world), chunk.targets)
+        sums.add(varied_top_n(scorer, chunk, excluded, max(cutoffs), block, world, variety), chunk.targets)
     metrics, num_users = sums.reduce(world)
     assert num_users == len(users.users), f"{num_users} users evaluated, the split has {len(users.users)}"
     return Result(name, protocol.name, users.split, num_users, metrics)
+
+
+def varied_top_n(
+    scorer: Scorer,
+    users: HeldOut,
+    excluded: Ragged,
+    num: int,
+    block: int,
+    world: World,
+    variety: Variety | None,
+) -> Tensor:
+    """As `top_n`, of more candidates and re-ranked where variety is wanted; collective."""
+    if variety is None or not variety.strength:
+        return top_n(scorer, users, excluded, num, block, world)
+    wanted = min(CANDIDATES * num, len(variety.categories) - 1)
+    scores, ids = scored_top_n(scorer, users, excluded, wanted, block, world)
+    categories = variety.categories.to(ids.device)
+    return diversify(scores[:, 0], ids[:, 0], categories, variety.strength, num)[:, None]
 
 
 def excluded_items(seen: Ragged, num_users: int, exclude_seen: bool, exclude_padding: bool) -> Ragged:
@@ -91,7 +116,13 @@ def check_cutoffs(cutoffs: Sequence[int], num_item_rows: int, where: str = "") -
 
 
 def evaluate_model(
-    assembled: Assembled, split: str, protocol: str, cutoffs: Sequence[int], *, progress: bool = False
+    assembled: Assembled,
+    split: str,
+    protocol: str,
+    cutoffs: Sequence[int],
+    *,
+    variety: Variety | None = None,
+    progress: bool = False,
 ) -> Result:
     """Evaluates a model's current weights; collective. The model is left in the mode it was in."""
     model, config = assembled.model, assembled.config
@@ -106,6 +137,7 @@ def evaluate_model(
             cutoffs,
             assembled.world,
             exclude_seen=config.evaluation.exclude_seen,
+            variety=variety,
             progress=progress,
         )
     finally:

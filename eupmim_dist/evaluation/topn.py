@@ -29,6 +29,13 @@ def top_n(scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int
 
     `block` is the most users that any rank has in this chunk; collective.
     """
+    return scored_top_n(scorer, users, excluded, num, block, world)[1]
+
+
+def scored_top_n(
+    scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int, world: World
+) -> tuple[Tensor, Tensor]:
+    """The scores of the best items, float64 [b, S, num], minus infinity past the end; and the items, as `top_n`."""
     query = all_gather(_pad(scorer.query(users), block), world)
     gathered = _gather_pairs(excluded, block, world)
     scores, positions = _exactly(scorer, query, *_local_best(scorer, query, gathered, num + MARGIN), num)
@@ -36,7 +43,8 @@ def top_n(scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int
     if world.size > 1:
         scores, ids = (_to_owner(part, block, world) for part in (scores, ids))
         scores, ids = best_of(scores, ids, num)
-    return ids.masked_fill(scores == -torch.inf, NO_ITEM)[: len(users.batch.user)]
+    number = len(users.batch)
+    return scores[:number], ids.masked_fill(scores == -torch.inf, NO_ITEM)[:number]
 
 
 def best_of(scores: Tensor, ids: Tensor, num: int) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from eupmim_dist.assemble import assemble_run, open_store
-from eupmim_dist.checkpoint import init_from
 from eupmim_dist.checkpoint.layout import TENSOR_FILE, resolve
 from eupmim_dist.checkpoint.load import open_sound
 from eupmim_dist.checkpoint.save import save_checkpoint
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.export import init_from
 from eupmim_dist.export.init_from import take_weights
 from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.parallel.world import init_world

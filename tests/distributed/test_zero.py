@@ -24,7 +24,7 @@ from eupmim_dist.checkpoint.writer import CheckpointWriter
 from eupmim_dist.errors import UserError
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
 from eupmim_dist.parallel.world import init_world
-from eupmim_dist.parallel.zero import ZeroDense, settle
+from eupmim_dist.parallel.zero import ZeroDense, adapt_config
 from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.distributed import test_checkpoints as checkpoints
@@ -342,7 +342,7 @@ def configuration(**changes: Any) -> dict[str, Any]:
 def test_what_contradicts_is_refused(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str) -> None:
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json")
     with pytest.raises(UserError, match=f"^ds.json: .*{message}") as failure:
-        settle(configuration(**changes), 1000)
+        adapt_config(configuration(**changes), 1000)
     assert "\n" not in str(failure.value)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints and models that earlier versions have written: tests/fixtures/format3 is of format 3.
 
-They were written by `train` (12 steps, one rank, `checkpoint.every` 6) and `consolidate` of the version before tasks and
-objectives were sections of their own; `expected.json` holds what that version went on to.
+They were written by `train` (12 steps, one rank, `checkpoint.every` 6) and `consolidate` of the version before tasks
+and objectives were sections of their own; `expected.json` holds what that version went on to.
 """
 
 import json
