@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
-from eupmim_dist.optim import kernels
+from eupmim_dist.optim import row_updates
 from eupmim_dist.parallel.memory import table_zeros
 from eupmim_dist.parallel.sharded import RowGradients, ShardedTables
 from eupmim_dist.parallel.verdict import Verdict
@@ -98,7 +98,7 @@ class SGD(TableOptimizer):
         return {}
 
     def _update(self, number: int, gradient: RowGradients, factor: Tensor | None, ok: Tensor | None) -> None:
-        kernels.sgd_(
+        row_updates.sgd_(
             self.tables.groups[number].weight,
             gradient.rows,
             gradient.values,
@@ -118,7 +118,7 @@ class RowwiseAdagrad(TableOptimizer):
         return {"sum": table_zeros(len(weight), device=weight.device)}
 
     def _update(self, number: int, gradient: RowGradients, factor: Tensor | None, ok: Tensor | None) -> None:
-        kernels.rowwise_adagrad_(
+        row_updates.rowwise_adagrad_(
             self.tables.groups[number].weight,
             self._states[number]["sum"],
             gradient.rows,
@@ -141,7 +141,7 @@ class LazyAdam(TableOptimizer):
 
     def _update(self, number: int, gradient: RowGradients, factor: Tensor | None, ok: Tensor | None) -> None:
         weight = self.tables.groups[number].weight
-        kernels.lazy_adam_(
+        row_updates.lazy_adam_(
             weight,
             self._states[number]["exp_avg"],
             self._states[number]["exp_avg_sq"],

@@ -9,7 +9,7 @@ n uses of rows on this rank, u distinct ones among them, m rows that the ranks w
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from eupmim_dist.parallel.exchange import Exchange
 from eupmim_dist.parallel.placement import TableGroup
 from eupmim_dist.parallel.world import World
 
+Placement = Literal["alone", "sharded", "replicated"]
+"""Where a group's rows are: on the only rank, each on one of several, or all of them on every one."""
 PROBLEMS = {error.__name__: error for error in (IndexError, KeyError, TypeError)}
 
 
@@ -68,8 +70,9 @@ class GroupPlan:
     received: list[int]  # by rank: how many rows each wants of this one, itself included
     asked: Tensor  # int64, rows of this rank's tensor that the others want, rank after rank
     rows: Tensor  # int64 ascending, the distinct ones among asked and own: what this rank will update
-    owner_merge: Segments | None  # gradients of asked, then own -> `rows`; None where they are `rows` already
-    in_union: Tensor | None  # replicated only: int64 [u], where this rank's distinct rows stand in `rows`
+    placement: Placement
+    owner_merge: Segments | None = None  # sharded only: gradients of asked, then own -> `rows`
+    in_union: Tensor | None = None  # replicated only: int64 [u], where this rank's distinct rows stand in `rows`
 
     def pinned(self) -> "GroupPlan":
         """Every tensor in page-locked memory, from where a GPU can fetch it while the host goes on."""
@@ -91,7 +94,7 @@ class Plan:
     @property
     def sharded(self) -> list[int]:
         """The groups whose rows are exchanged: none if there is one rank."""
-        return [number for number, group in enumerate(self.groups) if group.owner_merge is not None]
+        return [number for number, group in enumerate(self.groups) if group.placement == "sharded"]
 
 
 @dataclass(frozen=True)
@@ -191,8 +194,7 @@ def _local_plan(blocks: list[UseBlock], found: Distinct, world: World) -> GroupP
         received=counts,
         asked=torch.empty(0, dtype=torch.int64),
         rows=rows,
-        owner_merge=None,
-        in_union=None,
+        placement="alone",
     )
 
 
@@ -218,7 +220,7 @@ def _plan_with_others(
     for n, union in zip(replicated, unions, strict=True):
         rows = np.flatnonzero(union)
         in_union = torch.from_numpy(np.searchsorted(rows, found[n].keys))
-        plans[n] = replace(plans[n], rows=torch.from_numpy(rows), in_union=in_union)
+        plans[n] = replace(plans[n], placement="replicated", rows=torch.from_numpy(rows), in_union=in_union)
 
     # Positions in the tensors of the ranks that hold the rows.
     dtype = np.int32 if all(groups[n].stride <= 1 << 31 for n in sharded) else np.int64
@@ -236,6 +238,7 @@ def _plan_with_others(
         owner = distinct(torch.cat([others, own]).numpy(), groups[n].stride)
         plans[n] = replace(
             plans[n],
+            placement="sharded",
             sent=counts[0].tolist(),
             own=own,
             received=counts[1].tolist(),

@@ -22,7 +22,7 @@ from eupmim_dist.models.interface import Rows, TableSpec, Uses
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.catalogue import Part, ShardedCatalogue
 from eupmim_dist.parallel.exchange import Connections, Exchange, Traffic, open_connections
-from eupmim_dist.parallel.kernels import merge_rows
+from eupmim_dist.parallel.merge import merge_rows
 from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
 from eupmim_dist.parallel.plan import GroupPlan, Plan, UseBlock, make_plan, without
 from eupmim_dist.parallel.world import World
@@ -245,10 +245,12 @@ class Lookup:
 
     def _merged(self, part: GroupPlan, values: Tensor) -> Tensor:
         """The gradients of all ranks, summed per row of `part.rows`."""
-        if part.owner_merge is not None:
+        if part.placement == "sharded":
+            assert part.owner_merge is not None
             merge = part.owner_merge.to(self._device)
             return merge_rows(values, merge.order, merge.starts)
-        if part.in_union is not None:
+        if part.placement == "replicated":
+            assert part.in_union is not None
             summed = values.new_zeros(len(part.rows), values.shape[1])
             summed.index_copy_(0, part.in_union.to(self._device, non_blocking=True), values)
             self._tables.exchange.all_reduce("replicated", summed)

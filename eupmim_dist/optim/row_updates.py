@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from eupmim_dist.parallel.kernels import tl, triton, uses_triton
+from eupmim_dist.parallel.merge import tl, triton, uses_triton
 
 TILE = 1024
 """Elements that a Triton program updates."""

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from eupmim_dist.optim import kernels as updates
-from eupmim_dist.optim.kernels import lazy_adam_, rowwise_adagrad_, sgd_
-from eupmim_dist.parallel import kernels as sums
-from eupmim_dist.parallel.kernels import CHUNK, INTERPRETED, merge_rows, triton
+from eupmim_dist.optim import row_updates as updates
+from eupmim_dist.optim.row_updates import lazy_adam_, rowwise_adagrad_, sgd_
+from eupmim_dist.parallel import merge as sums
+from eupmim_dist.parallel.merge import CHUNK, INTERPRETED, merge_rows, triton
 
 needs_triton = pytest.mark.skipif(triton is None, reason="Triton is not installed: pip install triton==3.7.1")
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="this is Triton's interpreter")
