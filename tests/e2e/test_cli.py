@@ -297,7 +297,7 @@ def test_configurations_are_shown_whole(place: Path) -> None:
         eupmim(place, "config show run/config.yaml").out == (place / "run/config.yaml").read_text().partition("\n")[2]
     )
     explained = eupmim(place, "config show --describe").out
-    assert "objective.num_negatives [10]\n    N: sampled negatives per target." in explained
+    assert "objective.num_negatives [10]\n    N: negatives drawn uniformly" in explained
 
 
 def test_the_version() -> None:

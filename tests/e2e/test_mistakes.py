@@ -120,7 +120,7 @@ CASES = [
     ("recommend run --user u1 --top-n many", "'--top-n': Input should be a valid integer"),
     # configuration
     (f"{TRAIN} --set model.dims=3", "unknown key model.dims; did you mean model.dim?"),
-    (f"{TRAIN} --set model.name=sasrec", "model.name: 'sasrec' is not a model; choose from eupmim, comirec"),
+    (f"{TRAIN} --set model.name=sasrek", "model.name: 'sasrek' is no model; did you mean sasrec.; choose from "),
     (f"{TRAIN} --set seed", "--set seed: write it as key=value"),
     ("train --config typo.yaml --run-dir new", "typo.yaml: unknown key train.max_stepz; did you mean train.max_steps?"),
     ("train --config broken.yaml --run-dir new", "broken.yaml:3: not valid YAML"),
@@ -169,7 +169,7 @@ CASES = [
     ("evaluate run --split train", "--split train: choose valid or test"),
     ("evaluate run --protocol loose", "--protocol loose: choose from strict, comirec, seed"),
     ("evaluate run --protocol ''", "--protocol"),
-    ("evaluate run --baseline random", "--baseline random: choose from popularity, ease, cooccurrence"),
+    ("evaluate run --baseline random", "--baseline random: choose from cooccurrence, ease, popularity"),
     ("evaluate run --data nowhere", "nowhere: no such directory"),
     ("evaluate run --data taken", "taken/dataset.json: not found, so this is no interaction store"),
     ("evaluate run --data damaged", "damaged/items.npy: content does not match its SHA-256"),
@@ -178,7 +178,7 @@ CASES = [
     ("evaluate --baseline popularity --data store", "50 is larger than the catalogue of 30 items"),
     ("evaluate run --top-n 5 --json nowhere/a.json", "--json nowhere/a.json: cannot be written: No such file"),
     # checkpoints of another model, or damaged
-    ("evaluate model-newer", "model-newer/config.json: format version 7, this program reads 3; update"),
+    ("evaluate model-newer", "model-newer/config.json: format version 7, this program reads 4; update"),
     ("evaluate model-unknown-key", "model-unknown-key/config.json: unknown key model.width"),
     ("evaluate model-no-manifest", "model-no-manifest/config.json: not a manifest of this program"),
     ("evaluate model-wider", "model-wider: is of another model: .* should be .*16.*, the checkpoint holds it as .*8"),

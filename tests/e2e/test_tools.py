@@ -82,7 +82,7 @@ def test_inspect_shows_and_writes_what_is_there(place: Path, capsys: pytest.Capt
     for row in (r"written by +│ 3 ranks", r"table\.user +│ 40 x 8 +│ F32 +│ +1,280 +│ +1 ", r"tables +│ +2 │ +568 "):
         assert re.search(row, shown), row
     assert command_line("inspect model") == 0
-    assert "eupmim: 3 interests of 8 numbers" in capsys.readouterr().out
+    assert "eupmim: 3 interest vectors of 8 numbers" in capsys.readouterr().out
 
 
 CASES = [
