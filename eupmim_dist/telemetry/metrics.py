@@ -81,10 +81,10 @@ class MetricsWriter:
 
 
 class _Board:
-    """An event file that TensorBoard reads.
+    """An event file that TensorBoard reads."""
 
-    torch's SummaryWriter writes from a thread of its own, which tells of a full disk late and with a traceback.
-    """
+    # Not torch's SummaryWriter: on a full disk its thread prints a traceback, even where `flush` raises the error
+    # (torch 2.13, tensorboard 2.21).
 
     def __init__(self, directory: Path, first_step: int) -> None:
         """Has TensorBoard forget what earlier files of `directory` say of `first_step` and later ones."""
