@@ -1,11 +1,16 @@
 """Log lines, recorded metrics, throughput and progress."""
 
+import io
 import json
+import logging
 import math
 import os
+import sys
 
 import pytest
 import torch
+from rich.console import Console
+from rich.file_proxy import FileProxy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eupmim_dist.errors import UserError
@@ -33,6 +38,38 @@ def test_only_rank_0_prints_and_text_is_left_alone(capsys):
     out, err = capsys.readouterr()
     assert out == "[bold] 20 % of /a/rather/long/path/" + "x" * 100 + "\n"
     assert err == "warning: careful\n"
+
+
+def test_the_log_is_an_ordinary_logger(capsys, monkeypatch):
+    log = get_logger(0)
+    assert log is logging.getLogger("eupmim_dist")
+    kept = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: kept.append(record.getMessage()))
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "handlers", [handler])
+        get_logger(0).info("to %s", "a notebook")
+        get_logger(1).warning("nothing")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    get_logger(0).warning("nothing")
+    log.setLevel(level)
+    get_logger(0).info("here again")
+    assert kept == ["to a notebook"]
+    assert capsys.readouterr() == ("here again\n", "")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_live_progress_line_gets_what_goes_to_the_terminal_and_no_more(monkeypatch, terminal):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    stderr, live = Stream(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", FileProxy(Console(file=live, soft_wrap=True, markup=False), stderr))
+    get_logger(0).warning("[bold] " + "x" * 200)
+    told = "warning: [bold] " + "x" * 200 + "\n"
+    assert (live.getvalue(), stderr.getvalue()) == ((told, "") if terminal else ("", told))
 
 
 def test_metrics_go_to_both_places(tmp_path):
