@@ -3,15 +3,14 @@
 import os
 import platform
 import subprocess
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 
 from eupmim_dist.checkpoint.layout import (
     Checkpoint,
@@ -33,11 +32,6 @@ from eupmim_dist.parallel.agreement import decided_by_main
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.state import Run
-
-try:
-    import fcntl
-except ImportError:  # not Unix
-    fcntl = None  # type: ignore[assignment]
 
 CONFIG_FILE = "config.yaml"
 HEADER = "# eupmim-dist"
@@ -63,7 +57,7 @@ FREE_KEYS = (
 LOCK_FILE = ".lock"
 LOCK_SECONDS = 5.0
 """Time for a training that was killed to be gone."""
-_occupied: dict[Path, IO[str]] = {}  # closed, and so unlocked, when the process ends
+_occupied: list[BaseFileLock] = []  # freed when the process ends
 
 
 @dataclass(frozen=True)
@@ -150,27 +144,21 @@ def write_config(run_dir: Path, config: Config) -> None:
 
 def _occupy(run_dir: Path) -> None:
     """Keeps other trainings out of a run directory until this process ends, where its file system can do so."""
-    if fcntl is None or run_dir in _occupied:
+    path = run_dir / LOCK_FILE
+    # One per file in this process, which may train twice; a marker in a lock's stead would outlive a killed training.
+    lock = FileLock(path, is_singleton=True, thread_local=False, fallback_to_soft=False)
+    if lock.is_locked:
         return
     with suppress(OSError):  # what cannot be locked or written fails later, or not at all
-        lock = (run_dir / LOCK_FILE).open("a+", encoding="utf-8")
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    lock.seek(0)
-                    raise UserError(
-                        f"{run_dir}: a training is running in it ({lock.read().strip()}); wait for its end, or give "
-                        "another --run-dir"
-                    ) from None
-                time.sleep(0.1)
-        _occupied[run_dir] = lock
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
+        try:
+            lock.acquire(LOCK_SECONDS)
+        except Timeout:
+            raise UserError(
+                f"{run_dir}: a training is running in it ({path.read_text(encoding='utf-8').strip()}); wait for its "
+                "end, or give another --run-dir"
+            ) from None
+        _occupied.append(lock)
+        path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
 
 
 def _is_run(run_dir: Path) -> bool:

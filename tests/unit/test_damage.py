@@ -1,8 +1,11 @@
 """Checkpoints that were damaged, cut in two or written by another program: detected, never loaded, gone back on."""
 
+import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -195,12 +198,47 @@ def test_a_run_whose_configuration_was_cut_is_still_a_run(tmp_path: Path) -> Non
     assert find_start(tmp_path / "run", "auto", config, WORLD).checkpoint is not None
 
 
-def test_a_second_training_is_kept_out_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_dir, "LOCK_SECONDS", 0.2)
-    write_config(tmp_path / "run", config_of(tmp_path))
-    monkeypatch.setattr(run_dir, "_occupied", {})  # as in another process: it has another file open
-    with pytest.raises(UserError, match=f"a training is running in it .process {os.getpid()} on "):
+OCCUPY = """
+import sys, time
+from pathlib import Path
+from eupmim_dist.checkpoint.run_dir import _occupy
+_occupy(Path(sys.argv[1]))
+print("there", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_training_is_kept_out_of_a_run_until_the_first_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = tmp_path / "run", config_of(tmp_path)
+    run.mkdir()
+    with subprocess.Popen([sys.executable, "-c", OCCUPY, str(run)], stdout=subprocess.PIPE) as first:
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == b"there\n"
+            monkeypatch.setattr(run_dir, "LOCK_SECONDS", 0.2)
+            with pytest.raises(UserError, match=f"a training is running in it .process {first.pid} on "):
+                write_config(run, config)
+        finally:
+            first.kill()
+    write_config(run, config)
+    monkeypatch.chdir(tmp_path)
+    write_config(Path("run"), config)  # again, by another name
+    assert (run / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_that_cannot_lock_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for _ in range(2):
         write_config(tmp_path / "run", config_of(tmp_path))
+    assert (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_another_precision_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
