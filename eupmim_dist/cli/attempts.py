@@ -4,7 +4,6 @@ import ctypes
 import os
 import signal
 import socket
-import subprocess
 import time
 from argparse import Namespace
 from contextlib import suppress
@@ -77,6 +76,9 @@ def _death(rank: int, code: int) -> str:
 def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, int]:
     """Runs `accelerate launch` in this process, so that its failure is an object and not a page of text.
 
+    It ends in torch's `elastic_launch`, which alone would not read accelerate's configuration. torchrun's own restarts
+    are not used: they restart after a mistake too.
+
     Returns the rank that failed first and its exit code, which is negative if a signal killed it; 0, 0 for success.
     """
     import logging
@@ -89,9 +91,9 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     debug = os.environ.get("EUPMIM_DEBUG") == "1"
-    # Accelerate's own starts one process, and leaves it running when the launcher is told to stop.
+    # Accelerate's own starts one process, and leaves it running when the launcher is told to stop. There is no option.
     accelerate_launch.simple_launcher = _run_alone
-    # What torchrun gives the others once a rank has failed; for ranks that are asked to leave it has an option.
+    # What torchrun gives the others once a rank has failed; its option (below) is for ranks that are asked to leave.
     PContext.close.__defaults__ = (None, SURVIVORS_SECONDS)
     try:
         if not debug:
@@ -99,6 +101,7 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
         args = accelerate_launch.launch_command_parser().parse_args(command)
         args.signals_to_handle = ",".join(number.name for number in FORWARDED)  # torchrun's, which accelerate fills in
         args.shutdown_timeout = grace  # the same; since torch 2.12
+        args.log_dir = os.devnull  # the same; nothing is redirected, and an empty directory would stay in /tmp
         with patch_environment(**env, **{LAUNCHER_VARIABLE: str(os.getpid())}):
             accelerate_launch.launch_command(args)
     except ChildFailedError as failed:
@@ -106,8 +109,6 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
             typer.echo(str(failed), err=True)
         rank, failure = failed.get_first_failure()
         return rank, failure.exitcode
-    except subprocess.CalledProcessError as failed:
-        return 0, failed.returncode
     except (
         ValueError,
         AssertionError,
@@ -138,15 +139,18 @@ def _await_node_0(command: list[str]) -> None:
 
 
 def _run_alone(args: Namespace) -> None:
+    """One process without torchrun, which would have it make a process group; started and ended as torchrun does."""
     from accelerate.utils import prepare_simple_launcher_cmd_env
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    command, env = prepare_simple_launcher_cmd_env(args)
-    # Its own session, as torchrun gives its ranks: Ctrl-C reaches it once, from here.
-    child = subprocess.Popen(command, env=env, start_new_session=True)
-    previous = {number: signal.signal(number, lambda got, _: child.send_signal(got)) for number in FORWARDED}
+    (program, *words), env = prepare_simple_launcher_cmd_env(args)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = args.signals_to_handle  # as torchrun does
+    rank = start_processes("rank", program, {0: tuple(words)}, {0: env}, DefaultLogsSpecs(args.log_dir))
     try:
-        if child.wait():
-            raise subprocess.CalledProcessError(child.returncode, command)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        result = rank.wait(period=0.1)
+    except SignalException as stopped:
+        rank.close(stopped.sigval, args.shutdown_timeout)
+        raise
+    if result and result.is_failed():
+        raise ChildFailedError("rank", result.failures)

@@ -136,12 +136,14 @@ def test_a_signal_stops_all_ranks(env, nproc, signal_):
     assert alive(ranks) == []
 
 
-@pytest.mark.parametrize(("grace", "left"), [("1", []), ("10", ["left", "left"])])
-def test_ranks_have_the_grace_they_are_given_to_leave(env, grace, left):
-    process = start([*TWO_ON_CPU, "--grace", grace, "--", "rank", "slow"], env)
-    for _ in range(2):
+@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize(("grace", "leave"), [("1", False), ("10", True)])
+def test_ranks_have_the_grace_they_are_given_to_leave(env, nproc, grace, leave):
+    process = start([*LAUNCH, "--cpu", "--nproc", str(nproc), "--grace", grace, "--", "rank", "slow"], env)
+    for _ in range(nproc):
         assert process.stdout.readline() == "ready\n"
     ranks = children(process.pid)
+    left = ["left"] * nproc if leave else []
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
     assert (code, out) == (128 + signal.SIGTERM, left), err
