@@ -213,7 +213,7 @@ ABLATIONS: list[dict[str, Any]] = [
     {"profile_attention": "none"},
     {"graph": False, "profile_attention": "none"},
     {"profile": False, "profile_attention": "none"},
-    {"extractor": "linear", "profile_attention": "full", "hard_readout": False},
+    {"extractor": "linear", "profile_attention": "full"},
     {"extractor": "capsule", "orthogonal": False},
 ]
 

@@ -324,7 +324,7 @@ def configuration(**changes: Any) -> dict[str, Any]:
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is set; set train.accumulation instead"),
         ({"train_batch_size": 64}, "train_batch_size is set; set train.global_batch_size instead"),
         ({"train_micro_batch_size_per_gpu": 8}, "set train.global_batch_size instead"),
-        ({"optimizer": {"type": "AdamW"}}, "optimizer is set; Adam is used: set train.learning_rate and train.l2"),
+        ({"optimizer": {"type": "AdamW"}}, "optimizer is set; Adam is used: set train.optimizer, train.learning_rate and train.l2"),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler is set; set train.schedule"),
         ({"fp16": {"enabled": True}}, "fp16 is set; use bf16"),
         ({"bf16": {"enabled": True, "immediate_grad_update": True}}, "bf16.immediate_grad_update is set"),
