@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from eupmim_dist.bench.gauges import Stopwatch, available_bytes
+from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.world import World
 
 OptimizerName = Literal["exact", "lazy_adam", "rowwise_adagrad", "sgd"]
@@ -118,10 +119,8 @@ def _refuse_if_too_large(shape: Shape, world: World, copies: int) -> None:
     needed, free = copies * shape.rows * shape.dim * 4, available_bytes(world.device)
     if world.device.type == "cpu":
         needed *= world.local_size
-    fits = torch.tensor(free is None or needed < free)
-    if world.size > 1:
-        dist.all_reduce(fits, dist.ReduceOp.MIN)  # one answer for all, before any rank takes the memory of another
-    if not fits:
+    fits = free is None or needed < free
+    if not all(everywhere(fits, world)):  # one answer for all, before any rank takes the memory of another
         raise Unavailable(f"a table on every rank of this machine needs {needed / 1e9:.1f} GB, more than there is")
 
 

@@ -86,6 +86,11 @@ class ExactAdam(TableOptimizer):
         # What torch's GradScaler sets: the divisor of the gradient, and 1.0 where nothing may change.
         adam.grad_scale = None if factor is None else factor.reciprocal()  # type: ignore[attr-defined]
         adam.found_inf = None if ok is None else (~ok).float()  # type: ignore[attr-defined]
+        if len(gradient.rows) == len(parameter):  # all rows, in their order
+            zeros, parameter.grad = parameter.grad, gradient.values
+            adam.step()
+            parameter.grad = zeros
+            return
         parameter.grad.index_copy_(0, gradient.rows, gradient.values)
         adam.step()
         parameter.grad.index_fill_(0, gradient.rows, 0.0)

@@ -39,7 +39,7 @@ Counted = tuple[Tensor, list[int]]
 class RowGradients:
     """Gradients of the touched rows of one group, summed over every use of a row on every rank."""
 
-    rows: Tensor  # int64 [k], distinct rows of the group's tensor, on its device
+    rows: Tensor  # int64 [k] ascending, distinct rows of the group's tensor, on its device
     values: Tensor  # float32 [k, dim], on the ranks' device
 
 
@@ -171,9 +171,10 @@ class Lookup:
         self, group: TableGroup, looked_up: RowGradients, catalogue: ShardedCatalogue, scale: float
     ) -> RowGradients:
         """The gradients of all rows of a table alone in its group: of the catalogue and of what was looked up."""
-        whole = torch.zeros_like(group.weight)
-        whole[catalogue.part.first : catalogue.part.stop] = catalogue.gradient * scale
+        whole = catalogue.gradient.mul_(scale)
         if group.replicated:  # each rank has scored a part
+            part, whole = whole, torch.zeros_like(group.weight)
+            whole[catalogue.part.first : catalogue.part.stop] = part
             self._tables.exchange.all_reduce("replicated", whole)
         whole.index_add_(0, looked_up.rows, looked_up.values)
         return RowGradients(torch.arange(len(whole), device=whole.device), whole)
