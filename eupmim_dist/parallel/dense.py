@@ -49,8 +49,7 @@ class Dense:
         return "DDP" if self.world.size > 1 else "one copy"
 
     def _accelerator(self) -> Accelerator:
-        # A buffer is the same everywhere: it is not to be sent around in every step.
-        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         accelerator = Accelerator(cpu=self.world.device.type == "cpu", kwargs_handlers=[kwargs])
         if accelerator.distributed_type not in SUPPORTED:
             raise UserError(
