@@ -94,7 +94,7 @@ class EveryPosition(Task):
     def _targets(self, start: Tensor, cut: Tensor, place: Tensor) -> Tensor:
         first = start + cut - cut.clamp(max=self.history_length)
         nothing = place == NO_ROW
-        items = self._items(torch.where(nothing, 0, first[:, None] + place + 1))
+        items = self.items_at(torch.where(nothing, 0, first[:, None] + place + 1))
         return torch.where(nothing, NO_ROW, items)
 
     def _num_predictions(self, step: int) -> int:
@@ -102,7 +102,7 @@ class EveryPosition(Task):
         lengths = self.training.lengths[self.training.chosen(step, 0, self.global_batch_size)]
         return int((lengths - 1).clamp(max=self.num_positions).sum())
 
-    def _nobody(self) -> str:
+    def nobody(self) -> str:
         return f"{self.store.path}: no training user has two items, of which one could be predicted from the other"
 
 

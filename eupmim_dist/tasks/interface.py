@@ -55,7 +55,7 @@ class Task(ABC):
         """The users of the train split that are long enough. Raises UserError if there are none."""
         found = TrainingUsers(self.store, self.seed, self.global_batch_size, self.least)
         if not len(found):
-            raise UserError(self._nobody())
+            raise UserError(self.nobody())
         return found
 
     @abstractmethod
@@ -95,9 +95,10 @@ class Task(ABC):
         """Where each user's sequence begins in the store's items."""
         return torch.from_numpy(self.store.offsets[users.numpy()].astype(np.int64))
 
-    def _items(self, positions: Tensor) -> Tensor:
+    def items_at(self, positions: Tensor) -> Tensor:
+        """What stands at places of the store's flat array of items: int64."""
         return torch.from_numpy(self.store.items[positions.numpy()].astype(np.int64))
 
     @abstractmethod
-    def _nobody(self) -> str:
+    def nobody(self) -> str:
         """What to say where no user can be trained on."""

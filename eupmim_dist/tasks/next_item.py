@@ -40,13 +40,13 @@ class NextItem(Task):
             attributes=self.attributes(user.numpy()),
             history=history,
             position=last_position(history),
-            target=self._items(start + cut)[:, None],
+            target=self.items_at(start + cut)[:, None],
             counter=counter[:, None],
         )
 
     def targets(self, step: int) -> Tensor:
         _, start, cut, _ = self._drawn(step, 0, self.global_batch_size)
-        return self._items(start + cut)
+        return self.items_at(start + cut)
 
     def _drawn(self, step: int, first: int, stop: int) -> tuple[Tensor, ...]:
         """Users, where their sequences start, how many items come before the targets, and counters: int64 [S] each."""
@@ -55,7 +55,7 @@ class NextItem(Task):
         user, length = self.training.users[chosen], self.training.lengths[chosen]
         return user, self.starts(user), draw_cuts(self.seed, counter, self.least, length), counter
 
-    def _nobody(self) -> str:
+    def nobody(self) -> str:
         return f"{self.store.path}: no training user has more than task.min_history={self.least} items; lower it"
 
 
