@@ -41,5 +41,5 @@ def show(
     for key, field in fields(loaded):
         default = "" if field.is_required() else f" [{field.get_default(call_default_factory=True)}]"
         among = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        choices = f" ({' | '.join(among)})" if len(among) > 1 else ""
+        choices = f" ({' | '.join(map(str, among))})" if len(among) > 1 else ""
         typer.echo(f"{key}{default}{choices}\n    {field.description or ''}")

@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from eupmim_dist.config.registry import find, names
+from eupmim_dist.config.registry import built_in, find, origin
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 
@@ -54,10 +54,19 @@ def dump_config(config: Config) -> str:
 
 def fields(config: Config) -> Iterator[tuple[str, FieldInfo]]:
     """Every key with its field, in order, with the keys of the implementations that this configuration chooses."""
+    return _fields({kind: type(getattr(config, kind)) for kind in CHOICES})
+
+
+def origins(config: Config) -> dict[str, str]:
+    """The other packages that the implementations it chooses are of, with their versions."""
+    return dict(found for kind in CHOICES if (found := origin(kind, getattr(config, kind).name)))
+
+
+def _fields(chosen: Mapping[str, type[BaseModel]]) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in Config.model_fields.items():
-        section = getattr(config, name)
-        if isinstance(section, BaseModel):
-            yield from ((f"{name}.{key}", inner) for key, inner in type(section).model_fields.items())
+        section = chosen.get(name, field.annotation)
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from ((f"{name}.{key}", inner) for key, inner in section.model_fields.items())
         else:
             yield name, field
 
@@ -130,8 +139,9 @@ def explain(error: ValidationError, values: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return _unknown(key, values)
-    if first["type"] == "string_pattern_mismatch":
-        described = dict(fields(Config()))[key].description or ""
+    known = dict(_known_fields(values))
+    if first["type"] == "string_pattern_mismatch" and key in known:
+        described = known[key].description or ""
         return f"{key}: {first['input']!r} does not fit: {described[:1].lower()}{described[1:]}"
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"]
@@ -145,15 +155,25 @@ def _unknown(key: str, values: dict[str, Any]) -> str:
         return f"{key} is now called {RENAMED[key]}"
     kind, _, name = key.partition(".")
     if kind in CHOICES:
-        owners = [known for known in names(kind) if name in find(kind, known).config.model_fields]
+        # Not those of other packages, which would be imported for it.
+        owners = [known for known in built_in(kind) if name in find(kind, known).config.model_fields]
         if owners:
             return f"{key} is a key of {kind} {' and '.join(owners)}, not of the one chosen; leave it out"
-    given = {kind: values[kind] for kind in CHOICES if isinstance(values.get(kind), dict)}
-    chosen: dict[str, Any] = {kind: {"name": value["name"]} for kind, value in given.items() if "name" in value}
-    known_keys = [known for known, _ in fields(Config(**chosen))]
-    nearest = difflib.get_close_matches(key, known_keys, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(key, [known for known, _ in _known_fields(values)], n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]}?" if nearest else "; `eupmim-dist config show` lists the keys"
     return f"unknown key {key}{hint}"
+
+
+def _known_fields(values: dict[str, Any]) -> Iterator[tuple[str, FieldInfo]]:
+    """As `fields` of the implementations that some values choose, whatever else is wrong with these."""
+    chosen: dict[str, type[BaseModel]] = {kind: type(section) for kind, section in Config() if kind in CHOICES}
+    for kind in CHOICES:
+        given = values.get(kind)
+        if isinstance(given, BaseModel):
+            chosen[kind] = type(given)
+        elif isinstance(given, dict) and "name" in given:
+            chosen[kind] = find(kind, given["name"]).config
+    return _fields(chosen)
 
 
 CHOICES = ("task", "model", "objective")

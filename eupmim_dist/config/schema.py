@@ -2,11 +2,11 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
-from eupmim_dist.config.registry import find
+from eupmim_dist.config.registry import find, reason
 from eupmim_dist.errors import UserError
 
 Protocol = Literal["strict", "comirec", "seed"]
@@ -53,12 +53,26 @@ class ObjectiveSection(Choice):
     """What every objective has: nothing in common so far."""
 
 
+class ScorerSection(Choice):
+    """What every scorer has; no run has such a section, `make_scorer` makes them."""
+
+    trained: ClassVar[bool] = False
+    """Whether it ranks by a trained model; a baseline learns from the training split when it is made."""
+
+
 def _chosen(kind: str, default: str, value: Any) -> Any:
     """A mapping of a section -> the configuration that its `name` stands for, with that one's own keys."""
+    if isinstance(value, Choice) and type(value) is not find(kind, value.name).config:
+        value = value.model_dump()
     if not isinstance(value, dict):
         return value
     section = find(kind, value.get("name", default)).config
-    return section.model_validate({"name": section.model_fields["name"].default, **value})
+    try:
+        return section.model_validate({"name": section.model_fields["name"].default, **value})
+    except (ValidationError, UserError):
+        raise
+    except Exception as error:  # of a validator of another package, which pydantic lets through
+        raise UserError(f"{kind}: {section.__name__} cannot check its settings ({reason(error)})") from error
 
 
 def _choice(kind: str, default: str) -> tuple[Any, Any]:

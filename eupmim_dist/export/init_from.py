@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eupmim_dist.checkpoint.layout import Checkpoint, Damaged
 from eupmim_dist.checkpoint.pieces import BLOCK_BYTES, Piece, as_numbers, read_pieces, shape_of, stored_blocks
-from eupmim_dist.config.registry import find
+from eupmim_dist.config.registry import build
 from eupmim_dist.data.store import Attribute, InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.hashing import OnBytes, ignore_bytes
@@ -104,7 +104,7 @@ def _attribute_weights(source: Checkpoint, attributes: list[Attribute]) -> dict[
         history_length=source.config.task.history_length,
     )
     with torch.device("meta"):
-        model: Model = find("model", source.config.model.name).build(source.config.model, shape)
+        model: Model = build("model", source.config.model.name, Model, source.config.model, shape)
     return model.attribute_weights()
 
 

@@ -11,10 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from eupmim_dist.config.registry import Registered
+from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.training_data import training_interactions
-from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, ScorerSection
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 
 
 class CooccurrenceConfig(ScorerSection):

@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from eupmim_dist.config.registry import Registered
+from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, ScorerSection
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 
 MOST_ITEMS = 30_000
 """The closed form inverts an R x R matrix in float64, 7 GB here; at its peak it holds some three of them."""

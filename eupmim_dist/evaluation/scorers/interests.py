@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eupmim_dist.config.registry import Registered
+from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.heldout import HeldOut
-from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, ScorerSection
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.parallel.catalogue import Part
 

@@ -7,26 +7,19 @@ b users of this rank, G of all ranks, S lists per user.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from eupmim_dist.config.registry import find, names
-from eupmim_dist.config.schema import Choice
+from eupmim_dist.config.registry import build, find, names
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
-
-
-class ScorerSection(Choice):
-    """What every scorer has."""
-
-    trained: ClassVar[bool] = False
-    """Whether it ranks by a trained model; a baseline learns from the training split when it is made."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +63,22 @@ class Scorer(ABC):
 
 def make_scorer(name: str, ranking: Ranking, **settings: Any) -> Scorer:
     """The scorer of that name, of its defaults but for the settings. Raises UserError for an unknown name."""
-    registered = find("scorer", name)
-    scorer: Scorer = registered.build(registered.config(**settings), ranking)
+    scorer: Scorer = build("scorer", name, Scorer, find("scorer", name).config(**settings), ranking)
     return scorer
 
 
 def baselines() -> list[str]:
-    """The scorers that need no trained model."""
-    return [name for name in names("scorer") if not find("scorer", name).config.trained]
+    """The scorers that need no trained model; without those of other packages that cannot be imported."""
+    found = []
+    for name in names("scorer"):
+        with suppress(UserError):
+            if not find("scorer", name).config.trained:
+                found.append(name)
+    return found
 
 
 def check_baselines(chosen: Sequence[str]) -> None:
     """Raises UserError for a name that is no baseline."""
     for name in chosen:
-        if name not in (known := baselines()):
-            raise UserError(f"--baseline {name}: choose from {', '.join(known)}")
+        if name not in names("scorer") or find("scorer", name).config.trained:
+            raise UserError(f"--baseline {name}: choose from {', '.join(baselines())}")
