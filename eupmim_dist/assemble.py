@@ -16,7 +16,7 @@ import torch
 from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.checkpoint.load import load_model, open_sound
 from eupmim_dist.checkpoint.origin import check_same_data
-from eupmim_dist.config.registry import find
+from eupmim_dist.config.registry import build
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
@@ -30,6 +30,7 @@ from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
 from eupmim_dist.tasks.interface import Setting, Task
+from eupmim_dist.train.check import check_parts
 from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.state import Assembled, Progress, Run, Setup
 
@@ -53,7 +54,7 @@ def shape_of_data(config: Config, store: InteractionStore) -> DataShape:
 def make_model(config: Config, shape: DataShape) -> Model:
     """The dense network; its initial weights are a function of the seed."""
     torch.manual_seed(config.seed)
-    model: Model = find("model", config.model.name).build(config.model, shape)
+    model: Model = build("model", config.model.name, Model, config.model, shape)
     return model
 
 
@@ -68,7 +69,7 @@ def make_task(config: Config, world: World, store: InteractionStore, model: Mode
         rank=world.rank,
         world_size=world.size,
     )
-    task: Task = find("task", config.task.name).build(config.task, setting)
+    task: Task = build("task", config.task.name, Task, config.task, setting)
     return task
 
 
@@ -116,8 +117,8 @@ def assemble_run(
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
     model = make_model(config, shape_of_data(config, store))
     task = make_task(config, world, store, model)
-    objective: Objective = find("objective", config.objective.name).build(config.objective, model, task)
-    check_uses(model, objective, task)
+    objective: Objective = build("objective", config.objective.name, Objective, config.objective, model, task)
+    check_parts(config, store, model, objective, task)
     base = _with_tables(config, world, store, task, model, objective)
     set_weights(base)  # before the dense network is handed to what may copy it
     rate, l2 = config.train.learning_rate, config.train.l2
@@ -134,27 +135,6 @@ def assemble_run(
         table_optimizer=make_table_optimizer(config.tables, base.tables, rate, l2),
         progress=Progress(),
     )
-
-
-def check_uses(model: Model, objective: Objective, task: Task) -> None:
-    """Raises UserError if a look-up names no table of the model's, or if a name stands for two."""
-    batch = task.sample(0)
-    known = [spec.name for spec in model.tables()]
-    of_model, of_objective = model.uses(batch), objective.draw(batch, 0).uses()
-    if ITEM_TABLE not in known:
-        raise UserError(f"model {type(model).__name__}: has no table {ITEM_TABLE}, which is what is ranked")
-    for owner, uses in ((model, of_model), (objective, of_objective)):
-        for name, (table, _) in uses.items():
-            if table not in known:
-                raise UserError(
-                    f"{type(owner).__name__}: its use {name!r} is of a table {table}, which the model does not have; "
-                    f"there are {', '.join(known)}"
-                )
-    if both := of_model.keys() & of_objective.keys():
-        raise UserError(
-            f"{type(model).__name__}: its use {min(both)!r} has the name of one of {type(objective).__name__}; "
-            "call it otherwise"
-        )
 
 
 def load_trained(path: Path, world: World, data: Path | None = None, which: str = "best") -> Assembled:

@@ -1,7 +1,8 @@
 """What a model is (design 1.1): it declares its tables, names the rows it looks up, and turns them into queries.
 
 A model never owns a table of items or users, knows no loss and no rank, so its code is the same on one rank and on
-many. A new model is one module here: a configuration, the class, and `MODEL = Registered(Configuration, Class)`.
+many. A new model is one module here: a configuration, the class, and `MODEL = Registered(Configuration, Class)`. What
+every model keeps to is checked by conformance.py.
 
 B samples of this rank, P predictions per sample, Q = B * P queries, L history, K interests, D dim.
 """
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from eupmim_dist.data.batch import UserBatch
+from eupmim_dist.data.batch import Batch, UserBatch
 
 Uses = dict[str, tuple[str, Tensor]]
 """Name of a use -> the table, and int64 ids of any shape with the samples first, NO_ROW for none."""
@@ -60,7 +61,7 @@ class Encoded(NamedTuple):
     queries: Tensor
     """[Q, K, D], sample by sample: an item's score is read out of its dot products with the K vectors."""
     penalties: dict[str, Tensor] = {}  # noqa: RUF012 (of a NamedTuple, never written to)
-    """This rank's share of further parts of the global loss."""
+    """This rank's share of further parts of the global loss, a number each, by names that no other part has."""
     routing: Tensor | None = None
     """[Q, K, L], how much each interest took of each place of the history, for objectives that regularise it."""
 
@@ -72,6 +73,8 @@ class Model(nn.Module, ABC):
     """K."""
     dim: int
     """D."""
+    batch_type: type[Batch] = UserBatch
+    """What it is fed: a task that gives other batches is refused."""
     causal = False
     """Whether one pass over a history gives a query for each of its places, from what came until then. If not, a batch
     has P = 1, and every prediction a history of its own."""

@@ -17,7 +17,7 @@ from eupmim_dist.config.schema import ObjectiveSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.models.interface import ITEM_TABLE, Encoded, Model, Rows, Uses
 from eupmim_dist.objectives.interface import Candidates, Catalogue, Objective
-from eupmim_dist.objectives.readout import BY_TARGET, Readout, narrowed, scores_of
+from eupmim_dist.objectives.readout import BY_TARGET, Readout, narrowed, readout_of, scores_of
 from eupmim_dist.tasks.interface import Task
 
 CHUNK_SCORES = 1 << 24
@@ -51,7 +51,7 @@ class FullSoftmax(Objective):
     def __init__(self, config: FullSoftmaxConfig, model: Model, task: Task) -> None:
         super().__init__()
         self.temperature = config.temperature
-        self.readout = model.readout if config.readout == "model" else config.readout
+        self.readout = readout_of(model, config.readout)
 
     def draw(self, batch: UserBatch, step: int) -> Targets:
         assert batch.target is not None, "a training batch has targets"

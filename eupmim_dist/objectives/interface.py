@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from eupmim_dist.data.batch import TensorFields, UserBatch
+from eupmim_dist.data.batch import Batch, TensorFields, UserBatch
 from eupmim_dist.models.interface import Encoded, Rows, Uses
 
 
@@ -58,6 +58,8 @@ class Catalogue(ABC):
 class Objective(nn.Module, ABC):
     """A loss without weights of its own. `draw` runs beside the steps, in a thread."""
 
+    batch_type: type[Batch] = UserBatch
+    """What it is fed: a task that gives other batches is refused."""
     whole_catalogue = False
     """Whether `forward` is given a Catalogue."""
 

@@ -17,10 +17,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from eupmim_dist.errors import UserError
+from eupmim_dist.models.interface import Model
+
 Readout = Literal["model", "hard", "mean", "logsumexp", "target", "attention"]
 READOUTS = ("hard", "mean", "logsumexp", "target", "attention")
 BY_TARGET = ("target", "attention")
 """Read-outs that have chosen a single vector before a candidate is scored, and need the target's row for it."""
+
+
+def readout_of(model: Model, asked: Readout) -> str:
+    """The one that is asked for, or the model's own. Raises UserError for a model whose own there is not."""
+    found = model.readout if asked == "model" else asked
+    if found not in READOUTS:
+        raise UserError(
+            f"objective.readout: {type(model).__name__} is read out by {found!r}, which there is not; choose from "
+            f"{', '.join(READOUTS)}"
+        )
+    return found
 
 
 def narrowed(queries: Tensor, target: Tensor | None, readout: str) -> Tensor:

@@ -19,7 +19,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import ITEM_TABLE, Encoded, Model, Rows, Uses
 from eupmim_dist.objectives.interface import Candidates, Catalogue, Objective
 from eupmim_dist.objectives.negatives import draw_negatives
-from eupmim_dist.objectives.readout import BY_TARGET, Readout, narrowed, scores_of
+from eupmim_dist.objectives.readout import BY_TARGET, Readout, narrowed, readout_of, scores_of
 from eupmim_dist.tasks.interface import Task
 
 
@@ -67,7 +67,7 @@ class SampledSoftmax(Objective):
     def __init__(self, config: SampledSoftmaxConfig, model: Model, task: Task) -> None:
         super().__init__()
         self.config, self.task = config, task
-        self.readout = model.readout if config.readout == "model" else config.readout
+        self.readout = readout_of(model, config.readout)
         self.num_rows = task.store.num_item_rows
         if config.candidates == "uniform" and config.num_negatives > (room := self.num_rows - task.history_length - 1):
             raise UserError(
