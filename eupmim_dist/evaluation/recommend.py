@@ -60,9 +60,12 @@ def recommend_items(
 ) -> list[Recommendations]:
     """The best `num` items for each user, from the whole history; re-ranked where variety is wanted.
 
-    Raises UserError for an unknown user or a `num` larger than the catalogue.
+    Raises UserError for an unknown user, a `num` larger than the catalogue, or a model that is not ranked by interests.
     """
     store, model = trained.store, trained.model
+    if model.scorer != "interests":  # another list than `evaluate` judges would be recommended
+        name = trained.config.model.name
+        raise UserError(f"model {name}: is ranked by {model.scorer}, and items are recommended by interests only")
     check_cutoffs([num], store.num_item_rows)
     users = np.array([_find(store, raw) for raw in raw_users], dtype=np.int64)
     held_out = whole_histories(trained, users)
