@@ -9,6 +9,7 @@ store's tables of raw ids. No pickle.
 import json
 import re
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(
             path=path,
             step=content["step"],
-            config=parse_config(migrated(content["config"], content["format_version"]), source=str(manifest)),
+            config=_config(manifest, content),
             training=content["training"],
             tables=content["tables"],
             data=content["data"],
@@ -137,6 +138,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_manifest(manifest, error) from None
+
+
+def _config(manifest: Path, content: dict[str, Any]) -> Config:
+    try:
+        return parse_config(migrated(content["config"], content["format_version"]), source=str(manifest))
+    except UserError as error:  # perhaps for want of another package, or of that version of it
+        written = content.get("versions", {}).items()
+        others = [_compared(package, found) for package, found in written if package not in ("eupmim-dist", "torch")]
+        raise UserError(f"{error}; written with {', '.join(others)}" if others else str(error)) from None
+
+
+def _compared(package: str, written: str) -> str:
+    try:
+        return f"{package} {written}, here is {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} {written}, which is not installed"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

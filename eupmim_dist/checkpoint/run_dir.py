@@ -24,7 +24,7 @@ from eupmim_dist.checkpoint.layout import (
 )
 from eupmim_dist.checkpoint.load import open_sound
 from eupmim_dist.checkpoint.writer import recover
-from eupmim_dist.config.load import dump_config
+from eupmim_dist.config.load import dump_config, origins
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 from eupmim_dist.files import write_text
@@ -133,7 +133,8 @@ def forget_lost_best(run: Run, run_dir: Path) -> None:
 
 def write_config(run_dir: Path, config: Config) -> None:
     """The resolved configuration, with what it ran under as comments."""
-    header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}\n"
+    others = "".join(f", {package} {number}" for package, number in origins(config).items())
+    header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}{others}\n"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

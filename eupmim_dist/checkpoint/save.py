@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from eupmim_dist.checkpoint.layout import complete_steps, step_dir, step_dirs
 from eupmim_dist.checkpoint.state import host_copies, readable_failures, training_tensors
 from eupmim_dist.checkpoint.writer import CheckpointWriter, remove
+from eupmim_dist.config.load import origins
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.exchange import own_group
 from eupmim_dist.telemetry.throughput import Throughput
@@ -82,7 +83,7 @@ def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[
             "fingerprint": assembled.store.fingerprint,
             "attributes": [attribute.as_manifest() for attribute in assembled.store.attributes],
         },
-        "versions": {"eupmim-dist": version("eupmim-dist"), "torch": torch.__version__},
+        "versions": {"eupmim-dist": version("eupmim-dist"), "torch": torch.__version__, **origins(assembled.config)},
     }
 
 
