@@ -44,12 +44,15 @@ class Ended:
     err: str
 
 
-def shell(place: Path, line: str) -> Ended:
-    """Runs a command line in `place` as a user's shell would, with this Python's programs on the path."""
+def shell(place: Path, line: str, packages: Path = ROOT) -> Ended:
+    """Runs a command line in `place` as a user's shell would, with this Python's programs on the path.
+
+    What lies in `packages` is installed too.
+    """
     env = {name: value for name, value in os.environ.items() if name not in LAUNCHER_NAMES}
     env |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}",
         "HF_HOME": str(place),  # no accelerate defaults of whoever runs this
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
