@@ -44,6 +44,7 @@ class ComiRecSA(Model):
     """
 
     readout = "target"
+    tells_routing = True
 
     def __init__(self, config: ComiRecSAConfig, shape: DataShape) -> None:
         super().__init__()

@@ -80,6 +80,8 @@ class Model(nn.Module, ABC):
     has P = 1, and every prediction a history of its own."""
     readout = "hard"
     """How an objective reads scores out of K interests (objectives/readout.py), unless it is told otherwise."""
+    tells_routing = False
+    """Whether `encode` gives `Encoded.routing`."""
     scorer = "interests"
     """What evaluations rank by (evaluation/scorers)."""
 

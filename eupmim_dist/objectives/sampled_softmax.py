@@ -69,6 +69,11 @@ class SampledSoftmax(Objective):
         self.config, self.task = config, task
         self.readout = readout_of(model, config.readout)
         self.num_rows = task.store.num_item_rows
+        if config.routing_regulariser and not model.tells_routing:
+            raise UserError(
+                "objective.routing_regulariser: this model does not tell how it routes a history to its interests; "
+                "leave it out, or choose a model that does, such as comirec_sa"
+            )
         if config.candidates == "uniform" and config.num_negatives > (room := self.num_rows - task.history_length - 1):
             raise UserError(
                 f"objective.num_negatives: {config.num_negatives} distinct negatives cannot be drawn from "
@@ -141,11 +146,7 @@ class SampledSoftmax(Objective):
         return torch.cat([scores, shared.masked_fill(hit, -torch.inf)], dim=1)
 
     def _routing(self, encoded: Encoded, nothing: Tensor, batch: UserBatch) -> Tensor:
-        if encoded.routing is None:
-            raise UserError(
-                "objective.routing_regulariser: this model does not tell how it routes a history to its interests; "
-                "leave it out, or choose a model that does, such as comirec_sa"
-            )
+        assert encoded.routing is not None, "this model says that it tells its routing"
         # The squared variance of each interest's weights over the history (REMI: the diagonal of their covariance).
         centred = encoded.routing - encoded.routing.mean(-1, keepdim=True)
         variances = centred.square().sum(-1)
