@@ -108,10 +108,10 @@ class SampledSoftmax(Objective):
     def _log_q(self, ids: Tensor, batch: UserBatch) -> Tensor:
         """How likely one of the shared candidates is each of some items; the padding's does not matter."""
         counts = self.task.item_counts
-        q = counts[ids.clamp(min=0)].clamp(min=1) / counts.sum()
-        if self.config.candidates == "mixed":
-            batch_size, drawn = batch.num_predictions, self.config.num_negatives
-            q = (batch_size * q + drawn / (self.num_rows - 1)) / (batch_size + drawn)
+        drawn = self.config.num_negatives if self.config.candidates == "mixed" else 0
+        # Only a drawn candidate may be an item that training never meets.
+        counted = counts[ids.clamp(min=0)].clamp(min=0 if drawn else 1) / counts.sum()
+        q = (batch.num_predictions * counted + drawn / (self.num_rows - 1)) / (batch.num_predictions + drawn)
         return q.log().float()
 
     def forward(
@@ -120,14 +120,14 @@ class SampledSoftmax(Objective):
         assert isinstance(candidates, Sampled)
         own = rows["candidates"]
         queries = narrowed(encoded.queries, own[:, 0] if self.readout in BY_TARGET else None, self.readout)
-        scores = scores_of(queries, own, self.readout)
-        if self.config.temperature != 1:
-            scores = scores / self.config.temperature
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores, log_weights = self._scores(queries, own), None
         if candidates.shared is not None:
-            scores = self._with_shared(scores, queries, rows["shared candidates"], candidates)
+            scores = torch.cat([scores, self._scores(queries, rows["shared candidates"])], dim=1)
+            log_weights = _log_weights(candidates).to(scores.dtype)
         if self.config.hard_negatives:
-            scores = harder(scores, self.config.hard_negatives)
+            scores = harder(scores, log_weights, self.config.hard_negatives)
+        elif log_weights is not None:
+            scores = scores + log_weights
         nothing = candidates.own[:, 0] == NO_ROW
         label = torch.where(nothing, IGNORED, 0)
         share = F.cross_entropy(scores, label, reduction="sum", ignore_index=IGNORED) / batch.num_predictions
@@ -136,14 +136,10 @@ class SampledSoftmax(Objective):
             parts["routing"] = self.config.routing_regulariser * self._routing(encoded, nothing, batch)
         return parts
 
-    def _with_shared(self, scores: Tensor, queries: Tensor, rows: Tensor, candidates: Sampled) -> Tensor:
-        """The target's score and those of the shared candidates, of which the target itself is left out."""
-        assert candidates.shared is not None
-        shared = scores_of(queries, rows, self.readout).to(scores.dtype) / self.config.temperature
-        if candidates.own_log_q is not None and candidates.shared_log_q is not None:
-            scores, shared = scores - candidates.own_log_q, shared - candidates.shared_log_q
-        hit = (candidates.shared == candidates.own) | (candidates.shared == NO_ROW)
-        return torch.cat([scores, shared.masked_fill(hit, -torch.inf)], dim=1)
+    def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
+        scores = scores_of(queries, rows, self.readout)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores if self.config.temperature == 1 else scores / self.config.temperature
 
     def _routing(self, encoded: Encoded, nothing: Tensor, batch: UserBatch) -> Tensor:
         assert encoded.routing is not None, "this model says that it tells its routing"
@@ -156,14 +152,32 @@ class SampledSoftmax(Objective):
 IGNORED = -100
 
 
-def harder(scores: Tensor, beta: float) -> Tensor:
+def _log_weights(candidates: Sampled) -> Tensor:
+    """[Q, 1 + G], the log of how much the target and each shared candidate count; minus infinity for those that are no
+    negatives of a prediction: its target itself, and no row."""
+    own, shared = candidates.own, candidates.shared
+    assert shared is not None
+    found = torch.zeros(len(own), 1 + len(shared), device=own.device)
+    if candidates.own_log_q is not None and candidates.shared_log_q is not None:
+        found = torch.cat([-candidates.own_log_q, -candidates.shared_log_q.expand(len(own), -1)], dim=1)
+    found[:, 1:].masked_fill_((shared == own) | (shared == NO_ROW), -torch.inf)
+    return found
+
+
+def harder(scores: Tensor, log_weights: Tensor | None, beta: float) -> Tensor:
     """[Q, 1 + N], the target first -> [Q, 2]: the target's score, and that of all negatives, each weighted by
-    exp(beta * its score) over the mean of these weights, under one logarithm (REMI)."""
-    negatives = scores[:, 1:]
-    number = negatives.isfinite().sum(1, keepdim=True)
-    weights = (beta * negatives).logsumexp(1, keepdim=True) - number.clamp(min=1).to(scores.dtype).log()
-    together = ((1 + beta) * negatives).logsumexp(1, keepdim=True) - weights
-    return torch.cat([scores[:, :1], together], dim=1)
+    exp(beta * its score) over the mean of these weights, under one logarithm (REMI).
+
+    `log_weights` [Q, 1 + N] are what the scores are corrected by. How hard a negative is, its own score says; a mean
+    over the negatives goes by what each of them stands for.
+    """
+    counts = torch.zeros_like(scores) if log_weights is None else log_weights
+    none = counts[:, 1:].isneginf().all(1, keepdim=True)  # a logarithm of nothing would have no gradient
+    negatives, counted = scores[:, 1:], counts[:, 1:].masked_fill(none, 0.0)
+    weighted = counted + beta * negatives
+    mean = weighted.logsumexp(1, keepdim=True) - counted.logsumexp(1, keepdim=True)
+    together = (weighted + negatives).logsumexp(1, keepdim=True) - mean
+    return torch.cat([scores[:, :1] + counts[:, :1], together.masked_fill(none, -torch.inf)], dim=1)
 
 
 OBJECTIVE = Registered(SampledSoftmaxConfig, SampledSoftmax)
