@@ -1,7 +1,7 @@
 """Softmax cross entropy of the target against the whole catalogue, each rank scoring the rows it holds.
 
 Q queries of this rank, R of all ranks, c items of a block of this rank's, K interests, D dim. No rank holds scores of
-all items: beyond the queries of all ranks it needs CHUNK_SCORES of them, and as much for each of their gradients.
+all items: beyond the queries of all ranks and the gradients of its own rows it needs a few times CHUNK_SCORES numbers.
 """
 
 from dataclasses import dataclass
@@ -65,6 +65,8 @@ class FullSoftmax(Objective):
         assert batch.target is not None
         capacity, number = batch.capacity * batch.target.shape[1], len(encoded.queries)
         queries = catalogue.gather(narrowed(encoded.queries, rows.get("target"), self.readout), capacity)
+        # Their gradients are summed over the blocks: in bfloat16 a sum of some hundreds would not grow any further.
+        queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
         # A target whose row is on no rank, NO_ROW or what fills up a rank's queries, scores 0 and is left out below.
         row, here = catalogue.rows_of(catalogue.gather(candidates.target, capacity))
         score = catalogue.sum(torch.where(here, self._scores(queries, row[:, None])[:, 0], 0.0))
@@ -76,7 +78,7 @@ class FullSoftmax(Objective):
     def _logsumexp(self, queries: Tensor, catalogue: Catalogue) -> Tensor:
         """Over this rank's items, [R]; minus infinity where it has none, which still depends on the queries."""
         blocks = catalogue.blocks(max(1, CHUNK_SCORES // max(1, queries.shape[0] * queries.shape[1])))
-        found = [(queries.sum((1, 2)) * 0.0).float() - torch.inf]
+        found = [queries.sum((1, 2)) * 0.0 - torch.inf]
         for block in blocks:
             if len(blocks) == 1:
                 found.append(self._scores(queries, block).logsumexp(1))
