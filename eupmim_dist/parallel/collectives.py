@@ -95,7 +95,7 @@ class _Total(torch.autograd.Function):
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, world: World) -> Tensor:
-        ctx.world = world
+        ctx.world, tensor = world, tensor.contiguous()
         largest = tensor.clone()
         if world.size > 1:
             dist.all_reduce(largest, dist.ReduceOp.MAX)
