@@ -155,18 +155,23 @@ def test_results_do_not_depend_on_the_number_of_ranks(
     values |= {section: values[section] | change for section, change in of_ranks.items()}
     for world_size in sizes:
         ranks = run_ranks(world_size, train_and_evaluate, values, num_steps)
-        for rank in ranks:
-            torch.testing.assert_close(rank["losses"], one["losses"], rtol=1e-5, atol=0.0)
-            torch.testing.assert_close(rank["norms"], one["norms"], rtol=1e-3, atol=0.0)
-            for key, result in rank["metrics"].items():
-                assert result.users == one["metrics"][key].users
-                assert result.metrics == pytest.approx(one["metrics"][key].metrics, abs=1e-12)
-        for name in one["after"]:
-            before, after = (joined([one[when]], name) for when in ("before", "after"))
-            assert torch.equal(joined([rank["before"] for rank in ranks], name), before)
-            moved = (after - before).abs().max()
-            difference = (joined([rank["after"] for rank in ranks], name) - after).abs().max()
-            assert difference <= 2e-3 * moved, f"{name}: differs by {difference}, has moved by {moved}"
+        check_same(ranks, one)
+
+
+def check_same(ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """Losses, norms, metrics and weights of a training on several ranks and on one."""
+    for rank in ranks:
+        torch.testing.assert_close(rank["losses"], one["losses"], rtol=1e-5, atol=0.0)
+        torch.testing.assert_close(rank["norms"], one["norms"], rtol=1e-3, atol=0.0)
+        for key, result in rank["metrics"].items():
+            assert result.users == one["metrics"][key].users
+            assert result.metrics == pytest.approx(one["metrics"][key].metrics, abs=1e-12)
+    for name in one["after"]:
+        before, after = (joined([one[when]], name) for when in ("before", "after"))
+        assert torch.equal(joined([rank["before"] for rank in ranks], name), before)
+        moved = (after - before).abs().max()
+        difference = (joined([rank["after"] for rank in ranks], name) - after).abs().max()
+        assert difference <= 2e-3 * moved, f"{name}: differs by {difference}, has moved by {moved}"
 
 
 def test_preparing_ahead_changes_no_bit_on_two_ranks(tmp_path: Path) -> None:

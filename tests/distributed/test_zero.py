@@ -117,27 +117,32 @@ def train_all(values: dict[str, Any], precision: str) -> list[dict[str, Any]]:
 
 
 CLIPPED, PARTS = {"clip_norm": 0.25}, {"accumulation": 2}
+FULL = {"name": "full_softmax"}
 CASES = [
-    pytest.param("exact", invariance.EUPMIM, {}, 1, "no", id="exact-1"),
-    pytest.param("exact", invariance.EUPMIM, CLIPPED, 2, "no", id="exact-clipped-2"),
-    pytest.param("lazy_adam", invariance.EUPMIM, {**CLIPPED, **PARTS}, 3, "no", id="lazy-clipped-accumulation-3"),
-    pytest.param("rowwise_adagrad", invariance.COMIREC, PARTS, 2, "no", id="comirec-adagrad-accumulation-2"),
-    pytest.param("exact", invariance.EUPMIM, PARTS, 2, "bf16", id="bf16-2"),
+    pytest.param("exact", invariance.EUPMIM, {}, {}, 1, "no", id="exact-1"),
+    pytest.param("exact", invariance.EUPMIM, {}, CLIPPED, 2, "no", id="exact-clipped-2"),
+    pytest.param("lazy_adam", invariance.EUPMIM, {}, {**CLIPPED, **PARTS}, 3, "no", id="lazy-clipped-accumulation-3"),
+    pytest.param("rowwise_adagrad", invariance.COMIREC, {}, PARTS, 2, "no", id="comirec-adagrad-accumulation-2"),
+    pytest.param("exact", invariance.EUPMIM, {}, PARTS, 2, "bf16", id="bf16-2"),
+    pytest.param("lazy_adam", invariance.EUPMIM, FULL, PARTS, 3, "no", id="full-softmax-accumulation-3"),
+    pytest.param("exact", invariance.EUPMIM, FULL, {}, 2, "bf16", id="full-softmax-bf16-2"),
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "model", "changes", "size", "precision"), CASES)
+@pytest.mark.parametrize(("optimizer", "model", "objective", "changes", "size", "precision"), CASES)
 def test_training_is_that_of_ddp(
     at_ranks: AtRanks,
     tmp_path: Path,
     optimizer: str,
     model: dict[str, Any],
+    objective: dict[str, Any],
     changes: dict[str, Any],
     size: int,
     precision: str,
 ) -> None:
     small_store(tmp_path / "store", num_users=33)
     values = invariance.settings(tmp_path / "store", optimizer, model, 7, train=changes)
+    values["objective"] = objective or values["objective"]
     for found in at_ranks(size, train_all, values, precision):
         ddp = found[0]
         assert ddp["losses"][-8:].mean() < ddp["losses"][:8].mean()
@@ -324,7 +329,10 @@ def configuration(**changes: Any) -> dict[str, Any]:
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is set; set train.accumulation instead"),
         ({"train_batch_size": 64}, "train_batch_size is set; set train.global_batch_size instead"),
         ({"train_micro_batch_size_per_gpu": 8}, "set train.global_batch_size instead"),
-        ({"optimizer": {"type": "AdamW"}}, "optimizer is set; Adam is used: set train.optimizer, train.learning_rate and train.l2"),
+        (
+            {"optimizer": {"type": "AdamW"}},
+            "optimizer is set; Adam is used: set train.optimizer, train.learning_rate",
+        ),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler is set; set train.schedule"),
         ({"fp16": {"enabled": True}}, "fp16 is set; use bf16"),
         ({"bf16": {"enabled": True, "immediate_grad_update": True}}, "bf16.immediate_grad_update is set"),
