@@ -27,31 +27,7 @@ def import_model(
 
     `eupmim-dist evaluate models/released --protocol seed --top-n 10`
     """
-    import torch
+    from eupmim_dist.convert import import_release
 
-    from eupmim_dist import assemble
-    from eupmim_dist.checkpoint.save import describe
-    from eupmim_dist.checkpoint.state import model_tensors
-    from eupmim_dist.config.load import apply_overrides, parse_config
-    from eupmim_dist.errors import UserError
-    from eupmim_dist.export.imported import model_settings, read_release, renamed
-    from eupmim_dist.export.model_dir import write_model
-    from eupmim_dist.parallel.world import World
-
-    world = World(0, 1, 0, 1, torch.device("cpu"))
-    released = read_release(model)
-    settings = model_settings(released, model)
-    settings.setdefault("data", {})["dir"] = str(data.resolve())
-    apply_overrides(settings, set_ or [])
-    assembled = assemble.assemble(parse_config(settings, source="--set"), world, assemble.open_store(data, world))
-    name = assembled.config.model.name
-    expected = model_tensors(assembled.model, assembled.tables)
-    tensors = renamed(released, name, [p for p, _ in assembled.model.named_parameters()], assembled.store)
-    for key, tensor in tensors.items():
-        if tensor.shape != expected[key].shape:
-            raise UserError(
-                f"{model}: {key} is {tuple(tensor.shape)}, but {data} and the settings ask for "
-                f"{tuple(expected[key].shape)}; use the store with the users and items it was trained on"
-            )
-    write_model(tensors, {**describe(assembled, 0, {}), "imported_from": model.name}, out, assembled.store)
-    typer.echo(f"{name}: {len(tensors)} tensors -> {out}; try `eupmim-dist evaluate {out}`")
+    name, number = import_release(model, data, out, set_ or [])
+    typer.echo(f"{name}: {number} tensors -> {out}; try `eupmim-dist evaluate {out}`")

@@ -22,7 +22,7 @@ LAYERS = [
     ["checkpoint", "evaluation"],
     ["export"],
     ["assemble"],
-    ["api"],
+    ["api", "convert"],
     ["bench"],
     ["cli"],
     ["__main__"],
