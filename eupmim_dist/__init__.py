@@ -1,3 +1,60 @@
-"""eupmim_dist: distributed training of multi-interest recommenders with sharded embedding tables."""
+"""eupmim_dist: distributed training of multi-interest recommenders with sharded embedding tables.
+
+    from eupmim_dist import fit, prepare, recommend
+
+docs/python.md shows these in use. What is taken from here is imported when it is: the command line shows its help
+without waiting for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from eupmim_dist.api import Fitted, evaluate, fit, load, recommend
+    from eupmim_dist.config.schema import Config
+    from eupmim_dist.errors import UserError
+    from eupmim_dist.evaluation.frames import Results
+    from eupmim_dist.stores import prepare, synthesize
+    from eupmim_dist.train.callbacks import Callback
+
+_HOMES = {
+    "Callback": "train.callbacks",
+    "Config": "config.schema",
+    "Fitted": "api",
+    "Results": "evaluation.frames",
+    "UserError": "errors",
+    "evaluate": "api",
+    "fit": "api",
+    "load": "api",
+    "prepare": "stores",
+    "recommend": "api",
+    "synthesize": "stores",
+}
+"""The module that each of them is in."""
+
+__all__ = [
+    "Callback",
+    "Config",
+    "Fitted",
+    "Results",
+    "UserError",
+    "evaluate",
+    "fit",
+    "load",
+    "prepare",
+    "recommend",
+    "synthesize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

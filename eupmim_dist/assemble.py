@@ -182,6 +182,8 @@ def describe_end(run: Run) -> str:
     """Where training ended, why, and which step is tested."""
     progress, config = run.progress, run.config.evaluation
     early = f"early: no better one in {progress.evaluations_since_best} evaluations, " if progress.stopped else ""
+    if run.end_requested:
+        early = "early: a callback asked for it, "
     tested = "the last, since no best one is known"
     if progress.best_value is not None:
         value = f"valid {config.metric} {progress.best_value:.4f}, {config.protocol}"

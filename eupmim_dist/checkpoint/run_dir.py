@@ -57,7 +57,7 @@ FREE_KEYS = (
 LOCK_FILE = ".lock"
 LOCK_SECONDS = 5.0
 """Time for a training that was killed to be gone."""
-_occupied: list[BaseFileLock] = []  # freed when the process ends
+_occupied: list[BaseFileLock] = []
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ def write_config(run_dir: Path, config: Config) -> None:
 
 
 def _occupy(run_dir: Path) -> None:
-    """Keeps other trainings out of a run directory until this process ends, where its file system can do so."""
+    """Keeps other trainings out of a run directory until `free`, where its file system can do so."""
     path = run_dir / LOCK_FILE
-    # One per file in this process, which may train twice; a marker in a lock's stead would outlive a killed training.
+    # One per file in this process, as it may be asked for twice; a marker in its stead would outlive a killed training.
     lock = FileLock(path, is_singleton=True, thread_local=False, fallback_to_soft=False)
     if lock.is_locked:
         return
@@ -160,6 +160,12 @@ def _occupy(run_dir: Path) -> None:
             ) from None
         _occupied.append(lock)
         path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+
+
+def free() -> None:
+    """Lets other trainings into the run directories of this process, whose training has ended. So does its death."""
+    while _occupied:
+        _occupied.pop().release(force=True)
 
 
 def _is_run(run_dir: Path) -> bool:

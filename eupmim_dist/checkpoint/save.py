@@ -45,12 +45,16 @@ class Saving:
         with agreed(run.world):
             tensors = host_copies(training_tensors(run), run.world)
         group = None if alone else own_group("checkpoints")
-        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._future = thread.submit(dcp.save, tensors, storage_writer=writer, process_group=group, no_dist=alone)
-        thread.shutdown(wait=False)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._future = self._thread.submit(dcp.save, tensors, storage_writer=writer, process_group=group, no_dist=alone)
+        self._thread.shutdown(wait=False)
 
     def done(self) -> bool:
         return self._future.done()
+
+    def settle(self) -> None:
+        """Waits for the end, whatever it is."""
+        self._thread.shutdown()
 
     def failed(self) -> bool:
         """Once it is done."""
@@ -58,6 +62,7 @@ class Saving:
 
     def finish(self) -> None:
         """Waits for the end. Raises what went wrong, on every rank what went wrong on any."""
+        self.settle()
         with readable_failures(self._path):
             self._future.result()
 
@@ -119,6 +124,11 @@ class CheckpointHook:
         self._finish()
         if self._saved != run.progress.as_dict():  # the evaluation at the end may find a new best at a saved step
             self._save(run, asynchronous=False)
+
+    def settle(self) -> None:
+        """After a failure: waits until nothing is written any more, as the process may go on to other things."""
+        if self._under_way is not None:
+            self._under_way.settle()
 
     def _save(self, run: Run, asynchronous: bool) -> None:
         with self.throughput.pause():

@@ -116,6 +116,6 @@ def _report(error: BaseException) -> int:
         let_the_first_failure_speak(error)
     if not getattr(error, "reported_elsewhere", False):
         hint = "" if mistake or os.environ.get(DEBUG_VARIABLE) else " (eupmim-dist --debug shows where)"
-        reason = str(error) if mistake else f"{type(error).__name__}: {error}"
+        reason = error.as_typed if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         print(f"error: {' '.join(reason.split())}{hint}", file=sys.stderr, flush=True)
     return 2 if mistake else 1

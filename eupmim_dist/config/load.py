@@ -14,9 +14,12 @@ from eupmim_dist.config.registry import built_in, find, origin
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Settings that come before those of a configuration: by dotted key, or as `a.b=value` with the value in YAML."""
 
-def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file (defaults where there is none) and applies `a.b=value` overrides in order.
+
+def load_config(file: Path | None = None, overrides: Overrides = ()) -> Config:
+    """Reads a YAML file (defaults where there is none) and applies the overrides in order.
 
     Raises UserError for a missing or malformed file, an unknown key (with the nearest name) or a bad value.
     """
@@ -41,10 +44,14 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
         raise UserError(f"{source}: {error}") from None
 
 
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Sets `a.b=value` in a nested mapping, in order; the values are YAML."""
-    for override in overrides:
-        _apply_override(values, override)
+def apply_overrides(values: dict[str, Any], overrides: Overrides) -> None:
+    """Sets them in a nested mapping, in order."""
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            _set(values, str(key), value, str(key))
+    else:
+        for override in overrides:
+            _apply_override(values, override)
 
 
 def dump_config(config: Config) -> str:
@@ -112,6 +119,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
+    _set(values, key, value, override)
+
+
+def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
     *sections, last = key.strip().split(".")
     target = values
     for name in sections:
@@ -121,7 +132,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise UserError(f"--set {override}: {name} is a value, not a section")
         target = inner
-    target[last] = value
+    if isinstance(value, Mapping) and isinstance(target.get(last), dict):  # the rest of the section stays
+        for inner_key, inner_value in value.items():
+            _set(target[last], str(inner_key), inner_value, override)
+    else:
+        target[last] = value
 
 
 RENAMED = {

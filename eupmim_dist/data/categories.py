@@ -1,25 +1,33 @@
 """Categories of items, from a table beside the store."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from eupmim_dist.data.frames import lazy_frame
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 
 COLUMNS = ("raw_id", "category")
 
 
-def read_categories(file: Path, store: InteractionStore) -> np.ndarray:
-    """A number for the category of each item, int64 [item rows]; -1 where the file has none.
+def read_categories(source: Any, store: InteractionStore) -> np.ndarray:
+    """A number for the category of each item, int64 [item rows]; -1 where the source has none.
 
-    `file`: Parquet or CSV with the columns raw_id and category; of several rows of an item the first counts.
+    `source`: a Parquet or CSV file, or a data frame, with the columns raw_id and category; of several rows of an item
+    the first counts.
 
-    Raises UserError for another file, or if it has none of the store's items.
+    Raises UserError for another one, or if it has none of the store's items.
     """
+    is_file = isinstance(source, str | Path)
+    file = Path(source) if is_file else Path("categories")
     try:
-        table = pl.scan_parquet(file) if file.suffix == ".parquet" else pl.scan_csv(file, infer_schema=False)
+        if not is_file:
+            table = lazy_frame(source, COLUMNS)
+        else:
+            table = pl.scan_parquet(file) if file.suffix == ".parquet" else pl.scan_csv(file, infer_schema=False)
         present = table.collect_schema().names()
         for column in COLUMNS:
             if column not in present:

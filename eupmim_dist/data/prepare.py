@@ -66,10 +66,10 @@ def prepare_frame(
     force: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """As `prepare_store`, of a data frame with a row for each interaction."""
+    """As `prepare_store`, of a data frame with a row for each interaction; messages count rows from 0, as frames do."""
     check_replaceable(out, force=force)
     source = Path("data frame")
-    dataset = parquet.read_frame(lambda: frame, source, options, progress)
+    dataset = parquet.read_frame(lambda: frame, source, options, progress, first=0)
     return _written(dataset, out, "data frame", source, name, force, progress)
 
 

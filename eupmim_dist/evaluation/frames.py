@@ -27,6 +27,22 @@ def recommendations_frame(found: Sequence[Recommendations]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
+class Results(list[Result]):
+    """Results of an evaluation, which show as a table."""
+
+    def frame(self) -> pl.DataFrame:
+        """As `results_frame`."""
+        return results_frame(self)
+
+    def __repr__(self) -> str:
+        with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200):
+            return repr(self.frame())
+
+    def _repr_html_(self) -> str:
+        with pl.Config(tbl_rows=-1, tbl_cols=-1):
+            return self.frame()._repr_html_()
+
+
 def results_frame(results: Sequence[Result]) -> pl.DataFrame:
     """A row for each result and cut-off: model, protocol, split, users, top_n, and a column for each metric."""
     rows: dict[tuple[Any, ...], dict[str, float]] = {}

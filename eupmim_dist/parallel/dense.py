@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.state import PartialState
 from torch import Tensor, nn
 
 from eupmim_dist.errors import UserError
@@ -49,6 +50,11 @@ class Dense:
         return "DDP" if self.world.size > 1 else "one copy"
 
     def _accelerator(self) -> Accelerator:
+        if PartialState._shared_state and (held := PartialState().device.type) != self.world.device.type:
+            raise UserError(
+                f"this process uses Accelerate on {held} already, which keeps to it: train on {self.world.device.type} "
+                "in another one (in a notebook, restart the kernel)"
+            )
         kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         accelerator = Accelerator(cpu=self.world.device.type == "cpu", kwargs_handlers=[kwargs])
         if accelerator.distributed_type not in SUPPORTED:

@@ -36,7 +36,7 @@ class Prefetcher(Generic[T]):
     ) -> None:
         # What is under way must be finished, since the other ranks wait for it, and may have failed; after a failure
         # the thread itself may wait for a rank that will not come, until the collective timeout.
-        self._thread.shutdown(wait=kind is None, cancel_futures=kind is not None)
+        self._thread.shutdown(wait=kind is None or self._lanes is None, cancel_futures=kind is not None)
         if kind is None and self._ahead is not None:
             self._ahead[1].result()
 

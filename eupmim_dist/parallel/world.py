@@ -91,13 +91,15 @@ def init_world(cpu: bool = False) -> World:
             device_id=None if cpu else device,
         )
 
-    from accelerate.state import PartialState
-
     # DeepSpeed looks for a GPU itself, and warns where it finds none.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    # Without cpu=True Accelerate believes in one process on a machine without GPUs. Made before any
-    # Accelerator, so that a later one adopts this state; with the group already there it only reads it.
-    PartialState(cpu=cpu, timeout=timeout)
+    if launched:
+        from accelerate.state import PartialState
+
+        # Without cpu=True Accelerate believes in one process on a machine without GPUs. Made before any
+        # Accelerator, so that a later one adopts this state; with the group already there it only reads it.
+        # A process alone is left the choice, as a notebook may recommend on a CPU and train on a GPU.
+        PartialState(cpu=cpu, timeout=timeout)
     if cpu:
         _keep_freed_memory()
     return World(rank, size, local_rank, local_size, device)

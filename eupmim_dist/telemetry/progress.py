@@ -1,5 +1,6 @@
 """Where training stands: one live line on a terminal, a plain line now and then elsewhere. And how far files are."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +10,11 @@ from typing import Self
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eupmim_dist.telemetry.log import console
+from eupmim_dist.telemetry.log import console, get_logger
 
 
 class StepProgress:
-    """Shows step, loss, speed, time left and the best validation metric; silent unless `is_main`.
+    """Shows step, loss, speed, time left and the best validation metric; silent unless `is_main`, or where the log is.
 
     Args:
         total_steps: the step training ends at.
@@ -35,7 +36,7 @@ class StepProgress:
         self._started = clock()
         self._printed: float | None = None
         self._live: Progress | None = None
-        if is_main and console().is_terminal:
+        if is_main and console().is_terminal and get_logger().isEnabledFor(logging.INFO):
             self._live = Progress(TextColumn("{task.description}"), BarColumn(), console=console())
             self._task = self._live.add_task("starting", total=total_steps, completed=first_step)
 
@@ -53,7 +54,7 @@ class StepProgress:
         if self._live:
             self._live.update(self._task, completed=step, description=line)
         elif self._printed is None or step >= self._total or self._clock() - self._printed >= self._every:
-            print(line, flush=True)
+            get_logger().info(line)
             self._printed = self._clock()
 
     def _line(self, step: int, loss: float, samples_per_second: float, best: tuple[str, float] | None) -> str:

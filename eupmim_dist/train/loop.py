@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.train.hooks import Hook
 from eupmim_dist.train.state import Run
@@ -18,7 +19,8 @@ def train(run: Run, hooks: Sequence[Hook]) -> None:
         while progress.step < settings.max_steps and not progress.stopped:
             prepared = batches.take(progress.step)
             if prepared.plan.stop:  # before the step, which an evaluation might follow
-                run.asked_to_leave = True
+                run.asked_to_leave = any(everywhere(run.stop_requested, run.world))
+                run.end_requested = progress.stopped = not run.asked_to_leave
                 break
             outcome = train_step(run, progress.step, prepared)
             progress.step += 1

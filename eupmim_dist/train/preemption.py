@@ -1,6 +1,7 @@
 """A training is asked to leave, by the system or by Ctrl-C: it finishes its step, saves and exits."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,8 +21,12 @@ EXIT_CODE = 75
 def leaving_on_signal(run: "Run") -> Iterator[None]:
     """While training: a signal requests a stop, a second Ctrl-C stops at once.
 
-    Other signals may come twice: batch systems signal all processes of a job, and the launcher hands it on.
+    Other signals may come twice: batch systems signal all processes of a job, and the launcher hands it on. In a thread
+    other than the main one signals stay what they are: they go to the main one, which may be doing something else.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
 
     def request(number: int, frame: FrameType | None) -> None:
@@ -35,4 +40,4 @@ def leaving_on_signal(run: "Run") -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not one of Python's

@@ -29,13 +29,13 @@ class Progress:
     best_step: int | None = None
     evaluations_since_best: int = 0
     stopped: bool = False
-    """Early stopping has ended the training."""
+    """The training has ended early, by patience or by `Run.end_requested`."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-@dataclass
+@dataclass(repr=False)
 class Setup:
     """What there is without a model: enough to rank by a baseline."""
 
@@ -44,8 +44,11 @@ class Setup:
     store: InteractionStore
     task: Task
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config.model.name} on {self.store.path}, {self.world.device})"
 
-@dataclass
+
+@dataclass(repr=False)
 class Assembled(Setup):
     """A model with its tables and data on one rank, as assemble.py builds it: enough to rank and to save."""
 
@@ -53,7 +56,7 @@ class Assembled(Setup):
     tables: ShardedTables
 
 
-@dataclass
+@dataclass(repr=False)
 class Run(Assembled):
     """A training run on one rank."""
 
@@ -63,8 +66,10 @@ class Run(Assembled):
     progress: Progress
     stop_requested: bool = False
     """Set on any rank, at any time: all end after one of the next steps, the same one."""
+    end_requested: bool = False
+    """The same, but as if that step were the last one: the training is finished."""
     asked_to_leave: bool = False
-    """Training ended by request: it is not finished, and its last step is saved."""
+    """Training ended by `stop_requested`: it is not finished, and its last step is saved."""
 
 
 @dataclass(frozen=True)

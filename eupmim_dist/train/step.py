@@ -31,7 +31,7 @@ def prepare_step(run: Run, step: int, connections: Connections | None = None) ->
         micro_batch = batch.micro_batch(index, number)
         micro_batches.append((micro_batch, run.objective.draw(micro_batch, step)))
     uses = [run.model.uses(micro_batch) | candidates.uses() for micro_batch, candidates in micro_batches]
-    plan = run.tables.plan(uses, connections, stop=run.stop_requested)
+    plan = run.tables.plan(uses, connections, stop=run.stop_requested or run.end_requested)
     if run.world.device.type == "cuda":
         micro_batches = [(micro_batch.pinned(), candidates.pinned()) for micro_batch, candidates in micro_batches]
     return Prepared(micro_batches, plan)

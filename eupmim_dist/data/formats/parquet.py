@@ -21,8 +21,10 @@ def read(source: Path, options: Options, workspace: Path, progress: Progress) ->
     return read_frame(lambda: pl.scan_parquet(source), source, options, progress)
 
 
-def read_frame(table: Callable[[], pl.LazyFrame], source: Path, options: Options, progress: Progress) -> Dataset:
-    """As `read`, of a table of any origin; `source` is what messages call it."""
+def read_frame(
+    table: Callable[[], pl.LazyFrame], source: Path, options: Options, progress: Progress, first: int = 1
+) -> Dataset:
+    """As `read`, of a table of any origin; `source` is what messages call it, `first` the number of its first row."""
     try:
         frame = table()
         schema = frame.collect_schema()
@@ -30,11 +32,11 @@ def read_frame(table: Callable[[], pl.LazyFrame], source: Path, options: Options
         selected = frame.select(_converted(source, role, column, schema[column]) for role, column in columns.items())
 
         def locate(row: int) -> str:
-            return f"{source}: row {row + 1}"
+            return f"{source}: row {row + first}"
 
         return dataset_from_table(selected, source, options, locate, progress)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{source}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{source}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def _converted(source: Path, role: str, column: str, dtype: pl.DataType) -> pl.Expr:

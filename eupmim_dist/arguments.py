@@ -1,0 +1,63 @@
+"""What callers from Python may give, made what the layers below take; each function raises UserError for the rest."""
+
+import copy
+import operator
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from eupmim_dist.config.load import Overrides, apply_overrides, load_config, parse_config
+from eupmim_dist.config.schema import Config
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError
+
+ConfigLike = Config | Mapping[str, Any] | Path | str | None
+"""A configuration, its sections as a mapping, a YAML file, or None for the defaults."""
+StoreLike = InteractionStore | Path | str
+"""A store or its directory."""
+
+
+def path_of(argument: str, value: Any, wanted: str = "a path") -> Path:
+    """A path that was given as `argument`; `wanted` is what may be."""
+    if not isinstance(value, str | Path):
+        raise UserError(f"{argument}: give {wanted}, not {value!r}")
+    return Path(value)
+
+
+def store_dir(data: Any) -> Path:
+    """The directory of a store."""
+    if isinstance(data, InteractionStore):
+        return data.path
+    if not isinstance(data, str | Path):
+        raise UserError(f"data: a {type(data).__name__} is no store; make one of it with eupmim_dist.prepare")
+    return Path(data)
+
+
+def config_of(config: ConfigLike, overrides: str | Overrides = ()) -> Config:
+    """A configuration of its own, checked."""
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    if config is None or isinstance(config, str | Path):
+        return load_config(None if config is None else Path(config), overrides)
+    if not isinstance(config, Config | Mapping):
+        raise UserError(f"config: give a Config, a mapping or a YAML file, not a {type(config).__name__}")
+    values = config.model_dump() if isinstance(config, Config) else copy.deepcopy(dict(config))
+    apply_overrides(values, overrides)
+    return parse_config(values, source="configuration")
+
+
+def several(one_or_more: Any) -> list[Any]:
+    """A list of what was given; of one text or number, too."""
+    if isinstance(one_or_more, Iterable) and not isinstance(one_or_more, str):
+        return list(one_or_more)
+    return [one_or_more]
+
+
+def cutoffs_of(top_n: int | Iterable[int]) -> list[int]:
+    """The cut-offs N, each 1 or more."""
+    try:
+        numbers = [operator.index(number) for number in several(top_n)]
+    except TypeError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"--top-n {top_n}: give whole numbers from 1")
+    return numbers

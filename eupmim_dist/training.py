@@ -1,0 +1,151 @@
+"""The life of a training: begun or gone on with, trained with all that hangs on it, its best checkpoint tested."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from eupmim_dist import assemble
+from eupmim_dist.checkpoint.layout import Checkpoint, resolve
+from eupmim_dist.checkpoint.load import load_model, load_training, open_sound
+from eupmim_dist.checkpoint.origin import check_same_data
+from eupmim_dist.checkpoint.run_dir import Start, find_start, forget_lost_best, free, write_config
+from eupmim_dist.checkpoint.save import CheckpointHook
+from eupmim_dist.config.schema import Config
+from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.hook import EvaluationHook
+from eupmim_dist.evaluation.runner import Result, evaluate_model
+from eupmim_dist.export.init_from import INIT_FILE, take_weights
+from eupmim_dist.files import write_text
+from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.telemetry.metrics import MetricsWriter
+from eupmim_dist.telemetry.progress import StepProgress, byte_progress
+from eupmim_dist.telemetry.throughput import Throughput
+from eupmim_dist.train.callbacks import Callback, Callbacks, OnMetrics
+from eupmim_dist.train.hooks import LogHook
+from eupmim_dist.train.loop import train
+from eupmim_dist.train.preemption import leaving_on_signal
+from eupmim_dist.train.state import Assembled, Run
+
+_training = threading.Lock()
+
+
+@contextmanager
+def the_only_training() -> Iterator[None]:
+    """Keeps a second training out of this process, and in the end frees the run directory of this one.
+
+    Two would share the state of torch's generator, which each step sets. Raises UserError if there is another one.
+    """
+    if not _training.acquire(blocking=False):
+        raise UserError("a training is under way in this process already: wait for its end, or start another process")
+    try:
+        yield
+    finally:
+        free()
+        _training.release()
+
+
+def begin(config: Config, run_dir: Path, resume: str, init_from: Path | None, world: World) -> tuple[Run, Start]:
+    """A run at its first step, or at that of the checkpoint it goes on from; collective.
+
+    `resume` as of `find_start`; `init_from` is what was asked for beside the configuration, whose own
+    `train.init_from` counts.
+    """
+    log = get_logger(world.rank)
+    with agreed(world):
+        start = find_start(run_dir, resume, config, world)
+    origin = None if start.checkpoint else config.train.init_from
+    source = open_sound(lambda: resolve(origin), world) if origin else None
+    taken: list[str] = []
+
+    def set_weights(initial: Assembled) -> None:
+        if source:
+            taken.extend(_take_weights(initial, source))
+
+    store = assemble.open_store(config.data.dir, world)
+    with agreed(world):
+        run = assemble.assemble_run(config, world, store, set_weights)
+        if start.checkpoint:
+            check_same_data(start.checkpoint, store)
+        for line in [*assemble.describe(run), *taken]:
+            log.info(line)
+    if start.checkpoint:
+        config.train.init_from = start.checkpoint.config.train.init_from  # stays on record
+        with agreed(world):
+            load_training(run, start.checkpoint)
+        forget_lost_best(run, run_dir)
+        log.info(f"going on from {start.checkpoint.path}, step {run.progress.step}")
+        if init_from:
+            log.info(f"{init_from}: not read again, this run has begun")
+    with agreed(world):
+        if world.is_main:
+            write_config(run_dir, config)
+            if taken:
+                write_text(run_dir / INIT_FILE, "\n".join(taken) + "\n")
+    return run, start
+
+
+def run_training(
+    run: Run, start: Start, callbacks: Sequence[Callback] = (), on_metrics: OnMetrics | None = None
+) -> None:
+    """Trains with logging, evaluation of the valid split and checkpoints attached; collective.
+
+    Until its end a signal, or Ctrl-C, has it save and leave (train/preemption.py).
+    """
+    main, run_dir = run.world.is_main, start.run_dir
+    throughput, users = Throughput(), Callbacks(run, callbacks, on_metrics)
+    saving = CheckpointHook(run_dir, throughput)
+    with (
+        MetricsWriter(run_dir, main, run.progress.step or None, users.on_metrics) as writer,
+        StepProgress(run.config.train.max_steps, run.progress.step, is_main=main) as progress,
+    ):
+        try:
+            train(run, [LogHook(writer, progress, throughput), EvaluationHook(writer, throughput), saving, users])
+        except BaseException:
+            if run.world.size == 1:  # of several ranks one may be gone, without which a save does not end
+                saving.settle()
+            raise
+
+
+def train_and_test(
+    run: Run, start: Start, resume: str, callbacks: Sequence[Callback], on_metrics: OnMetrics | None
+) -> list[Result]:
+    """Trains to the end and tests the best checkpoint, whose weights `run` then has; collective.
+
+    Nothing is tested where it was asked to leave: `run.asked_to_leave`.
+    """
+    world = run.world
+    log = get_logger(world.rank)
+    with agreed(world), leaving_on_signal(run):
+        run_training(run, start, callbacks, on_metrics)
+    if run.asked_to_leave:
+        command = "the same command" if resume == "auto" else "the same command with resume auto"
+        log.info(f"stopped as asked: step {run.progress.step} is saved, {command} goes on from there")
+        return []
+    with agreed(world):
+        log.info(assemble.describe_end(run))
+        if world.size > 1:
+            for line in assemble.describe_load(run):
+                log.info(line)
+        return evaluate_best(run, start.run_dir)
+
+
+def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
+    """The best checkpoint of a finished run on the test split; also `evaluation.json` in the run directory."""
+    checkpoint = open_sound(lambda: resolve(run_dir, "best"), run.world)
+    load_model(run, checkpoint)
+    result = evaluate_model(run, "test", "strict", run.config.evaluation.top_n, progress=True)
+    if run.world.is_main:
+        content = {**result.as_dict(), "step": checkpoint.step}
+        write_text(run_dir / "evaluation.json", json.dumps(content, indent=1) + "\n")
+    return [result]
+
+
+def _take_weights(initial: Assembled, source: Checkpoint) -> list[str]:
+    """Sets the weights to those of `source`; what was taken, in lines."""
+    total = sum(4 * rows * dim for rows, dim in source.tables.values())
+    with byte_progress("taking weights", total, initial.world.is_main) as on_bytes:
+        return take_weights(initial, source, on_bytes)
