@@ -3,7 +3,6 @@
 import copy
 import pickle
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import yaml
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, create_model, field_validator
 from torch import Tensor, nn
 
 from eupmim_dist.config import registry
@@ -106,11 +105,7 @@ def test_every_name_of_this_package_is_an_implementation_of_that_name(kind: str)
     "name", ["toy-model", "Toy.Model", "TOY", "model 2", "interface", "spiel\N{LATIN SMALL LETTER SHARP S}"]
 )
 def test_any_text_is_a_name(tmp_path: Path, install: Install, name: str) -> None:
-    class Named(ToyConfig):
-        name: str = "set below"
-
-    Named.model_fields["name"].default = name
-    Named.model_rebuild(force=True)
+    Named = create_model("Named", __base__=ToyConfig, name=(str, name))
     install(name, Registered(Named, Toy))
     config = load_config(None, [f"model.name={name}", "model.code=aa"])
     assert type(config.model) is Named
@@ -131,7 +126,6 @@ def test_a_configuration_with_a_section_of_another_package_is_a_configuration(tm
         parse_config(yaml.safe_load(dump_config(config)), "dump"),
         config.model_copy(),
         Config(model=ToyConfig(code="aaa")),
-        Config(model=ModelSection(name="toy", dim=8, num_interests=1)).model_copy(update={"model": config.model}),
     ):
         assert same == config
         assert type(same.model) is ToyConfig
@@ -142,14 +136,12 @@ def test_a_configuration_with_a_section_of_another_package_is_a_configuration(tm
 def test_many_plugins_are_listed_without_importing_any(install: Install) -> None:
     for number in range(50):
         install(f"toy{number}", f"no_module_{number}:MODEL", package=f"toys{number}")
-    started = time.perf_counter()
     assert len(names("model")) == len(built_in("model")) + 50
     assert load_config(None, ["model.name=sasrec"]).model.name == "sasrec"
     with pytest.raises(UserError, match=r"unknown key model.dimm; did you mean model.dim\?"):
         load_config(None, ["model.name=sasrec", "model.dimm=3"])
     with pytest.raises(UserError, match=r"'toy50' is no model; did you mean toy5\?; choose from comirec_dr, .*, toy49"):
         load_config(None, ["model.name=toy50"])
-    assert time.perf_counter() - started < 2
     with pytest.raises(UserError, match="plug-in toys7: its model 'toy7'"):
         find("model", "toy7")
 
