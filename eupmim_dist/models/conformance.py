@@ -197,6 +197,9 @@ def _check_queries(case: _Case) -> None:
         found, expected = list(encoded.queries.shape), [batch.position.numel(), model.num_interests, model.dim]
         case.require(found == expected, f"the queries of {what} are {found} and not {expected}")
         case.require(bool(encoded.queries.isfinite().all()), f"the queries of {what} are not all finite")
+        case.require(
+            model.tells_routing == (encoded.routing is not None), "tells_routing is not whether encode gives a routing"
+        )
         if encoded.routing is not None:
             found, expected = list(encoded.routing.shape), [*found[:2], SHAPE.history_length]
             case.require(found == expected, f"the routing of {what} is {found} and not {expected}: length last")

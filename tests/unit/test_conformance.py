@@ -262,8 +262,15 @@ class PenaltyOfEach(Plain):
 
 @broken(r"the routing of full histories is \[4, 6\] and not \[4, 3, 6\]")
 class OneRouting(Plain):
+    tells_routing = True
+
     def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
         return Encoded(super().encode(rows, batch).queries, routing=torch.ones(batch.history.shape))
+
+
+@broken("tells_routing is not whether encode gives a routing")
+class SilentRouting(Plain):
+    tells_routing = True
 
 
 @broken("its queries depend on what stands at padded places")
