@@ -106,7 +106,7 @@ def run_training(
             train(run, [LogHook(writer, progress, throughput), EvaluationHook(writer, throughput), saving, users])
         except BaseException:
             if run.world.size == 1:  # of several ranks one may be gone, without which a save does not end
-                saving.settle()
+                saving.wait()
             raise
 
 

@@ -52,7 +52,7 @@ class Saving:
     def done(self) -> bool:
         return self._future.done()
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Waits for the end, whatever it is."""
         self._thread.shutdown()
 
@@ -62,7 +62,7 @@ class Saving:
 
     def finish(self) -> None:
         """Waits for the end. Raises what went wrong, on every rank what went wrong on any."""
-        self.settle()
+        self.wait()
         with readable_failures(self._path):
             self._future.result()
 
@@ -125,10 +125,10 @@ class CheckpointHook:
         if self._saved != run.progress.as_dict():  # the evaluation at the end may find a new best at a saved step
             self._save(run, asynchronous=False)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """After a failure: waits until nothing is written any more, as the process may go on to other things."""
         if self._under_way is not None:
-            self._under_way.settle()
+            self._under_way.wait()
 
     def _save(self, run: Run, asynchronous: bool) -> None:
         with self.throughput.pause():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.formats import FORMATS, Options, Progress, parquet
+from eupmim_dist.data.formats import FORMATS, OnStage, Options, parquet
 from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES, SPLITS
 from eupmim_dist.data.writer import Dataset, check_replaceable, write_dataset
 from eupmim_dist.errors import UserError
@@ -28,7 +28,7 @@ def prepare_store(
     *,
     name: str | None = None,
     force: bool = False,
-    progress: Progress = no_progress,
+    progress: OnStage = no_progress,
 ) -> dict[str, Any]:
     """Read `source` and write the store `out` (named `name`, else as its directory); return its manifest.
 
@@ -64,7 +64,7 @@ def prepare_frame(
     *,
     name: str | None = None,
     force: bool = False,
-    progress: Progress = no_progress,
+    progress: OnStage = no_progress,
 ) -> dict[str, Any]:
     """As `prepare_store`, of a data frame with a row for each interaction; messages count rows from 0, as frames do."""
     check_replaceable(out, force=force)
@@ -74,7 +74,7 @@ def prepare_frame(
 
 
 def _written(
-    dataset: Dataset, out: Path, origin: str, source: Path, name: str | None, force: bool, progress: Progress
+    dataset: Dataset, out: Path, origin: str, source: Path, name: str | None, force: bool, progress: OnStage
 ) -> dict[str, Any]:
     _check_splits(source, dataset)
     dataset.report |= unseen_items(dataset)

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.lib.format import open_memmap
 
-from eupmim_dist.data.formats.lines import Progress
+from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.sequences import MIN_LENGTH
 from eupmim_dist.data.splits import BY_USER
 from eupmim_dist.data.store import Attribute
@@ -65,7 +65,7 @@ class World:
 
 
 def synthesize(
-    out: Path, num_users: int, num_items: int, *, seed: int, mean_length: int, force: bool, progress: Progress
+    out: Path, num_users: int, num_items: int, *, seed: int, mean_length: int, force: bool, progress: OnStage
 ) -> dict[str, Any]:
     """Write a store of `num_users` users and `num_items` items to `out`; return its manifest.
 

@@ -126,7 +126,7 @@ def _meet(world: World, regions: list[str], error: BaseException | None) -> tupl
     """
     store, region = dist.distributed_c10d._get_default_store(), regions[-1]
     if error is not None and not isinstance(error, RankFailed):  # which is the echo of a failure already told
-        reason = " ".join(str(error).split())
+        reason = " ".join((error.as_typed if isinstance(error, UserError) else str(error)).split())
         if not isinstance(error, UserError):
             reason = f"{type(error).__name__}: {reason}"
         outcome = {"reason": reason, "mistake": isinstance(error, UserError), "lost": _is_lost_peer(error)}

@@ -14,7 +14,7 @@ from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.world import World
 
 
-class Part:
+class ScoredRows:
     """Which rows of a table a rank scores: its shard or, of a table that all hold, a block as large as the others'."""
 
     def __init__(self, shard: Shard, world: World) -> None:
@@ -38,7 +38,7 @@ class Part:
 class ShardedCatalogue(Catalogue):
     """A table's rows as a leaf of autograd; after the backward passes of a step, `gradient` is that of this rank's."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ScoredRows) -> None:
         self.part, self.world = part, part.world
         self.rows = part.rows.detach().requires_grad_()
 

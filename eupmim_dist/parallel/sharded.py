@@ -20,7 +20,7 @@ from torch import Tensor
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import Rows, TableSpec, Uses
 from eupmim_dist.parallel.agreement import everywhere
-from eupmim_dist.parallel.catalogue import Part, ShardedCatalogue
+from eupmim_dist.parallel.catalogue import ScoredRows, ShardedCatalogue
 from eupmim_dist.parallel.exchange import Connections, Exchange, Traffic, open_connections
 from eupmim_dist.parallel.merge import merge_rows
 from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
@@ -75,7 +75,7 @@ class ShardedTables:
         self.shards: dict[str, Shard] = {
             name: group.shard(name, world) for group in self.groups for name in group.members
         }
-        self._whole = None if scored_whole is None else Part(self.shards[scored_whole], world)
+        self._whole = None if scored_whole is None else ScoredRows(self.shards[scored_whole], world)
         self.row_format = getattr(torch, config.row_format)
         self.gradient_format = getattr(torch, config.gradient_format)
         self.requests = dict.fromkeys(self.shards, 0)

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eupmim_dist.data.formats import comirec, csv, eupmim, fliggy, movielens, parquet, sequential
-from eupmim_dist.data.formats.lines import Progress
+from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.writer import Dataset
 
-__all__ = ["FORMATS", "Format", "Options", "Progress"]
+__all__ = ["FORMATS", "Format", "OnStage", "Options"]
 
 
 @dataclass(frozen=True)
 class Format:
     """`read(source, options, workspace, progress)`; `takes_options`: whether any of `Options` applies."""
 
-    read: Callable[[Path, Options, Path, Progress], Dataset]
+    read: Callable[[Path, Options, Path, OnStage], Dataset]
     takes_options: bool = False
 
 

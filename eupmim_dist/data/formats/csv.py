@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from eupmim_dist.data.formats.lines import Progress
+from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.table import dataset_from_table, mapped_columns
 from eupmim_dist.data.writer import Dataset
@@ -16,7 +16,7 @@ from eupmim_dist.errors import UserError
 INTEGER = "^-?[0-9]{1,18}$"
 
 
-def read(source: Path, options: Options, workspace: Path, progress: Progress) -> Dataset:
+def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> Dataset:
     """Read one file, which may be larger than memory: the mapped columns go through a file in `workspace`."""
     if not source.is_file():
         raise UserError(f"{source}: not a file; the format expects one with a header line")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from eupmim_dist.data.formats.lines import ITEM, ORDER, USER, Column, Progress, read_lines, read_map
+from eupmim_dist.data.formats.lines import ITEM, ORDER, USER, Column, OnStage, read_lines, read_map
 from eupmim_dist.data.formats.movielens import read_titles
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.sequences import SplitFile, dataset_from_splits, split_files
@@ -20,12 +20,12 @@ PROFILE = [
 ]
 
 
-def read(source: Path, options: Options, workspace: Path, progress: Progress) -> Dataset:
+def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> Dataset:
     """Read `*_train.txt`, `*_valid.txt`, `*_test.txt` and, where present, the id maps and `movies.dat`."""
     return read_split_directory(source, PROFILE, progress)
 
 
-def read_split_directory(source: Path, profile: list[Column], progress: Progress) -> Dataset:
+def read_split_directory(source: Path, profile: list[Column], progress: OnStage) -> Dataset:
     """A directory of three files `user,PROFILE...,item,order`, with optional maps and titles beside them."""
     prefix, paths = split_files(source)
     columns = [USER, *profile, ITEM, ORDER]

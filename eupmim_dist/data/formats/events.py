@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.formats.lines import Progress
+from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.sequences import MIN_LENGTH
 from eupmim_dist.data.splits import BY_USER, SplitRule
 from eupmim_dist.data.store import Attribute
@@ -42,7 +42,7 @@ def dataset_from_events(
     events: pl.LazyFrame,
     *,
     source: Path,
-    progress: Progress,
+    progress: OnStage,
     profiles: Profiles | None = None,
     titles: pl.DataFrame | None = None,
     min_count: int = AUTHORS_MIN_COUNT,
@@ -107,7 +107,7 @@ def dataset_from_events(
     )
 
 
-def _dictionary_encode(events: pl.LazyFrame, column: str, progress: Progress) -> tuple[pl.Series, np.ndarray]:
+def _dictionary_encode(events: pl.LazyFrame, column: str, progress: OnStage) -> tuple[pl.Series, np.ndarray]:
     """The distinct values of a column by first appearance, and the position of each event's value there."""
     progress(f"numbering {column}s", 0, 0)
     values = (

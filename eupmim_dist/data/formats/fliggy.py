@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from eupmim_dist.data.formats.events import Profiles, dataset_from_events
-from eupmim_dist.data.formats.lines import Column, Progress, bad_line, existing_file, read_lines
+from eupmim_dist.data.formats.lines import Column, OnStage, bad_line, existing_file, read_lines
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError
@@ -18,7 +18,7 @@ PROFILE = "user_profile.csv"
 ID = "0|[1-9][0-9]{0,17}"
 
 
-def read(source: Path, options: Options, workspace: Path, progress: Progress) -> Dataset:
+def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> Dataset:
     """Read the history (`user,item,behaviour,timestamp`, a header line) and `user,age,gender,occupation`."""
     profile, history = existing_file(source / PROFILE), existing_file(source / HISTORY)
     profiles = read_profiles(profile, progress)
@@ -44,7 +44,7 @@ def read(source: Path, options: Options, workspace: Path, progress: Progress) ->
     )
 
 
-def read_profiles(path: Path, progress: Progress) -> pl.DataFrame:
+def read_profiles(path: Path, progress: OnStage) -> pl.DataFrame:
     """Columns user, age, gender and occupation as String; further columns and a header line are skipped."""
     with path.open("rb") as stream:
         header = not stream.read(4).removeprefix(BOM_UTF8)[:1].isdigit()

@@ -15,7 +15,7 @@ import polars as pl
 
 from eupmim_dist.errors import UserError
 
-Progress = Callable[[str, int, int], None]  # (what, done, total); total 0: not known beforehand
+OnStage = Callable[[str, int, int], None]  # (what, done, total); total 0: not known beforehand
 BLOCK_BYTES = 1 << 24
 
 
@@ -50,7 +50,7 @@ def bad_line(path: Path, row: int, problem: str, *, first_line: int = 1) -> User
     return UserError(f"{path}:{row + first_line}: {problem}")
 
 
-def blocks(path: Path, encoding: str = "utf-8", progress: Progress | None = None) -> Iterator[list[str]]:
+def blocks(path: Path, encoding: str = "utf-8", progress: OnStage | None = None) -> Iterator[list[str]]:
     """The lines of a text file without their ends, some 16 MB at a time.
 
     Raises:
@@ -97,7 +97,7 @@ def read_lines(
     encoding: str = "utf-8",
     header: bool = False,
     keep: pl.Expr | None = None,
-    progress: Progress | None = None,
+    progress: OnStage | None = None,
 ) -> pl.DataFrame:
     """Read a delimited text file into a frame with `columns`, one row a line, in file order.
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import polars as pl
 
-from eupmim_dist.data.formats.lines import Progress
+from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.table import dataset_from_table, mapped_columns
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError
 
 
-def read(source: Path, options: Options, workspace: Path, progress: Progress) -> Dataset:
+def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> Dataset:
     """Read one file, which may be larger than memory. Times: integers, or dates (stored as microseconds)."""
     if not source.is_file():
         raise UserError(f"{source}: not a file; the format expects one parquet file")
@@ -22,7 +22,7 @@ def read(source: Path, options: Options, workspace: Path, progress: Progress) ->
 
 
 def read_frame(
-    table: Callable[[], pl.LazyFrame], source: Path, options: Options, progress: Progress, first: int = 1
+    table: Callable[[], pl.LazyFrame], source: Path, options: Options, progress: OnStage, first: int = 1
 ) -> Dataset:
     """As `read`, of a table of any origin; `source` is what messages call it, `first` the number of its first row."""
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.formats.lines import Progress, bad_line, blocks
+from eupmim_dist.data.formats.lines import OnStage, bad_line, blocks
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.sequences import check_gaps, kept_ids_dataset
 from eupmim_dist.data.splits import LEAVE_ONE_OUT
@@ -18,7 +18,7 @@ from eupmim_dist.errors import UserError
 ID = "[1-9][0-9]{0,17}"
 
 
-def read(source: Path, options: Options, workspace: Path, progress: Progress) -> Dataset:
+def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> Dataset:
     """Read sequential.txt and, where present, datamaps.json; user id u of the file becomes user u - 1."""
     path = source / "sequential.txt"
     user, lengths, items = _read_sequences(path, progress)
@@ -51,7 +51,7 @@ def read(source: Path, options: Options, workspace: Path, progress: Progress) ->
     return dataset
 
 
-def _read_sequences(path: Path, progress: Progress) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_sequences(path: Path, progress: OnStage) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """User [lines], number of items [lines], and all items one line after another."""
     users, lengths, items = [], [], []
     line = 1

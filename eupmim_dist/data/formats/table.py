@@ -13,7 +13,7 @@ from eupmim_dist.data.formats.events import (
     Profiles,
     dataset_from_events,
 )
-from eupmim_dist.data.formats.lines import Progress
+from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.splits import BY_USER, LEAVE_ONE_OUT, SplitRule
 from eupmim_dist.data.writer import Dataset
@@ -50,7 +50,7 @@ def mapped_columns(source: Path, options: Options, present: list[str]) -> dict[s
 
 
 def dataset_from_table(
-    table: pl.LazyFrame, source: Path, options: Options, locate: Locate, progress: Progress
+    table: pl.LazyFrame, source: Path, options: Options, locate: Locate, progress: OnStage
 ) -> Dataset:
     """Check `table` (String columns by role, but time int64 or null where it was none) and make it a dataset.
 
@@ -77,7 +77,7 @@ def _split_rule(options: Options) -> SplitRule:
     return BY_USER if options.split is None else TABLE_SPLITS[options.split]
 
 
-def _check_values(table: pl.LazyFrame, columns: list[str], locate: Locate, progress: Progress) -> None:
+def _check_values(table: pl.LazyFrame, columns: list[str], locate: Locate, progress: OnStage) -> None:
     progress("checking", 0, 0)
     checks = {}
     for column in columns:
@@ -101,7 +101,7 @@ def _check_values(table: pl.LazyFrame, columns: list[str], locate: Locate, progr
         raise UserError(f"{locate(row)}: {problem}; mend or delete the row")
 
 
-def _profiles(table: pl.LazyFrame, source: Path, names: list[str], locate: Locate, progress: Progress) -> Profiles:
+def _profiles(table: pl.LazyFrame, source: Path, names: list[str], locate: Locate, progress: OnStage) -> Profiles:
     """One row a user, columns by attribute name."""
     progress("reading profiles", 0, 0)
     extremes = [part for n in names for part in (pl.col(n).min(), pl.col(n).max().alias(f"max {n}"))]
@@ -120,7 +120,7 @@ def _profiles(table: pl.LazyFrame, source: Path, names: list[str], locate: Locat
     return Profiles(source, frame.select("user", *(pl.col(n).alias(n.removeprefix("attribute ")) for n in names)))
 
 
-def _titles(table: pl.LazyFrame, progress: Progress) -> pl.DataFrame:
+def _titles(table: pl.LazyFrame, progress: OnStage) -> pl.DataFrame:
     progress("reading titles", 0, 0)
     # Of several titles of an item any will do, but always the same one.
     return table.group_by("item").agg(pl.col("title").min()).collect(engine="streaming")

@@ -14,7 +14,7 @@ from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 from eupmim_dist.models.interface import ITEM_TABLE
-from eupmim_dist.parallel.catalogue import Part
+from eupmim_dist.parallel.catalogue import ScoredRows
 
 USERS_AT_A_TIME = 128
 """Users a forward pass takes: a larger batch's activations fall out of a CPU's cache."""
@@ -34,7 +34,7 @@ class InterestScorer(Scorer):
         assert ranking.tables is not None
         self.model, self.tables, self.per_interest = ranking.model, ranking.tables, ranking.per_interest
         self.world = ranking.world
-        part = Part(self.tables.shards[ITEM_TABLE], self.world)
+        part = ScoredRows(self.tables.shards[ITEM_TABLE], self.world)
         self.item_ids = part.ids
         self.weight = part.rows
         self.rows = part.places.to(self.weight.device)  # of `weight`, by position
