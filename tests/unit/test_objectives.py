@@ -21,7 +21,7 @@ from eupmim_dist.objectives.full_softmax import FullSoftmax, FullSoftmaxConfig
 from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.objectives.readout import READOUTS
 from eupmim_dist.objectives.sampled_softmax import Sampled, SampledSoftmax, SampledSoftmaxConfig
-from eupmim_dist.parallel.catalogue import Part, ShardedCatalogue
+from eupmim_dist.parallel.catalogue import ScoredRows, ShardedCatalogue
 from eupmim_dist.parallel.placement import RowOrder, Shard
 from eupmim_dist.tasks.interface import Setting, Task
 from eupmim_dist.train.step import prepare_step, train_step
@@ -133,7 +133,7 @@ def catalogue_of(weight: Tensor) -> ShardedCatalogue:
     order = RowOrder(len(weight))
     spec = TableSpec("item", len(weight), weight.shape[1], padding_row=0)
     ids = Shard(spec, order, 0, weight, replicated=False).ids()
-    return ShardedCatalogue(Part(Shard(spec, order, 0, weight[ids], replicated=False), WORLD))
+    return ShardedCatalogue(ScoredRows(Shard(spec, order, 0, weight[ids], replicated=False), WORLD))
 
 
 # ---- values and gradients
