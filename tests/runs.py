@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from eupmim_dist.api import run_training
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint.load import load_training
 from eupmim_dist.checkpoint.run_dir import find_start, write_config
@@ -14,6 +13,7 @@ from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Run
+from eupmim_dist.training import run_training
 from tests.stores import small_store
 
 WORLD = World(0, 1, 0, 1, torch.device("cpu"))

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from eupmim_dist.api import evaluate_best
 from eupmim_dist.assemble import describe_end
 from eupmim_dist.checkpoint import layout, load, run_dir
 from eupmim_dist.checkpoint.layout import Damaged, complete_steps, open_checkpoint
@@ -22,6 +21,7 @@ from eupmim_dist.checkpoint.load import load_model, load_training, open_sound
 from eupmim_dist.checkpoint.pieces import Piece
 from eupmim_dist.checkpoint.run_dir import find_start, forget_lost_best, write_config
 from eupmim_dist.errors import UserError
+from eupmim_dist.training import evaluate_best
 from tests.runs import WORLD, config_of, start, train_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")

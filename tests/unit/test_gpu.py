@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from eupmim_dist.api import evaluate_best, run_training
 from eupmim_dist.assemble import assemble_run, load_trained, open_store
 from eupmim_dist.checkpoint.run_dir import find_start, write_config
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Run
+from eupmim_dist.training import evaluate_best, run_training
 from tests.stores import small_store
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from eupmim_dist.api import run_training
 from eupmim_dist.assemble import assemble_run, load_trained
 from eupmim_dist.checkpoint.layout import open_checkpoint, read_manifest
 from eupmim_dist.checkpoint.load import load_training
@@ -23,6 +22,7 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.synth import synthesize
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.export.model_dir import consolidate
+from eupmim_dist.training import run_training
 from tests.runs import WORLD
 
 pytestmark = pytest.mark.usefixtures("one_thread")

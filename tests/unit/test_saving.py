@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eupmim_dist.api import run_training
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint
 from eupmim_dist.checkpoint.load import open_sound
@@ -22,6 +21,7 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.world import init_world
 from eupmim_dist.train.state import Run
+from eupmim_dist.training import run_training
 from tests.distributed.spawn import run_ranks
 from tests.runs import WORLD, config_of, train_in
 

@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from eupmim_dist.api import evaluate_best
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.contents import contents
 from eupmim_dist.checkpoint.layout import (
@@ -32,6 +31,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.export.model_dir import INDEX_FILE, consolidate, parse_size
 from eupmim_dist.files import backup_path
 from eupmim_dist.hashing import sha256
+from eupmim_dist.training import evaluate_best
 from tests.runs import WORLD, config_of, start, train_in
 from tests.stores import small_store
 

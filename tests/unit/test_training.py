@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from eupmim_dist.api import evaluate_best
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint, resolve
 from eupmim_dist.checkpoint.load import load_training, open_sound
@@ -25,6 +24,7 @@ from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
 from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import prepare_step, train_step
+from eupmim_dist.training import evaluate_best
 from tests.runs import WORLD, config_of, start, train_in
 from tests.stores import small_store
 
