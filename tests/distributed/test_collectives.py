@@ -119,6 +119,17 @@ def test_a_logarithm_of_exponentials_neither_overflows_nor_vanishes(ranks: dict[
         torch.testing.assert_close(gradient, slopes.double() * share)
 
 
+@SIZES
+@every_collective
+def test_what_is_no_number_on_one_rank_is_none_on_any(ranks: dict[int, Ranks], name: str, size: int) -> None:
+    """So that all ranks skip the step."""
+    given = [values(rank, (3,)) for rank in range(size)]
+    given[-1][1] = torch.nan
+    for out, _ in ranks[size].run(on_rank, name, given, [True] * size):
+        wrong = out.isnan().nonzero().flatten().tolist()
+        assert wrong == ([3 * size - 2] if name == "gather" else [1])
+
+
 def strided(name: str, given: list[Tensor]) -> tuple[Tensor, Tensor]:
     """What lies in memory column by column on odd ranks, with a gradient that is a single number, expanded."""
     world = init_world(cpu=True)

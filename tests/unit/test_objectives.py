@@ -182,6 +182,8 @@ def test_sampled_softmax_is_the_oracles(
     objective = sampled(setup.task, readout=readout, num_negatives=9, **config)
     candidates = objective.draw(setup.batch, STEP)
     shared = [] if candidates.shared is None else candidates.shared.tolist()
+    q = q_as_drawn(candidates)
+    assert (q is not None) == (config["candidates"] != "uniform" and config.get("log_q", True))
     expected = plain_sampled_softmax(
         setup.queries,
         setup.table.weight,
@@ -191,7 +193,7 @@ def test_sampled_softmax_is_the_oracles(
         readout=readout,
         temperature=objective.config.temperature,
         hard_negatives=objective.config.hard_negatives,
-        q=q_as_drawn(candidates),
+        q=q,
     )
     parts = setup.parts(objective)
     assert parts.keys() == {"cross_entropy"}
@@ -332,18 +334,36 @@ class Largest(TorchDispatchMode):
 
 
 @every_readout
-def test_scores_of_all_items_never_exist_at_once(
+def test_scores_of_all_items_neither_exist_at_once_nor_are_kept(
     store: InteractionStore, monkeypatch: pytest.MonkeyPatch, readout: str
 ) -> None:
-    chunk = 600
-    monkeypatch.setattr(full_softmax, "CHUNK_SCORES", chunk)
-    setup = Setup(store)
-    predictions, rows = len(setup.targets), len(setup.table.weight)
-    assert predictions * (rows - 1) > 1.5 * chunk
+    """What the backward pass needs is the rows themselves, and little more."""
+    predictions, rows = 16, 2001
+    generator = torch.Generator().manual_seed(0)
+    weight, target = torch.randn(rows, DIM, generator=generator), torch.arange(1, 1 + predictions)[:, None]
+    queries = torch.randn(predictions, INTERESTS, DIM, generator=generator).requires_grad_()
+    monkeypatch.setattr(full_softmax, "CHUNK_SCORES", 50 * predictions * INTERESTS)
+    objective, batch = full(make_task(store), readout=readout), plain_batch(target)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
     with Largest() as largest:
-        found = setup.parts(full(setup.task, readout=readout))["cross_entropy"]
-        setup.gradients(found)
-    assert largest.elements <= max(chunk, setup.queries.numel(), setup.table.weight.numel())
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            drawn = objective.draw(batch, STEP)
+            found = objective(Encoded(queries), {"target": weight[target[:, 0]]}, batch, drawn, catalogue_of(weight))
+        found["cross_entropy"].backward()
+    assert largest.elements <= weight.numel()
+    assert sum(kept.values()) <= 1.2 * weight.numel() < predictions * rows / 2
+
+
+def plain_batch(target: Tensor) -> UserBatch:
+    """Of targets [B, P], and of nothing else that an objective would look at."""
+    number, nothing = len(target), torch.zeros(len(target), 0)
+    return UserBatch(number, number, nothing, nothing, nothing, nothing, target)
 
 
 def test_gradients_of_narrow_queries_are_summed_over_blocks_without_loss(
@@ -355,8 +375,7 @@ def test_gradients_of_narrow_queries_are_summed_over_blocks_without_loss(
     weight = 0.05 + 0.1 * torch.randn(rows, DIM, generator=generator)
     target = torch.randint(1, rows, (predictions, 1), generator=generator)
     first = torch.randn(predictions, 1, DIM, generator=generator)
-    batch = UserBatch(predictions, predictions, *(torch.zeros(predictions, 1),) * 4, target)
-    objective = full(make_task(store))
+    batch, objective = plain_batch(target), full(make_task(store))
     gradients = []
     for dtype, chunk in ((torch.float32, 1 << 24), (torch.bfloat16, 5 * predictions)):
         monkeypatch.setattr(full_softmax, "CHUNK_SCORES", chunk)
