@@ -198,7 +198,15 @@ def evaluate(
             for protocol in names:
                 results.append(
                     evaluate_scorer(
-                        scorer, name, users, PROTOCOLS[protocol], cutoffs, world, variety=variety, progress=True
+                        scorer,
+                        name,
+                        users,
+                        PROTOCOLS[protocol],
+                        cutoffs,
+                        setting.world,
+                        exclude_seen=setting.config.evaluation.exclude_seen,
+                        variety=variety,
+                        progress=True,
                     )
                 )
     return results

@@ -49,7 +49,7 @@ KINDS = {
     "model": Kind("eupmim_dist.models", "MODEL", ("conformance", "interface", "layers", "release")),
     "task": Kind("eupmim_dist.tasks", "TASK", ("interface", "users")),
     "objective": Kind("eupmim_dist.objectives", "OBJECTIVE", ("interface", "negatives", "readout")),
-    "scorer": Kind("eupmim_dist.evaluation.scorers", "SCORER", ("interface", "training_data")),
+    "scorer": Kind("eupmim_dist.evaluation.scorers", "SCORER", ("interface",)),
 }
 RENAMED = {("model", "comirec"): "comirec_dr"}
 

@@ -1,4 +1,4 @@
-"""Recommendations for people: raw ids, titles, and which interest an item answers to. One rank.
+"""Recommendations for people: raw ids, titles, and which interest an item answers to.
 
 B users, K interests, N items each.
 """
@@ -69,12 +69,15 @@ def recommend_items(
     check_cutoffs([num], store.num_item_rows)
     users = np.array([_find(store, raw) for raw in raw_users], dtype=np.int64)
     held_out = whole_histories(trained, users)
+    training = model.training
     model.eval()
     scorer = _Remembering(InterestsConfig(), ranking_of(trained))
     excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
     ranked = varied_top_n(scorer, held_out, excluded, num, len(users), trained.world, variety)[:, 0]
     rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
     scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
+    model.train(training)
+    ranked, scores, interest = ranked.cpu(), scores.cpu(), interest.cpu()
     titles = store.item_titles()
 
     def items_of(ids: np.ndarray) -> list[Item]:

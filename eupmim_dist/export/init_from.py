@@ -50,7 +50,8 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
     with agreed(world):
         pieces = read_pieces(source.path)
         trained_on = _trained_on(source, assembled, world)
-        of_attributes = _attribute_weights(source, _attributes(source, trained_on))
+        of_users = [spec.name for spec in assembled.model.tables() if spec.id_map == "users"]
+        of_attributes = _attribute_weights(source, _attributes(source, trained_on), of_users)
         _check_network(assembled, source, pieces, of_attributes)
         for name, shard in assembled.tables.shards.items():
             id_map = shard.spec.id_map
@@ -94,11 +95,11 @@ def _trained_on(source: Checkpoint, assembled: Assembled, world: World) -> Inter
     )
 
 
-def _attribute_weights(source: Checkpoint, attributes: list[Attribute]) -> dict[str, str]:
-    """As `Model.attribute_weights` of the source."""
+def _attribute_weights(source: Checkpoint, attributes: list[Attribute], of_users: list[str]) -> dict[str, str]:
+    """As `Model.attribute_weights` of the source; `of_users` are the tables with a row for each user."""
     sizes = {name: rows for name, (rows, _) in source.tables.items()}
     shape = DataShape(
-        num_users=sizes.get("user", 0),
+        num_users=max((sizes[name] for name in of_users if name in sizes), default=1),
         num_item_rows=sizes[ITEM_TABLE],
         attributes={attribute.name: attribute.cardinality for attribute in attributes},
         history_length=source.config.task.history_length,

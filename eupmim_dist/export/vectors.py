@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.recommend import whole_histories
 from eupmim_dist.evaluation.runner import scorer_of
 from eupmim_dist.export.vector_files import Block, Vectors
@@ -22,13 +23,19 @@ def user_vectors(trained: Assembled) -> Vectors:
     """
     users = np.flatnonzero(np.diff(trained.store.offsets))
     model = trained.model
+    if model.scorer != "interests":
+        raise UserError(
+            f"model {trained.config.model.name}: is ranked by {model.scorer}, so it has no vectors of users"
+        )
     return Vectors("users", (len(users), model.num_interests, model.dim), _blocks(trained, users))
 
 
 @torch.no_grad()
 def _blocks(trained: Assembled, users: np.ndarray) -> Iterator[Block]:
+    training = trained.model.training
     trained.model.eval()
     scorer = scorer_of(trained)
     for first in range(0, len(users), USERS_PER_BLOCK):
         some = users[first : first + USERS_PER_BLOCK]
         yield some, scorer.query(whole_histories(trained, some)).float().cpu().numpy()
+    trained.model.train(training)

@@ -106,13 +106,11 @@ class SampledSoftmax(Objective):
         return Sampled(target, shared, self._log_q(target, batch), self._log_q(shared, batch))
 
     def _log_q(self, ids: Tensor, batch: UserBatch) -> Tensor:
-        """How likely one of the shared candidates is each of some items; the padding's does not matter."""
-        counts = self.task.item_counts
-        drawn = self.config.num_negatives if self.config.candidates == "mixed" else 0
-        # Only a drawn candidate may be an item that training never meets.
-        counted = counts[ids.clamp(min=0)].clamp(min=0 if drawn else 1) / counts.sum()
-        q = (batch.num_predictions * counted + drawn / (self.num_rows - 1)) / (batch.num_predictions + drawn)
-        return q.log().float()
+        """The log of how likely one of the shared candidates is each of some items; 0 for no row."""
+        share = self.task.target_share[ids.clamp(min=0)]
+        number, drawn = batch.num_predictions, self.config.num_negatives if self.config.candidates == "mixed" else 0
+        q = (number * share + drawn / (self.num_rows - 1)) / (number + drawn)
+        return q.masked_fill(ids == NO_ROW, 1.0).log().float()
 
     def forward(
         self, encoded: Encoded, rows: Rows, batch: UserBatch, candidates: Candidates, catalogue: Catalogue | None

@@ -24,7 +24,7 @@ class Prefetcher(Generic[T]):
         """`last_step` is the last one that will be taken; without `ahead` a step is prepared when it is taken."""
         self.waited_seconds = 0.0
         self._prepare, self._last, self._run_ahead = prepare, last_step, ahead
-        self._lanes = open_connections("prefetch") if ahead and world.size > 1 else None
+        self._connections = open_connections("prefetch") if ahead and world.size > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[T]] | None = None
 
@@ -36,7 +36,7 @@ class Prefetcher(Generic[T]):
     ) -> None:
         # What is under way must be finished, since the other ranks wait for it, and may have failed; after a failure
         # the thread itself may wait for a rank that will not come, until the collective timeout.
-        self._thread.shutdown(wait=kind is None or self._lanes is None, cancel_futures=kind is not None)
+        self._thread.shutdown(wait=kind is None or self._connections is None, cancel_futures=kind is not None)
         if kind is None and self._ahead is not None:
             self._ahead[1].result()
 
@@ -57,4 +57,4 @@ class Prefetcher(Generic[T]):
         return prepared
 
     def _submit(self, step: int) -> None:
-        self._ahead = step, self._thread.submit(self._prepare, step, self._lanes)
+        self._ahead = step, self._thread.submit(self._prepare, step, self._connections)

@@ -9,6 +9,7 @@ S slots, L history, P predictions per window, B samples: S for a causal model, S
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -70,6 +71,12 @@ class EveryPosition(Task):
     def targets(self, step: int) -> Tensor:
         _, start, cut, place, _ = self._drawn(step, 0, self.global_batch_size)
         return self._targets(start, cut, place).flatten()
+
+    def target_weights(self, place: np.ndarray, length: np.ndarray) -> np.ndarray:
+        window = np.minimum(self.history_length, length - 1)
+        # The windows that end before an item from `window` on, and have this place's among their targets.
+        windows = np.minimum(place + window - 1, length - 1) - np.maximum(window, place) + 1
+        return (place >= 1) * windows / (length - window) * np.minimum(self.num_positions, window) / window
 
     def _drawn(self, step: int, first: int, stop: int) -> tuple[Tensor, ...]:
         """Users, starts of their sequences and ends of their windows [S], places and counters [S, P]; int64."""

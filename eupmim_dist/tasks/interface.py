@@ -17,9 +17,11 @@ from eupmim_dist.config.schema import TaskSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch, histories, last_position
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.errors import UserError
 from eupmim_dist.tasks.users import TrainingUsers
+
+USERS_AT_A_TIME = 1 << 14
+"""Whose items are counted together."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,22 @@ class Task(ABC):
         """What the whole global batch of a step predicts, in the order of its slots: int64, NO_ROW for nothing."""
 
     @cached_property
-    def item_counts(self) -> Tensor:
-        """How often training meets each item: int64 [item rows]."""
-        _, items = training_interactions(self.store)
-        return torch.from_numpy(np.bincount(items, minlength=self.store.num_item_rows))
+    def target_share(self) -> Tensor:
+        """The share of each item in what training predicts, in the long run: float64 [item rows], 1 in all."""
+        share = np.zeros(self.store.num_item_rows)
+        users, lengths = self.training.users.numpy(), self.training.lengths.numpy()
+        for first in range(0, len(users), USERS_AT_A_TIME):
+            some = slice(first, first + USERS_AT_A_TIME)
+            length = np.repeat(lengths[some], lengths[some])
+            place = np.arange(len(length)) - np.repeat(lengths[some].cumsum() - lengths[some], lengths[some])
+            items = self.store.items[np.repeat(self.store.offsets[users[some]], lengths[some]) + place]
+            share += np.bincount(items, self.target_weights(place, length), len(share))
+        return torch.from_numpy(share / share.sum())
+
+    @abstractmethod
+    def target_weights(self, place: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """How often an item is the target, in proportion, that stands at a place (from 0) of a user with so many
+        items: float64 [n] of int64 [n] each. Users are drawn equally often."""
 
     def to_rank(self, users: np.ndarray, cuts: np.ndarray) -> UserBatch:
         """Users [B] with what they had before the cuts [B], without anything to learn."""

@@ -5,6 +5,7 @@ S slots, L history.
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -47,6 +48,9 @@ class NextItem(Task):
     def targets(self, step: int) -> Tensor:
         _, start, cut, _ = self._drawn(step, 0, self.global_batch_size)
         return self.items_at(start + cut)
+
+    def target_weights(self, place: np.ndarray, length: np.ndarray) -> np.ndarray:
+        return (place >= self.least) / (length - self.least)
 
     def _drawn(self, step: int, first: int, stop: int) -> tuple[Tensor, ...]:
         """Users, where their sequences start, how many items come before the targets, and counters: int64 [S] each."""

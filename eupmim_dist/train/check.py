@@ -50,6 +50,8 @@ def check_parts(config: Config, store: InteractionStore, model: Model, objective
         )
     with _asking(of_model):
         tables = {spec.name: spec for spec in model.tables()}
+        if len(policies := {spec.untrained for spec in tables.values() if spec.id_map == "users"}) > 1:
+            raise UserError(f"{of_model}: its tables of users differ in `untrained` ({', '.join(policies)}); use one")
         _check_item_table(of_model, model, tables, store)
         uses = model.uses(batch)
         _check_uses(of_model, uses, tables, len(batch))

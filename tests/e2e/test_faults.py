@@ -31,7 +31,7 @@ def test_a_training_that_is_killed_again_and_again_ends_as_if_nothing_had_happen
 def training(tmp_path: Path) -> list[str]:
     """12 steps, a checkpoint every 6."""
     small_store(tmp_path / "store", num_items=300)
-    sizes = "--set model.dim=64 --set data.history_length=6 --set train.global_batch_size=8 --set train.max_steps=12"
+    sizes = "--set model.dim=64 --set task.history_length=6 --set train.global_batch_size=8 --set train.max_steps=12"
     rhythm = "--set checkpoint.every=6 --set evaluation.every=12 --set train.log_every=1"
     paths = ["--set", f"data.dir={tmp_path / 'store'}", "--run-dir", str(tmp_path / "run")]
     return ["--", "train", *paths, *sizes.split(), *rhythm.split()]

@@ -173,7 +173,7 @@ def test_ranks_end_with_a_launcher_that_is_killed(env, nproc):
 
 def train_until_signalled(env, run_dir, pids, signal_):
     """Trains without end on two ranks and sends a signal, once steps are logged, to what `pids` picks."""
-    sizes = ["--set", "model.dim=8", "--set", "data.history_length=5", "--set", "train.global_batch_size=8"]
+    sizes = ["--set", "model.dim=8", "--set", "task.history_length=5", "--set", "train.global_batch_size=8"]
     endless = ["--set", "train.max_steps=1000000", "--set", "train.log_every=1"]
     data = ["--set", f"data.dir={run_dir.parent / 'store'}", "--run-dir", str(run_dir)]
     process = start([*TWO_ON_CPU, "--max-restarts", "2", "--", "train", *data, *sizes, *endless], env)

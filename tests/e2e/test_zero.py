@@ -11,7 +11,7 @@ from tests.stores import small_store
 
 ZERO = ROOT / "configs/accelerate"
 SIZES = ["--set", "model.dim=8", "--set", "model.dropout=0", "--set", "model.attention_dropout=0"]
-SIZES += ["--set", "data.history_length=6", "--set", "train.global_batch_size=8", "--set", "train.log_every=1"]
+SIZES += ["--set", "task.history_length=6", "--set", "train.global_batch_size=8", "--set", "train.log_every=1"]
 
 
 @pytest.fixture(scope="module")

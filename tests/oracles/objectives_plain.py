@@ -87,7 +87,7 @@ def plain_sampled_softmax(
     return total / num_predictions
 
 
-def plain_q(item: int, counts: list[int], *, batch_size: int, num_drawn: int = 0) -> float:
+def plain_q(item: int, counts: list[float], *, batch_size: int, num_drawn: int = 0) -> float:
     """Share of an item among `batch_size` candidates drawn as often as training meets them (`counts`, by item) and
     `num_drawn` drawn evenly from all items but the padding."""
     popular = counts[item] / sum(counts)

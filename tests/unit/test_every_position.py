@@ -283,3 +283,15 @@ def test_users_to_rank_for_have_the_last_items_before_the_cut(store: Interaction
             assert batch.history[row].tolist() == padded(known)
             assert batch.position[row].tolist() == [max(0, len(known) - 1)]
         assert batch.target is None
+
+
+@every_number
+def test_the_share_of_an_item_is_how_often_it_is_a_target(store: InteractionStore, positions: int | None) -> None:
+    drawn = task(store, positions, batch=30)
+    counts = torch.zeros(store.num_item_rows)
+    for step in range(1000):
+        target = drawn.sample(step).target.flatten()
+        counts += torch.bincount(target[target != NO_ROW], minlength=store.num_item_rows)
+    expected = drawn.target_share * counts.sum()
+    assert float(drawn.target_share.sum()) == pytest.approx(1.0)
+    assert ((counts - expected).abs() <= 6 * expected.sqrt() + 1e-9).all()

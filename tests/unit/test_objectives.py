@@ -214,9 +214,11 @@ def q_as_drawn(candidates: Sampled) -> dict[int, float] | None:
 @pytest.mark.parametrize("kind", ["in_batch", "mixed"])
 def test_how_likely_a_candidate_is_drawn_is_the_oracles(store: InteractionStore, kind: str) -> None:
     setup = Setup(store)
-    counts = setup.task.item_counts.clone()
-    counts[[3, 5, 8, 13]] = 0  # no item of this store is unseen by training
-    setup.task.item_counts = counts
+    counts = setup.task.target_share.clone()
+    if kind == "mixed":
+        counts[[3, 5, 8, 13]] = 0  # no item of this store is unseen by training
+        counts /= counts.sum()
+    setup.task.target_share = counts
     found = q_as_drawn(sampled(setup.task, candidates=kind, num_negatives=40).draw(setup.batch, STEP))
     assert found is not None
     drawn = 40 if kind == "mixed" else 0

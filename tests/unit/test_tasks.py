@@ -125,9 +125,15 @@ def test_users_to_rank_for_are_those_asked_for(store: InteractionStore) -> None:
     assert task(store).to_rank(trained, store.lengths(trained)).user.tolist() == trained.tolist()
 
 
-def test_item_counts_are_those_of_training(store: InteractionStore) -> None:
-    expected = torch.zeros(store.num_item_rows, dtype=torch.int64)
-    for user in store.users("train"):
-        for item in store.items[store.offsets[user] : store.offsets[user + 1]]:
-            expected[item] += 1
-    assert torch.equal(task(store).item_counts, expected)
+def test_the_share_of_an_item_is_how_often_it_is_the_target(store: InteractionStore) -> None:
+    drawn = task(store, batch=30)
+    counts = torch.zeros(store.num_item_rows)
+    for step in range(2000):
+        counts += torch.bincount(drawn.sample(step).target.flatten(), minlength=store.num_item_rows)
+    expected = drawn.target_share * counts.sum()
+    assert float(drawn.target_share.sum()) == pytest.approx(1.0)
+    assert ((counts - expected).abs() <= 5 * expected.sqrt() + 1e-9).all()
+    # What stands before the first possible target, and nowhere else, is never one.
+    heads = {int(i) for u in drawn.training.users for i in store.items[store.offsets[u] : store.offsets[u] + 4]}
+    tails = {int(i) for u in drawn.training.users for i in store.items[store.offsets[u] + 4 : store.offsets[u + 1]]}
+    assert not drawn.target_share[sorted(heads - tails)].any()
