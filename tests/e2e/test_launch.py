@@ -114,7 +114,7 @@ def test_one_rank_starts_again_too(env):
 
 @pytest.mark.parametrize("option", [["--resume", "never"], ["--resume=runs/other"]])
 def test_restarts_go_on_from_where_the_run_was_saved(option):
-    with pytest.raises(UserError, match=r"--max-restarts with --resume (never|runs/other): a restart goes on"):
+    with pytest.raises(UserError, match=r"max_restarts with resume (never|runs/other): a restart goes on"):
         launch_module.launch(
             ["train", "--run-dir", "runs/a", *option], max_restarts=1, dry_run=True, **DEFAULTS, cpu=True
         )

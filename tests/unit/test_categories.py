@@ -46,7 +46,7 @@ def test_recommendations_alternate_where_variety_is_all(run: Path) -> None:
         ("raw_id,category\nx,a\n", {}, "has the category of none of the items"),
         (None, {}, "cannot be read as a table"),
         ("raw_id,category\ni1,a\n", {"protocols": ["seed"]}, "protocol seed has a list for each interest"),
-        ("raw_id,category\ni1,a\n", {"diversity": -1.0}, "--diversity -1.0: give a number from 0"),
+        ("raw_id,category\ni1,a\n", {"diversity": -1.0}, "diversity -1.0: give a number from 0"),
     ],
 )
 def test_mistakes(run: Path, tmp_path: Path, text: str | None, options: dict, message: str) -> None:

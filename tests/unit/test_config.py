@@ -115,9 +115,9 @@ def test_a_mistake_is_blamed_on_where_it_was_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{file}: train.max_steps"):
         load_config(file, ["seed=1"])
     file.write_text("train:\n  max_steps: 5\n")
-    with pytest.raises(UserError, match=rf"^{file} with --set: seed"):
+    with pytest.raises(UserError, match=rf"^{file} with overrides: seed"):
         load_config(file, ["seed=x"])
-    with pytest.raises(UserError, match=r"^--set: seed"):
+    with pytest.raises(UserError, match=r"^overrides: seed"):
         load_config(None, ["seed=x"])
 
 

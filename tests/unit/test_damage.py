@@ -185,7 +185,7 @@ def test_going_back_within_a_run_is_refused_while_later_ones_are_there(tmp_path:
     config = config_of(tmp_path, checkpoint__every=3, checkpoint__keep=3)
     train_in(config, tmp_path / "run")
     *_, before, last = complete_steps(tmp_path / "run")
-    with pytest.raises(UserError, match=f"goes on to {last.name}, which --resume .* would go back on"):
+    with pytest.raises(UserError, match=f"goes on to {last.name}, which resume .* would go back on"):
         find_start(tmp_path / "run", str(before), config, WORLD)
     assert find_start(tmp_path / "other", str(before), config, WORLD).checkpoint is not None
     assert find_start(tmp_path / "run", str(last), config, WORLD).checkpoint is not None

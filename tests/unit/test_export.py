@@ -208,9 +208,9 @@ def test_other_attributes_than_the_authors_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"format_name": "csv"}, "--format csv: choose from npy, parquet, faiss, authors"),
-        ({"what": ["items,models"]}, "--what models: choose from items, users"),
-        ({"what": ["items"], "format_name": "authors"}, "--what: --format authors writes the whole model"),
+        ({"format_name": "csv"}, "format csv: choose from npy, parquet, faiss, authors"),
+        ({"what": ["items,models"]}, "what models: choose from items, users"),
+        ({"what": ["items"], "format_name": "authors"}, "what: format authors writes the whole model"),
         ({"data": Path("nowhere")}, "nowhere: no such directory"),
         ({"format_name": "faiss"}, r'faiss is not installed; `pip install "eupmim-dist\[faiss\]"`'),
     ],
@@ -230,7 +230,7 @@ def test_an_out_that_holds_something_is_kept(tmp_path: Path) -> None:
     run_dir = save_in(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("all of it")
-    with pytest.raises(UserError, match="out: already exists; give another --out"):
+    with pytest.raises(UserError, match="out: already exists; give another out"):
         export(run_dir, out=tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 

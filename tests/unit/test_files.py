@@ -131,7 +131,7 @@ def test_reading_and_writing_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^.*out: cannot be written: No such file"):
         read(tmp_path / ".out.incomplete" / "gone.txt")
     holding(tmp_path / "out", "x")
-    with pytest.raises(UserError, match="out: already exists; give another --out"):
+    with pytest.raises(UserError, match="out: already exists; give another out"):
         read(tmp_path / "gone.txt")
 
 

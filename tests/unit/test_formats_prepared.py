@@ -168,12 +168,12 @@ def test_lines_are_counted_across_blocks(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_wrong_requests_are_named(tmp_path: Path) -> None:
     source = write_splits(tmp_path / "source", with_profiles=False)
-    refused(source, "netflix", "--format netflix: unknown; one of eupmim, movielens, comirec, fliggy, sequential, csv")
+    refused(source, "netflix", "format netflix: unknown; one of eupmim, movielens, comirec, fliggy, sequential, csv")
     refused(tmp_path / "nowhere", "comirec", "nowhere: no such file or directory")
     refused(source / "small_test.txt", "comirec", "not a directory")
-    with pytest.raises(UserError, match="--min-count: does not apply to --format comirec, only to csv, parquet"):
+    with pytest.raises(UserError, match="min_count: does not apply to format comirec, only to csv, parquet"):
         prepare_store(source, tmp_path / "out", "comirec", Options(min_count=2))
-    with pytest.raises(UserError, match="--attribute: does not apply"):
+    with pytest.raises(UserError, match="attributes: does not apply"):
         prepare_store(source, tmp_path / "out", "comirec", Options(attributes=("age",)))
 
 

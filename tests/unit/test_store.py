@@ -194,7 +194,7 @@ def test_an_earlier_store_is_replaced_only_by_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()  # an empty directory is no obstacle
     written(out, dataset([5], [0], "given"))
-    with pytest.raises(UserError, match=r"already holds the store 'small'; replace it with --force"):
+    with pytest.raises(UserError, match=r"already holds the store 'small'; replace it with force or name another out"):
         written(out, dataset([6], [0], "given"))
     write_dataset(dataset([6], [0], "given"), out, name="new", source="test", force=True)
     assert InteractionStore.open(out).name == "new"

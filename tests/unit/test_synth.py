@@ -102,10 +102,10 @@ def test_odd_sizes(tmp_path: Path, num_items: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_users": 9}, "--users 9: give 10 or more"),
-        ({"num_items": 239}, "--items 239: too few for histories of 20 items on average; give 240 or more"),
-        ({"mean_length": 9}, "--mean-length 9: give 10 or more"),
-        ({"seed": -1}, "--seed -1: give 0 or more"),
+        ({"num_users": 9}, "users 9: give 10 or more"),
+        ({"num_items": 239}, "items 239: too few for histories of 20 items on average; give 240 or more"),
+        ({"mean_length": 9}, "mean_length 9: give 10 or more"),
+        ({"seed": -1}, "seed -1: give 0 or more"),
     ],
 )
 def test_impossible_sizes_are_named(tmp_path: Path, changes: dict[str, int], message: str) -> None:

@@ -125,7 +125,7 @@ def test_a_card_has_no_test_metrics_of_another_step(copied: Path) -> None:
 def test_the_store_must_be_the_one_trained_on(copied: Path, tmp_path: Path) -> None:
     checkpoint = resolve(copied / "run")
     small_store(tmp_path / "other", seed=3)
-    with pytest.raises(UserError, match=r"other: is another store than .* give that one with --data"):
+    with pytest.raises(UserError, match=r"other: is another store than .* give that one with data"):
         consolidate(checkpoint, tmp_path / "new", tmp_path / "other")
     shutil.copytree(copied / "store", tmp_path / "moved")
     items = bytearray((tmp_path / "moved" / "items.parquet").read_bytes())
@@ -139,7 +139,7 @@ def test_the_store_must_be_the_one_trained_on(copied: Path, tmp_path: Path) -> N
 def test_a_lost_store_is_asked_for(tmp_path: Path) -> None:
     train_in(config_of(tmp_path, train__max_steps=4), tmp_path / "run")
     (tmp_path / "store").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"store: the store that .* was trained on is not there; name it with --data"):
+    with pytest.raises(UserError, match=r"store: the store that .* was trained on is not there; name it with data"):
         consolidate(resolve(tmp_path / "run"), tmp_path / "model")
     consolidate(resolve(tmp_path / "run"), tmp_path / "model", tmp_path / "moved")
     assert verify(tmp_path / "model").problem is None
