@@ -4,6 +4,7 @@ Each function works in one process, as in a notebook, and on every rank under `a
 ranks call it alike; a mistake is a UserError, on all ranks. docs/python.md shows them in use.
 """
 
+import gc
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,7 @@ def fit(
                     )
             place = path_of("run_dir", run_dir)
         run, start = begin(settings, place, start_at, None if init_from is None else Path(init_from), world)
+        gc.collect()  # torch's first optimizer leaves its callers' frames in a cycle, and with them the run
         results = Results(train_and_test(run, start, start_at, callbacks, on_metrics))
         progress = run.progress
         # Without the optimizers' state, which is twice as large.
