@@ -15,7 +15,7 @@ import polars as pl
 import torch
 
 from eupmim_dist import assemble
-from eupmim_dist.arguments import ConfigLike, StoreLike, config_of, cutoffs_of, path_of, several, store_dir
+from eupmim_dist.arguments import ConfigLike, StoreLike, config_of, cutoffs_of, path_of, raw_ids, several, store_dir
 from eupmim_dist.config.load import Overrides
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.categories import read_categories
@@ -271,8 +271,7 @@ def recommendations(
     with agreed(trained.world):
         [num] = cutoffs_of(top_n)
         variety = _variety(diversity, categories, trained.store)
-        raw = [str(user) for user in several(users)]
-        return recommend_items(trained, raw, num, exclude_seen=exclude_seen, variety=variety)
+        return recommend_items(trained, raw_ids(users), num, exclude_seen=exclude_seen, variety=variety)
 
 
 def _loaded(model: Assembled | Fitted | Path | str, data: StoreLike | None, which: str, cpu: bool) -> Assembled:

@@ -3,6 +3,7 @@
 import copy
 import operator
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def path_of(argument: str, value: Any, wanted: str = "a path") -> Path:
     """A path that was given as `argument`; `wanted` is what may be."""
     if not isinstance(value, str | Path):
         raise UserError(f"{argument}: give {wanted}, not {value!r}")
-    return Path(value)
+    return Path(value).expanduser()
 
 
 def store_dir(data: Any) -> Path:
@@ -30,17 +31,17 @@ def store_dir(data: Any) -> Path:
         return data.path
     if not isinstance(data, str | Path):
         raise UserError(f"data: a {type(data).__name__} is no store; make one of it with eupmim_dist.prepare")
-    return Path(data)
+    return Path(data).expanduser()
 
 
 def config_of(config: ConfigLike, overrides: str | Overrides = ()) -> Config:
     """A configuration of its own, checked."""
     overrides = [overrides] if isinstance(overrides, str) else overrides
     if config is None or isinstance(config, str | Path):
-        return load_config(None if config is None else Path(config), overrides)
+        return load_config(None if config is None else Path(config).expanduser(), overrides)
     if not isinstance(config, Config | Mapping):
         raise UserError(f"config: give a Config, a mapping or a YAML file, not a {type(config).__name__}")
-    values = config.model_dump() if isinstance(config, Config) else copy.deepcopy(dict(config))
+    values = config.model_dump(warnings=False) if isinstance(config, Config) else copy.deepcopy(dict(config))
     apply_overrides(values, overrides)
     return parse_config(values, source="configuration")
 
@@ -50,6 +51,15 @@ def several(one_or_more: Any) -> list[Any]:
     if isinstance(one_or_more, Iterable) and not isinstance(one_or_more, str):
         return list(one_or_more)
     return [one_or_more]
+
+
+def raw_ids(users: Any) -> list[str]:
+    """The raw ids of one or more users."""
+    found = several(users)
+    for user in found:
+        if not isinstance(user, str | Integral):
+            raise UserError(f"users: an id is text or an integer, and there is a {type(user).__name__}")
+    return [str(user) for user in found]
 
 
 def cutoffs_of(top_n: int | Iterable[int]) -> list[int]:

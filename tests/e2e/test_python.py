@@ -332,6 +332,8 @@ def test_results_and_recommendations_are_frames(finished: Fitted) -> None:
     for mistake, message in (
         ({"users": "u99"}, "^users u99: no such user"),
         ({"users": "u1", "top_n": -1}, "^top_n -1: give whole numbers from 1"),
+        ({"users": pl.DataFrame({"user": ["u1"]})}, "^users: an id is text or an integer, and there is a Series"),
+        ({"users": 1.0}, "^users: an id is text or an integer, and there is a float"),
         ({"users": "u1", "top_n": 31}, "31 is larger than the catalogue"),
         ({"users": "u1", "data": "store"}, "this model is loaded already"),
     ):
@@ -525,11 +527,20 @@ def test_another_device_than_accelerates_is_refused(
     assert len(recommend(finished.run_dir, "u1")) == 10  # which trains nothing
 
 
-def test_a_configuration_is_not_changed_by_its_use(store: Path) -> None:
+def test_a_configuration_is_not_changed_by_its_use_and_checked_again(
+    store: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     config = Config(**SETTINGS)
     before = config.model_dump()
-    fit(config, "run", data="store", overrides={"train.max_steps": 2})
+    monkeypatch.setenv("HOME", str(store.parent))
+    fit(config, "~/run", data="~/store", overrides={"train.max_steps": np.int64(2)})
+    assert Path("run").is_dir()
     assert config.model_dump() == before
+    config.train.max_steps = "two"  # type: ignore[assignment]
+    recwarn.clear()
+    with pytest.raises(UserError, match=r"train.max_steps: input should be a valid integer"):
+        fit(config, "other", data="store")
+    assert not list(recwarn)
 
 
 # several ranks
