@@ -65,7 +65,9 @@ def prepare(
         if isinstance(source, str | Path):
             if format is None:
                 raise UserError(f"prepare: say which format {source} has, such as format='csv'")
-            prepare_store(Path(source).expanduser(), place, format, chosen, name=name, force=force, progress=no_progress)
+            prepare_store(
+                Path(source).expanduser(), place, format, chosen, name=name, force=force, progress=no_progress
+            )
         else:
             if format is not None:
                 raise UserError(f"prepare: a data frame has no format; leave out format={format!r}")
