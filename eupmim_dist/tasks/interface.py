@@ -81,10 +81,16 @@ class Task(ABC):
             share += np.bincount(items, self.target_weights(place, length), len(share))
         return torch.from_numpy(share / share.sum())
 
-    @abstractmethod
     def target_weights(self, place: np.ndarray, length: np.ndarray) -> np.ndarray:
         """How often an item is the target, in proportion, that stands at a place (from 0) of a user with so many
-        items: float64 [n] of int64 [n] each. Users are drawn equally often."""
+        items: float64 [n] of int64 [n] each. Users are drawn equally often.
+
+        Only a correction by log q needs it. Raises UserError where a task does not say it.
+        """
+        raise UserError(
+            f"objective.log_q: {type(self).__name__} does not say how often an item is its target (target_weights); "
+            "set objective.log_q=false"
+        )
 
     def to_rank(self, users: np.ndarray, cuts: np.ndarray) -> UserBatch:
         """Users [B] with what they had before the cuts [B], without anything to learn."""
