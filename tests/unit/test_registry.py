@@ -168,7 +168,9 @@ def test_a_plugin_that_cannot_be_imported(
     with pytest.raises(UserError, match=SOURCES[source]) as caught:
         load_config(None, ["model.name=toy"])
     sys.modules.pop("toy_of_test", None)
-    assert str(caught.value).startswith("overrides: plug-in toys: its model 'toy' (toy_of_test:MODEL) cannot be imported")
+    assert str(caught.value).startswith(
+        "overrides: plug-in toys: its model 'toy' (toy_of_test:MODEL) cannot be imported"
+    )
     assert "\n" not in str(caught.value)
     assert load_config().model.name == "eupmim"  # who does not use it is not disturbed
 
@@ -287,7 +289,7 @@ def test_a_baseline_that_cannot_be_imported_disturbs_no_other(install: Install) 
     with pytest.raises(UserError, match="plug-in toys: its scorer 'broken'"):
         check_baselines(["broken"])
     for name in ("interests", "random"):
-        with pytest.raises(UserError, match=f"--baseline {name}: choose from cooccurrence, .*, alphabet"):
+        with pytest.raises(UserError, match=f"baselines {name}: choose from cooccurrence, .*, alphabet"):
             check_baselines([name])
 
 
