@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from eupmim_dist.config.registry import Registered
@@ -17,12 +16,13 @@ from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 
+WINDOW = 10
+"""An item follows another if it comes at most so many positions after it."""
+
 
 class CooccurrenceConfig(ScorerSection):
     name: Literal["cooccurrence"] = "cooccurrence"
     """What ranks the catalogue."""
-    window: int = Field(10, ge=1)
-    """An item follows another if it comes at most so many positions after it."""
 
 
 class Cooccurrence(Scorer):
@@ -35,7 +35,7 @@ class Cooccurrence(Scorer):
         self.item_ids = torch.arange(first, last, device=world.device)
         user, items = training_interactions(store)
         keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        for distance in range(1, config.window + 1):
+        for distance in range(1, WINDOW + 1):
             together = user[:-distance] == user[distance:]
             earlier, later = items[:-distance][together], items[distance:][together]
             mine = (later >= first) & (later < last)

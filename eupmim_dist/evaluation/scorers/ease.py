@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from eupmim_dist.config.registry import Registered
@@ -18,6 +17,8 @@ from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 
+REGULARISATION = 1000.0
+"""lambda: added to the diagonal of the items' Gram matrix."""
 MOST_ITEMS = 30_000
 """The closed form inverts an R x R matrix in float64, 7 GB here; at its peak it holds some three of them."""
 USERS_AT_A_TIME = 4096
@@ -26,8 +27,6 @@ USERS_AT_A_TIME = 4096
 class EASEConfig(ScorerSection):
     name: Literal["ease"] = "ease"
     """What ranks the catalogue."""
-    regularisation: float = Field(1000.0, gt=0)
-    """lambda: added to the diagonal of the items' Gram matrix."""
 
 
 class EASE(Scorer):
@@ -48,7 +47,7 @@ class EASE(Scorer):
             took = torch.zeros(USERS_AT_A_TIME, rows)
             took[user[low:high] - first, items[low:high]] = 1.0
             gram += (took.T @ took).double()  # at most USERS_AT_A_TIME: exact in float32
-        gram.diagonal().add_(config.regularisation)
+        gram.diagonal().add_(REGULARISATION)
         inverse = torch.linalg.inv(gram)
         weights = inverse / -inverse.diagonal()
         weights.fill_diagonal_(0.0)
