@@ -8,6 +8,7 @@ import gc
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from eupmim_dist.parallel.world import init_world
 from eupmim_dist.train.callbacks import Callback, OnMetrics
 from eupmim_dist.train.state import Assembled, Setup
 from eupmim_dist.training import begin, the_only_training, train_and_test
+
+_collect_once = cache(gc.collect)
+"""A process's first optimizer (torch 2.13) leaves its callers' frames in a cycle, which would keep the run alive."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def fit(
                     )
             place = path_of("run_dir", run_dir)
         run, start = begin(settings, place, start_at, None if init_from is None else Path(init_from), world)
-        gc.collect()  # torch's first optimizer leaves its callers' frames in a cycle, and with them the run
+        _collect_once()
         results = Results(train_and_test(run, start, start_at, callbacks, on_metrics))
         progress = run.progress
         # Without the optimizers' state, which is twice as large.

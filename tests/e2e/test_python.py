@@ -2,7 +2,6 @@
 
 import ast
 import fcntl
-import gc
 import json
 import logging
 import os
@@ -506,14 +505,12 @@ def test_tables_are_freed_with_what_holds_them(store: Path) -> None:
     tables, model = weakref.ref(fitted.model.tables), weakref.ref(fitted.model.model)
     assert tables() is not None
     del fitted
-    gc.collect()
     assert (tables(), model()) == (None, None)
 
 
-def test_optimizer_state_is_not_kept(store: Path) -> None:
+def test_a_finished_training_keeps_no_optimizer_state(store: Path) -> None:
     runs: list[weakref.ref[Any]] = []
     fitted = trained("run", callbacks=[At(1, lambda run: runs.append(weakref.ref(run.table_optimizer)))])
-    gc.collect()
     assert [run() for run in runs] == [None]
     assert evaluate(fitted, top_n=5) == fitted.results
 
