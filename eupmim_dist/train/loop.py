@@ -20,7 +20,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> None:
             prepared = batches.take(progress.step)
             if prepared.plan.stop:  # before the step, which an evaluation might follow
                 run.asked_to_leave = any(everywhere(run.stop_requested, run.world))
-                run.end_requested = progress.stopped = not run.asked_to_leave
+                run.end_requested = not run.asked_to_leave
                 break
             outcome = train_step(run, progress.step, prepared)
             progress.step += 1

@@ -29,7 +29,7 @@ class Progress:
     best_step: int | None = None
     evaluations_since_best: int = 0
     stopped: bool = False
-    """The training has ended early, by patience or by `Run.end_requested`."""
+    """Early stopping has ended the training."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
