@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from eupmim_dist.config.migrate import MOVED
 from eupmim_dist.config.registry import built_in, find, origin
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
@@ -41,7 +42,7 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
             raise UserError(f"unknown key {strangers[0]}; `eupmim-dist config show` lists the keys")
         return Config(**values)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{source}: {error.as_typed}") from None
 
 
 def apply_overrides(values: dict[str, Any], overrides: Overrides) -> None:
@@ -139,12 +140,7 @@ def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
         target[last] = value
 
 
-RENAMED = {
-    "data.history_length": "task.history_length",
-    "data.min_history": "task.min_history",
-    "train.num_negatives": "objective.num_negatives",
-    "model.hard_readout": "objective.readout (hard, or mean for what false was)",
-}
+RENAMED = {**MOVED, "model.hard_readout": "objective.readout (hard, or mean for what false was)"}
 """Keys of earlier versions -> what they are called now."""
 
 

@@ -1,4 +1,4 @@
-"""The interactions that training may use: what baselines and item counts are made of."""
+"""The interactions that training may use: what baselines are made of."""
 
 import numpy as np
 

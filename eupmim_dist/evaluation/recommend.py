@@ -13,7 +13,7 @@ from eupmim_dist.data.heldout import HeldOut, held_out
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.diversity import Variety
-from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking_of, varied_top_n
+from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking_mode, ranking_of, varied_top_n
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.topn import NO_ITEM
 from eupmim_dist.models.interface import ITEM_TABLE
@@ -49,7 +49,6 @@ class Recommendations:
         return asdict(self)
 
 
-@torch.no_grad()
 def recommend_items(
     trained: Assembled,
     raw_users: Sequence[str],
@@ -69,14 +68,12 @@ def recommend_items(
     check_cutoffs([num], store.num_item_rows)
     users = np.array([_find(store, raw) for raw in raw_users], dtype=np.int64)
     held_out = whole_histories(trained, users)
-    training = model.training
-    model.eval()
     scorer = _Remembering(InterestsConfig(), ranking_of(trained))
     excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
-    ranked = varied_top_n(scorer, held_out, excluded, num, len(users), trained.world, variety)[:, 0]
-    rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
-    scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
-    model.train(training)
+    with ranking_mode(model):
+        ranked = varied_top_n(scorer, held_out, excluded, num, len(users), trained.world, variety)[:, 0]
+        rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
+        scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
     ranked, scores, interest = ranked.cpu(), scores.cpu(), interest.cpu()
     titles = store.item_titles()
 

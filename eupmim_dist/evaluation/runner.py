@@ -1,6 +1,7 @@
 """Evaluates a scorer under protocols: every user of the split exactly once, at any number of ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,6 +15,7 @@ from eupmim_dist.evaluation.metrics import MetricSums
 from eupmim_dist.evaluation.protocols import PROTOCOLS, Protocol
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_scorer
 from eupmim_dist.evaluation.topn import scored_top_n, top_n
+from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import console
 from eupmim_dist.train.state import Assembled, Setup
@@ -125,10 +127,8 @@ def evaluate_model(
     progress: bool = False,
 ) -> Result:
     """Evaluates a model's current weights; collective. The model is left in the mode it was in."""
-    model, config = assembled.model, assembled.config
-    training = model.training
-    model.eval()
-    try:
+    config = assembled.config
+    with ranking_mode(assembled.model):
         return evaluate_scorer(
             scorer_of(assembled, PROTOCOLS[protocol].per_interest),
             config.model.name,
@@ -140,6 +140,16 @@ def evaluate_model(
             variety=variety,
             progress=progress,
         )
+
+
+@contextmanager
+def ranking_mode(model: Model) -> Iterator[None]:
+    """A model without dropout and gradients, and in the end in the mode it was in: it may be in training."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
     finally:
         model.train(training)
 

@@ -73,7 +73,7 @@ def release_names(model_name: str, dense: list[str], store: InteractionStore) ->
     try:
         tables = release.tables(attributes)
     except UserError as error:
-        raise UserError(f"{store.path}: {error}") from None
+        raise UserError(f"{store.path}: {error.as_typed}") from None
     names = release.names(attributes)
     return {f"table.{ours}": theirs for ours, theirs in tables.items()} | {
         f"dense.{name}": their_name(name, names) for name in dense

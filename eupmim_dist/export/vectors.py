@@ -6,11 +6,10 @@ K interests, D dim.
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.recommend import whole_histories
-from eupmim_dist.evaluation.runner import scorer_of
+from eupmim_dist.evaluation.runner import ranking_mode, scorer_of
 from eupmim_dist.export.vector_files import Block, Vectors
 from eupmim_dist.train.state import Assembled
 
@@ -30,12 +29,10 @@ def user_vectors(trained: Assembled) -> Vectors:
     return Vectors("users", (len(users), model.num_interests, model.dim), _blocks(trained, users))
 
 
-@torch.no_grad()
 def _blocks(trained: Assembled, users: np.ndarray) -> Iterator[Block]:
-    training = trained.model.training
-    trained.model.eval()
     scorer = scorer_of(trained)
     for first in range(0, len(users), USERS_PER_BLOCK):
         some = users[first : first + USERS_PER_BLOCK]
-        yield some, scorer.query(whole_histories(trained, some)).float().cpu().numpy()
-    trained.model.train(training)
+        with ranking_mode(trained.model):
+            found = scorer.query(whole_histories(trained, some)).float().cpu().numpy()
+        yield some, found

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -61,9 +60,9 @@ class Scorer(ABC):
         raise NotImplementedError("a scorer with float32 scores has exact ones too")
 
 
-def make_scorer(name: str, ranking: Ranking, **settings: Any) -> Scorer:
-    """The scorer of that name, of its defaults but for the settings. Raises UserError for an unknown name."""
-    scorer: Scorer = build("scorer", name, Scorer, find("scorer", name).config(**settings), ranking)
+def make_scorer(name: str, ranking: Ranking) -> Scorer:
+    """The scorer of that name. Raises UserError for an unknown name."""
+    scorer: Scorer = build("scorer", name, Scorer, find("scorer", name).config(), ranking)
     return scorer
 
 
