@@ -14,7 +14,7 @@ from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ModelSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.errors import UserError
-from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Encoded, Model, Rows, TableSpec, Uses, item_table
+from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows
 from eupmim_dist.models.layers.capsule import CapsuleRouting
 from eupmim_dist.models.release import ITEMS, USERS, Release, item_width
 
@@ -40,12 +40,6 @@ class ComiRecDR(Model):
         self.shape, self.num_interests, self.dim = shape, config.num_interests, config.dim
         self.capsules = CapsuleRouting(shape.history_length, config.num_interests, config.dim)
         self.projection = nn.Sequential(nn.Linear(config.dim, config.dim), nn.ReLU()) if config.projection else None
-
-    def tables(self) -> list[TableSpec]:
-        return [item_table(self.shape, self.dim)]
-
-    def uses(self, batch: UserBatch) -> Uses:
-        return {"history": (ITEM_TABLE, batch.history)}
 
     def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
         mask = (batch.history != NO_ROW).to(rows["history"].dtype)

@@ -14,14 +14,10 @@ from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ModelSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.models.interface import (
-    ITEM_TABLE,
     DataShape,
     Encoded,
     Model,
     Rows,
-    TableSpec,
-    Uses,
-    item_table,
     xavier_embedding,
 )
 from eupmim_dist.models.layers.attention import MASKED
@@ -53,12 +49,6 @@ class ComiRecSA(Model):
         self.positions = xavier_embedding(shape.history_length, config.dim)
         self.hidden = nn.Linear(config.dim, 4 * config.dim, bias=False)
         self.heads = nn.Linear(4 * config.dim, config.num_interests, bias=False)
-
-    def tables(self) -> list[TableSpec]:
-        return [item_table(self.shape, self.dim)]
-
-    def uses(self, batch: UserBatch) -> Uses:
-        return {"history": (ITEM_TABLE, batch.history)}
 
     def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
         """rows["history"] [B, L, D] -> queries [B, K, D] and routing [B, K, L], A; zeros where all is padding."""

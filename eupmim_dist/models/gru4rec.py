@@ -19,7 +19,7 @@ from torch import nn
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ModelSection, Probability
 from eupmim_dist.data.batch import NO_ROW, UserBatch
-from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Encoded, Model, Rows, TableSpec, Uses, item_table
+from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows
 from eupmim_dist.models.layers.causal import at_positions
 from eupmim_dist.models.layers.dropout import Dropout
 
@@ -48,12 +48,6 @@ class GRU4Rec(Model):
         self.dropout = Dropout(config.dropout)
         self.gru = nn.GRU(config.dim, config.hidden_size, config.num_layers, batch_first=True)
         self.interests = nn.Linear(config.hidden_size, config.num_interests * config.dim)
-
-    def tables(self) -> list[TableSpec]:
-        return [item_table(self.shape, self.dim)]
-
-    def uses(self, batch: UserBatch) -> Uses:
-        return {"history": (ITEM_TABLE, batch.history)}
 
     def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
         states, _ = self.gru(self.dropout(rows["history"] * math.sqrt(self.dim)))

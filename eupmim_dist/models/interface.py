@@ -85,12 +85,15 @@ class Model(nn.Module, ABC):
     scorer = "interests"
     """What evaluations rank by (evaluation/scorers)."""
 
-    @abstractmethod
-    def tables(self) -> list[TableSpec]: ...
+    shape: DataShape
 
-    @abstractmethod
+    def tables(self) -> list[TableSpec]:
+        """The catalogue alone, unless a model has more."""
+        return [item_table(self.shape, self.dim)]
+
     def uses(self, batch: UserBatch) -> Uses:
-        """What `encode` looks up, for training and for ranking alike."""
+        """What `encode` looks up, for training and for ranking alike: the history, unless a model needs more."""
+        return {"history": (ITEM_TABLE, batch.history)}
 
     @abstractmethod
     def encode(self, rows: Rows, batch: UserBatch) -> Encoded:

@@ -13,7 +13,7 @@ from torch import nn
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ModelSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
-from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Encoded, Model, Rows, TableSpec, Uses, item_table
+from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows
 from eupmim_dist.models.layers.attributes import AttributeEmbeddings
 from eupmim_dist.models.layers.b2i import BehaviourToInterest
 
@@ -46,12 +46,6 @@ class MIND(Model):
         self.layers = nn.Sequential(
             nn.Linear(width, 4 * config.dim), nn.ReLU(), nn.Linear(4 * config.dim, config.dim), nn.ReLU()
         )
-
-    def tables(self) -> list[TableSpec]:
-        return [item_table(self.shape, self.dim)]
-
-    def uses(self, batch: UserBatch) -> Uses:
-        return {"history": (ITEM_TABLE, batch.history)}
 
     def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
         """rows["history"] [B, L, D] -> queries [B, K, D], not negative; zeros where a history is all padding."""

@@ -23,7 +23,7 @@ from torch import nn
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ModelSection, Probability
 from eupmim_dist.data.batch import NO_ROW, UserBatch
-from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Encoded, Model, Rows, TableSpec, Uses, item_table
+from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows
 from eupmim_dist.models.layers.causal import CausalTransformer
 from eupmim_dist.models.layers.dropout import Dropout
 
@@ -61,12 +61,6 @@ class SASRec(Model):
         self.dropout = Dropout(config.dropout)
         self.transformer = CausalTransformer(config.dim, config.num_layers, config.num_heads, config.dropout)
         self.interests = nn.Linear(config.dim, config.num_interests * config.dim) if config.num_interests > 1 else None
-
-    def tables(self) -> list[TableSpec]:
-        return [item_table(self.shape, self.dim)]
-
-    def uses(self, batch: UserBatch) -> Uses:
-        return {"history": (ITEM_TABLE, batch.history)}
 
     def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
         x = rows["history"] * math.sqrt(self.dim) + self.positions.weight[: batch.history.shape[1]]

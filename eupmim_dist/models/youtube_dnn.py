@@ -13,7 +13,7 @@ from torch import nn
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ModelSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
-from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Encoded, Model, Rows, TableSpec, Uses, item_table
+from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows
 from eupmim_dist.models.layers.attributes import AttributeEmbeddings
 
 
@@ -54,12 +54,6 @@ class YouTubeDNN(Model):
         for before, after in pairwise([width, *config.hidden]):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear([width, *config.hidden][-1], config.dim))
-
-    def tables(self) -> list[TableSpec]:
-        return [item_table(self.shape, self.dim)]
-
-    def uses(self, batch: UserBatch) -> Uses:
-        return {"history": (ITEM_TABLE, batch.history)}
 
     def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
         """rows["history"] [B, L, D] -> queries [B, 1, D]; zeros where a history is all padding."""
