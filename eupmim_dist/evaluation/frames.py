@@ -31,8 +31,15 @@ class Results(list[Result]):
     """Results of an evaluation, which show as a table."""
 
     def frame(self) -> pl.DataFrame:
-        """As `results_frame`."""
-        return results_frame(self)
+        """A row for each result and cut-off: model, protocol, split, users, top_n, and a column for each metric."""
+        rows: dict[tuple[Any, ...], dict[str, float]] = {}
+        for result in self:
+            for name, value in result.metrics.items():
+                metric, _, cutoff = name.partition("@")
+                key = (result.model, result.protocol, result.split, result.users, int(cutoff))
+                rows.setdefault(key, {})[metric] = value
+        columns = ("model", "protocol", "split", "users", "top_n")
+        return pl.DataFrame([{**dict(zip(columns, key, strict=True)), **metrics} for key, metrics in rows.items()])
 
     def __repr__(self) -> str:
         with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200):
@@ -41,15 +48,3 @@ class Results(list[Result]):
     def _repr_html_(self) -> str:
         with pl.Config(tbl_rows=-1, tbl_cols=-1):
             return self.frame()._repr_html_()
-
-
-def results_frame(results: Sequence[Result]) -> pl.DataFrame:
-    """A row for each result and cut-off: model, protocol, split, users, top_n, and a column for each metric."""
-    rows: dict[tuple[Any, ...], dict[str, float]] = {}
-    for result in results:
-        for name, value in result.metrics.items():
-            metric, _, cutoff = name.partition("@")
-            key = (result.model, result.protocol, result.split, result.users, int(cutoff))
-            rows.setdefault(key, {})[metric] = value
-    columns = ("model", "protocol", "split", "users", "top_n")
-    return pl.DataFrame([{**dict(zip(columns, key, strict=True)), **metrics} for key, metrics in rows.items()])

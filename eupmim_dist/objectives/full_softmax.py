@@ -81,7 +81,7 @@ class FullSoftmax(Objective):
         found = [queries.sum((1, 2)) * 0.0 - torch.inf]
         for block in blocks:
             if len(blocks) == 1:
-                found.append(self._scores(queries, block).logsumexp(1))
+                found.append(self._block(queries, block))
             else:
                 found.append(checkpoint(self._block, queries, block, use_reentrant=False, preserve_rng_state=False))
         return torch.stack(found).logsumexp(0) if len(found) > 2 else found[-1]
@@ -90,9 +90,7 @@ class FullSoftmax(Objective):
         return self._scores(queries, block).logsumexp(1)
 
     def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
-        scores = scores_of(queries, rows, self.readout)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return scores if self.temperature == 1 else scores / self.temperature
+        return scores_of(queries, rows, self.readout, self.temperature)
 
 
 OBJECTIVE = Registered(FullSoftmaxConfig, FullSoftmax)

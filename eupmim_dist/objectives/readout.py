@@ -55,11 +55,15 @@ def narrowed(queries: Tensor, target: Tensor | None, readout: str) -> Tensor:
     return queries
 
 
-def scores_of(queries: Tensor, candidates: Tensor, readout: str) -> Tensor:
-    """Scores [Q, C] of candidates [Q, C, D], each query's own, or [C, D], shared by all, for narrowed queries."""
-    if queries.shape[1] == 1:
-        if candidates.dim() == 2:
-            return queries[:, 0] @ candidates.T
-        return (candidates @ queries[:, 0, :, None])[..., 0]
-    scores = queries @ candidates.transpose(-1, -2)  # [Q, K, C]
-    return scores.logsumexp(1) if readout == "logsumexp" else scores.amax(1)
+def scores_of(queries: Tensor, candidates: Tensor, readout: str, temperature: float = 1.0) -> Tensor:
+    """Scores [Q, C] of candidates [Q, C, D], each query's own, or [C, D], shared by all, for narrowed queries; divided
+    by the temperature, in float32 at least."""
+    if queries.shape[1] > 1:
+        of_interests = queries @ candidates.transpose(-1, -2)  # [Q, K, C]
+        scores = of_interests.logsumexp(1) if readout == "logsumexp" else of_interests.amax(1)
+    elif candidates.dim() == 2:
+        scores = queries[:, 0] @ candidates.T
+    else:
+        scores = (candidates @ queries[:, 0, :, None])[..., 0]
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return scores if temperature == 1 else scores / temperature

@@ -135,9 +135,7 @@ class SampledSoftmax(Objective):
         return parts
 
     def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
-        scores = scores_of(queries, rows, self.readout)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return scores if self.config.temperature == 1 else scores / self.config.temperature
+        return scores_of(queries, rows, self.readout, self.config.temperature)
 
     def _routing(self, encoded: Encoded, nothing: Tensor, batch: UserBatch) -> Tensor:
         assert encoded.routing is not None, "this model says that it tells its routing"
