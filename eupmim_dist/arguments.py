@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eupmim_dist.config.load import Overrides, apply_overrides, load_config, parse_config
-from eupmim_dist.config.schema import Config
+from eupmim_dist.config.schema import Choice, Config, Section
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 
@@ -41,9 +41,23 @@ def config_of(config: ConfigLike, overrides: str | Overrides = ()) -> Config:
         return load_config(None if config is None else Path(config).expanduser(), overrides)
     if not isinstance(config, Config | Mapping):
         raise UserError(f"config: give a Config, a mapping or a YAML file, not a {type(config).__name__}")
-    values = config.model_dump(warnings=False) if isinstance(config, Config) else copy.deepcopy(dict(config))
+    values = _chosen(config) if isinstance(config, Config) else copy.deepcopy(dict(config))
     apply_overrides(values, overrides)
     return parse_config(values, source="configuration")
+
+
+def _chosen(config: Config) -> dict[str, Any]:
+    """What was set of it or is no default. An override of `model.name` is not to meet defaults of the former model."""
+    values: dict[str, Any] = {}
+    for name, value in config:
+        if isinstance(value, Section):
+            # A default list that was appended to counts as not set.
+            value = value.model_dump(exclude_defaults=True, warnings=False) | {
+                **({"name": value.name} if isinstance(value, Choice) else {}),
+                **value.model_dump(exclude_unset=True, warnings=False),
+            }
+        values[name] = value
+    return values
 
 
 def several(one_or_more: Any) -> list[Any]:

@@ -1,6 +1,9 @@
-"""The one error a user's mistake becomes."""
+"""The one error a user's mistake becomes, and how messages show what is the user's."""
 
 import re
+
+LONGEST_VALUE, LONGEST_MESSAGE = 80, 700
+"""Characters; what is longer is cut in the middle, as a message begins with the place and ends with the mend."""
 
 
 class UserError(Exception):
@@ -11,12 +14,28 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        return _OPTION.sub(_argument, super().__str__())
+        return _OPTION.sub(_argument, self.as_typed)
 
     @property
     def as_typed(self) -> str:
         """The message in the words of the command line."""
-        return super().__str__()
+        return _cut(super().__str__(), LONGEST_MESSAGE)
+
+
+def shown(value: object) -> str:
+    """A value from a user's file or option, for a message: its repr, the middle left out if it is long."""
+    return _cut(repr(value), LONGEST_VALUE)
+
+
+def short(text: object) -> str:
+    """The same without quotes, for ids and names."""
+    return _cut(str(text), LONGEST_VALUE)
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 2 // 3]} [... {len(text):,} characters ...] {text[-most // 3 :]}"
 
 
 _OPTION = re.compile(r"`[^`]*`|(?<![\w-])--([a-z][a-z-]*)")  # what is quoted is a command, in Python too

@@ -3,6 +3,7 @@
 They are written under a hidden name beside their place and renamed once they are whole.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ from eupmim_dist.errors import UserError
 def beside(final: Path, ending: str = "incomplete") -> Path:
     """The hidden name under which something is written before it is whole, or kept out of the way: `.NAME.ending`."""
     return final.with_name(f".{final.name}.{ending}")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8. Raises OSError, also for a pipe, which would be waited for; UnicodeDecodeError."""
+    if path.is_fifo() and not path.is_relative_to("/dev"):  # where a shell's <(...) lies, which does end
+        raise OSError(errno.ESPIPE, "is a pipe; give a file", str(path))
+    return path.read_text(encoding="utf-8")
 
 
 @contextmanager

@@ -30,6 +30,7 @@ def prepare(
     format: str | None = None,
     name: str | None = None,
     force: bool = False,
+    cpu: bool = False,
     **misspelt: Never,
 ) -> InteractionStore:
     """Makes an interaction store of a data frame or of files, and opens it; collective, rank 0 makes it.
@@ -49,6 +50,7 @@ def prepare(
         format: of a path, as `eupmim-dist prepare --format`: csv, parquet, movielens and others (docs/data.md).
         name: of the data set; that of `out` if not given.
         force: replace the store that `out` holds.
+        cpu: on several ranks, that they use the CPU, as for `fit`.
 
     What was dropped is in `store.manifest["report"]`. Raises UserError, with nothing half-written, for what is wrong
     with the source or the options: a column that is not there, an id that is missing, too little data.
@@ -74,33 +76,40 @@ def prepare(
             frame = lazy_frame(source, columns)
             prepare_frame(frame, place, chosen, name=name, force=force)
 
-    return _made(make, place)
+    return _made(make, place, cpu)
 
 
 def synthesize(
-    out: Path | str, users: int = 4000, items: int = 1000, *, seed: int = 1, mean_length: int = 40, force: bool = False
+    out: Path | str,
+    users: int = 4000,
+    items: int = 1000,
+    *,
+    seed: int = 1,
+    mean_length: int = 40,
+    force: bool = False,
+    cpu: bool = False,
 ) -> InteractionStore:
     """Makes a store of example data, with planted interests and profiles, and opens it; collective, rank 0 makes it.
 
     `mean_length`: interactions per user. The same arguments give the same data. `force` replaces the store that `out`
-    holds. Raises UserError for sizes that cannot be met.
+    holds; `cpu` as for `prepare`. Raises UserError for sizes that cannot be met.
     """
     place = path_of("out", out)
 
     def make() -> None:
         synthesize_store(place, users, items, seed=seed, mean_length=mean_length, force=force, progress=no_progress)
 
-    return _made(make, place)
+    return _made(make, place, cpu)
 
 
-def _made(make: Callable[[], None], out: Path) -> InteractionStore:
+def _made(make: Callable[[], None], out: Path, cpu: bool) -> InteractionStore:
     if os.environ.get("WORLD_SIZE", "1") == "1":  # no rank to wait for, so no need of torch
         make()
     else:
         from eupmim_dist.parallel.agreement import decided_by_main
         from eupmim_dist.parallel.world import init_world
 
-        decided_by_main(init_world(), make)
+        decided_by_main(init_world(cpu), make)
     return InteractionStore.open(out, verify=False)  # it has just been written
 
 

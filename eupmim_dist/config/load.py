@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from eupmim_dist.config.migrate import MOVED
+from eupmim_dist.config.migrate import REPLACED
 from eupmim_dist.config.registry import built_in, find, origin
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
@@ -140,10 +140,6 @@ def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
         target[last] = value
 
 
-RENAMED = {**MOVED, "model.hard_readout": "objective.readout (hard, or mean for what false was)"}
-"""Keys of earlier versions -> what they are called now."""
-
-
 def explain(error: ValidationError, values: dict[str, Any]) -> str:
     """The first mistake, in one line that names its key and the mend."""
     first = error.errors(include_url=False)[0]
@@ -162,8 +158,8 @@ def explain(error: ValidationError, values: dict[str, Any]) -> str:
 
 def _unknown(key: str, values: dict[str, Any]) -> str:
     """What to say of a key that does not exist."""
-    if key in RENAMED:
-        return f"{key} is now called {RENAMED[key]}"
+    if key in REPLACED:
+        return f"{key} is now called {REPLACED[key]}"
     kind, _, name = key.partition(".")
     if kind in CHOICES:
         # Not those of other packages, which would be imported for it.

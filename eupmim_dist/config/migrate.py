@@ -1,4 +1,4 @@
-"""Configurations as checkpoints of earlier formats hold them -> today's."""
+"""What earlier versions called it: configurations of checkpoints in earlier formats -> today's."""
 
 from typing import Any
 
@@ -8,6 +8,10 @@ MOVED = {
     "train.num_negatives": "objective.num_negatives",
 }
 """Keys of formats before 4 -> where they are since."""
+REPLACED = {**MOVED, "model.hard_readout": "objective.readout (hard, or mean for what false was)"}
+"""All keys of earlier versions -> what they are called now."""
+RENAMED = {("model", "comirec"): "comirec_dr"}
+"""Kind and name of implementations -> the name since format 4."""
 
 
 def migrated(values: dict[str, Any], version: int) -> dict[str, Any]:
@@ -26,7 +30,7 @@ def migrated(values: dict[str, Any], version: int) -> dict[str, Any]:
             found[new_section][new_key] = found[section].pop(key)
     model = found["model"]
     if model["name"] == "comirec":
-        model["name"] = "comirec_dr"
+        model["name"] = RENAMED["model", "comirec"]
         found["objective"]["readout"] = "target"
     else:
         found["objective"]["readout"] = "hard" if model.pop("hard_readout", True) else "mean"

@@ -15,6 +15,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from eupmim_dist.config.migrate import RENAMED
 from eupmim_dist.errors import UserError
 
 
@@ -51,7 +52,6 @@ KINDS = {
     "objective": Kind("eupmim_dist.objectives", "OBJECTIVE", ("interface", "negatives", "readout")),
     "scorer": Kind("eupmim_dist.evaluation.scorers", "SCORER", ("interface",)),
 }
-RENAMED = {("model", "comirec"): "comirec_dr"}
 
 
 def names(kind: str) -> list[str]:

@@ -9,6 +9,7 @@ hashes. `writer.py` is the only place that writes one.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,14 +174,15 @@ class InteractionStore:
         known = dict(zip(frame["id"].to_list(), frame["raw_id"].to_list(), strict=True))
         return [known.get(i) for i in wanted.tolist()]
 
-    def user_of_raw_id(self, raw: str | int) -> int | None:
-        """The user whose raw id is `raw`, or None."""
+    def users_of_raw_ids(self, raw: Sequence[str | int]) -> list[int | None]:
+        """The users with these raw ids, in the same order; None where there is none."""
         import polars as pl
 
-        found = (
-            pl.scan_parquet(self.path / "users.parquet").filter(pl.col("raw_id") == str(raw)).select("id")
-        ).collect()
-        return int(found["id"][0]) if found.height else None
+        wanted = pl.Series(sorted({str(each) for each in raw}), dtype=pl.String)
+        table = pl.scan_parquet(self.path / "users.parquet")
+        frame = table.filter(pl.col("raw_id").is_in(wanted.implode())).select("id", "raw_id").collect()
+        known = dict(zip(frame["raw_id"].to_list(), frame["id"].to_list(), strict=True))
+        return [known.get(str(each)) for each in raw]
 
     def item_titles(self) -> list[str | None] | None:
         """Titles by item id (`num_item_rows` entries, None where unknown); None if the data has none."""

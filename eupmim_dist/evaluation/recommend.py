@@ -5,9 +5,11 @@ B users, K interests, N items each.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 import numpy as np
 import torch
+from rich.progress import track
 
 from eupmim_dist.data.heldout import HeldOut, held_out
 from eupmim_dist.data.store import InteractionStore
@@ -17,6 +19,7 @@ from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.topn import NO_ITEM
 from eupmim_dist.models.interface import ITEM_TABLE
+from eupmim_dist.telemetry.log import console
 from eupmim_dist.train.state import Assembled
 
 NUM_RECENT = 3
@@ -59,48 +62,39 @@ def recommend_items(
 ) -> list[Recommendations]:
     """The best `num` items for each user, from the whole history; re-ranked where variety is wanted.
 
-    Raises UserError for an unknown user, a `num` larger than the catalogue, or a model that is not ranked by interests.
+    `evaluation.batch_size` users are ranked at a time. Raises UserError for an unknown user, a `num` larger than the
+    catalogue, or a model that is not ranked by interests.
     """
-    store, model = trained.store, trained.model
+    store, model, world = trained.store, trained.model, trained.world
     if model.scorer != "interests":  # another list than `evaluate` judges would be recommended
         name = trained.config.model.name
         raise UserError(f"model {name}: is ranked by {model.scorer}, and items are recommended by interests only")
     check_cutoffs([num], store.num_item_rows)
-    users = np.array([_find(store, raw) for raw in raw_users], dtype=np.int64)
-    held_out = whole_histories(trained, users)
-    scorer = _Remembering(InterestsConfig(), ranking_of(trained))
-    excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
-    with ranking_mode(model):
-        ranked = varied_top_n(scorer, held_out, excluded, num, len(users), trained.world, variety)[:, 0]
-        rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
-        scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
-    ranked, scores, interest = ranked.cpu(), scores.cpu(), interest.cpu()
-    titles = store.item_titles()
-
-    def items_of(ids: np.ndarray) -> list[Item]:
-        raw = store.raw_item_ids(ids)
-        return [Item(r or str(i), titles[i] if titles else None) for r, i in zip(raw, ids.tolist(), strict=True)]
-
-    found = []
-    for position, (user, raw_user) in enumerate(zip(users, raw_users, strict=True)):
-        stop = store.offsets[user + 1]
-        recent = np.asarray(store.items[max(store.offsets[user], stop - NUM_RECENT) : stop])
-        kept = ranked[position] != NO_ITEM
-        found.append(
-            Recommendations(
-                raw_user,
-                items_of(recent[::-1]),
-                [
-                    Recommended(item.raw_id, item.title, score, which + 1)
-                    for item, score, which in zip(
-                        items_of(ranked[position][kept].numpy()),
-                        scores[position][kept].tolist(),
-                        interest[position][kept].tolist(),
-                        strict=True,
-                    )
-                ],
-            )
-        )
+    users = _found(store, raw_users)
+    scorer, titles = _Remembering(InterestsConfig(), ranking_of(trained)), store.item_titles()
+    size, found = trained.config.evaluation.batch_size, []
+    shown = world.is_main and console(stderr=True).is_terminal
+    chunks = track(
+        range(0, len(users), size), "recommending", transient=True, console=console(stderr=True), disable=not shown
+    )
+    for first in chunks:
+        some = users[first : first + size]
+        held_out = whole_histories(trained, some)
+        excluded = excluded_items(held_out.seen, len(some), exclude_seen, exclude_padding=True)
+        with ranking_mode(model):
+            ranked = varied_top_n(scorer, held_out, excluded, num, len(some), world, variety)[:, 0]
+            rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
+            scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
+        lists = zip(ranked.tolist(), scores.tolist(), interest.tolist(), strict=True)
+        recent = _recent(store, some)
+        item = _labelled(store, [*ranked.flatten().tolist(), *chain.from_iterable(recent)], titles)
+        for raw_user, last, of_user in zip(raw_users[first : first + size], recent, lists, strict=True):
+            best = [
+                Recommended(item[i].raw_id, item[i].title, score, which + 1)
+                for i, score, which in zip(*of_user, strict=True)
+                if i != NO_ITEM
+            ]
+            found.append(Recommendations(raw_user, [item[i] for i in last], best))
     return found
 
 
@@ -120,8 +114,21 @@ class _Remembering(InterestScorer):
         return self.interests
 
 
-def _find(store: InteractionStore, raw: str) -> int:
-    user = store.user_of_raw_id(raw)
-    if user is None:
-        raise UserError(f"--user {raw}: no such user in {store.path}; `users.parquet` there lists the raw ids")
-    return user
+def _found(store: InteractionStore, raw_users: Sequence[str]) -> np.ndarray:
+    users = store.users_of_raw_ids(raw_users)
+    for raw, user in zip(raw_users, users, strict=True):
+        if user is None:
+            raise UserError(f"--user {raw}: no such user in {store.path}; `users.parquet` there lists the raw ids")
+    return np.array(users, dtype=np.int64)
+
+
+def _recent(store: InteractionStore, users: np.ndarray) -> list[list[int]]:
+    """What each user had last, the last first."""
+    spans = zip(store.offsets[users].tolist(), store.offsets[users + 1].tolist(), strict=True)
+    return [store.items[max(start, stop - NUM_RECENT) : stop][::-1].tolist() for start, stop in spans]
+
+
+def _labelled(store: InteractionStore, ids: Sequence[int], titles: list[str | None] | None) -> dict[int, Item]:
+    distinct = sorted(set(ids) - {NO_ITEM})
+    raw = store.raw_item_ids(np.array(distinct, dtype=np.int64))
+    return {i: Item(r or str(i), titles[i] if titles else None) for i, r in zip(distinct, raw, strict=True)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +41,15 @@ class SampledSoftmaxConfig(ObjectiveSection):
     """beta of REMI: negatives weigh as exp(beta * score), so that hard ones count more; 0: all alike."""
     routing_regulariser: float = Field(0.0, ge=0)
     """Weight of REMI's penalty on interests that take a few places of the history only; 0: none."""
+
+    @model_validator(mode="after")
+    def _served(self) -> "SampledSoftmaxConfig":
+        default = SampledSoftmaxConfig.model_fields["num_negatives"].default
+        if self.candidates == "in_batch" and self.num_negatives != default:
+            raise ValueError("num_negatives is served by candidates uniform and mixed only, not by in_batch")
+        if self.candidates == "uniform" and not self.log_q:
+            raise ValueError("log_q false is served by candidates in_batch and mixed only; uniform needs no correction")
+        return self
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ Works unchanged under `eupmim-dist launch`, `accelerate launch`, `torchrun`, the
 plain `python -m eupmim_dist` (one rank, no process group).
 """
 
+import atexit
 import ctypes
 import os
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,6 +82,7 @@ def init_world(cpu: bool = False) -> World:
                 "start fewer ranks or use --cpu"
             )
         torch.cuda.set_device(device)
+    world = World(rank, size, local_rank, local_size, device)
     timeout = timedelta(seconds=collective_timeout())
     if launched and not dist.is_initialized():
         # Created here, not by Accelerate, which has no way to ask for both backends and a bound device at
@@ -90,6 +93,7 @@ def init_world(cpu: bool = False) -> World:
             timeout=timeout,
             device_id=None if cpu else device,
         )
+        atexit.register(_leave, world)  # where ranks are a script's; those of the command line leave without it
 
     # DeepSpeed looks for a GPU itself, and warns where it finds none.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
@@ -102,7 +106,14 @@ def init_world(cpu: bool = False) -> World:
         PartialState(cpu=cpu, timeout=timeout)
     if cpu:
         _keep_freed_memory()
-    return World(rank, size, local_rank, local_size, device)
+    return world
+
+
+def _leave(world: World) -> None:
+    """Has the ranks of a script, which end by returning, meet as in `shutdown`; not one that ends by an exception."""
+    if getattr(sys, "last_value", None) is None:
+        with suppress(RuntimeError):  # another rank has gone already, by an exception
+            shutdown(world)
 
 
 def shutdown(world: World) -> None:

@@ -263,7 +263,7 @@ def test_recommendations_for_people(place: Path) -> None:
     titles = store.item_titles()
     assert titles is not None
     for entry in found:
-        [user] = [store.user_of_raw_id(entry["user"])]
+        [user] = store.users_of_raw_ids([entry["user"]])
         assert user is not None
         history = np.asarray(store.items[store.offsets[user] : store.offsets[user + 1]])
         ids = [int(item["raw_id"]) for item in entry["items"]]

@@ -298,7 +298,7 @@ def trained(where: str, **options: Any) -> Fitted:
 def test_several_trainings_follow_one_another(store: Path) -> None:
     first = trained("a")
     assert first.best_value == evaluate("a", split="valid", top_n=5)[0].metrics["recall@5"]
-    other = fit(SETTINGS, "b", data="store", overrides={"model": {"name": "mind"}, "train.max_steps": 4})
+    other = fit(Config(**SETTINGS), "b", data="store", overrides={"model": {"name": "mind"}, "train.max_steps": 4})
     assert (first.step, other.step, other.model.config.model.name) == (12, 4, "mind")
     assert other.model.config.model.dim == 8  # the rest of the section stays
     again = trained("a")

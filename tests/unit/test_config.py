@@ -49,6 +49,8 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["model=3"], "model: "),
         (["objective.name=full_softmax", "objective.num_negatives=3"], "is a key of objective sampled_softmax"),
         (["train.weight_decay=0.1"], "weight_decay is served by optimizer adamw only"),
+        (["objective.candidates=in_batch", "objective.num_negatives=9"], "num_negatives is served by candidates unif"),
+        (["objective.log_q=false"], "log_q false is served by candidates in_batch and mixed only"),
         (["train.l2=-1"], r"train.l2: .*\(got -1\)"),
         (["train.max_steps=many"], r"train.max_steps: .*\(got 'many'\)"),
         (["model.num_heads=5"], "num_heads 5 must divide dim 32"),

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short, shown
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,17 @@ def test_an_option_is_typed_on_the_command_line_and_an_argument_in_python(typed:
     error = UserError(typed)
     assert (str(error), error.as_typed) == (read, typed)
     assert pickle.loads(pickle.dumps(error)).as_typed == typed  # as ranks send it to each other
+
+
+def test_long_values_and_messages_are_cut_in_the_middle() -> None:
+    assert shown("a\n") == repr("a\n")
+    assert short("x" * 80) == "x" * 80
+    cut = shown("begin" + "x" * 100_000 + "end")
+    assert cut.startswith("'begin")
+    assert cut.endswith("end'")
+    assert "100,010 characters" in cut
+    assert len(cut) < 120
+    told = UserError(f"log.csv:3: {'y' * 5000}; mend it with --out").as_typed
+    assert told.startswith("log.csv:3: y")
+    assert told.endswith("y; mend it with --out")
+    assert len(told) < 750

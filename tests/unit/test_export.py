@@ -106,11 +106,13 @@ def test_vectors_rank_as_recommend_does(source: Path, tmp_path: Path) -> None:
     assert user_map["id"].to_list() == [user for user in range(NUM_USERS) if user not in EMPTY]
     assert user_map["raw_id"].to_list() == [f"u{1000 - user}" for user in user_map["id"]]
 
+    trained.config.evaluation.batch_size = 7
     found = recommend_items(trained, user_map["raw_id"].to_list(), 10, exclude_seen=True)
     for row, (user, recommended) in enumerate(zip(user_map["id"], found, strict=True)):
         history = np.asarray(trained.store.items[trained.store.offsets[user] : trained.store.offsets[user + 1]])
         best, scores = brute_force(users[row], items, history, 10)
         assert item_map["raw_id"].gather(best).to_list() == [item.raw_id for item in recommended.items]
+        assert [f"i{9000 - item}" for item in history[:-4:-1]] == [item.raw_id for item in recommended.recent]
         np.testing.assert_allclose(scores, [item.score for item in recommended.items], rtol=2e-6, atol=1e-7)
 
 

@@ -82,7 +82,7 @@ def test_eupmim_maps_and_titles(tmp_path: Path) -> None:
     (source / "small_item_map.txt").write_text("100,1\n200,2\n")
     (source / "movies.dat").write_bytes("200::Les misérables: I::Drama\n300::Other::\n".encode("iso-8859-1"))
     store = prepared(source, "eupmim")
-    assert store.user_of_raw_id(8) == 1
+    assert store.users_of_raw_ids([8]) == [1]
     assert store.raw_item_ids(np.array([1, 2, 3])) == ["100", "200", None]
     assert store.item_titles() == [None, None, "Les misérables: I", *[None] * 5]
 
@@ -205,7 +205,7 @@ def test_sequential_raw_ids(tmp_path: Path) -> None:
     (source / "datamaps.json").write_text(json.dumps(maps))
     store = prepared(source, "sequential")
     assert store.raw_user_ids(np.arange(3)) == ["A", None, "C"]
-    assert store.user_of_raw_id("C") == 2
+    assert store.users_of_raw_ids(["C"]) == [2]
     assert store.raw_item_ids(np.array([7])) == ["B7"]
 
 
@@ -250,7 +250,7 @@ def test_published_movielens_files(shared_data: Path, tmp_path: Path) -> None:
     start = store.offsets[5436]
     np.testing.assert_array_equal(store.items[start:], lines[:, 4])  # the file is in order
     np.testing.assert_array_equal(store.attribute_values[lines[:, 0]], lines[:, 1:4])
-    assert store.user_of_raw_id(44) == 0
+    assert store.users_of_raw_ids([44]) == [0]
     titles = store.item_titles()
     assert titles is not None
     assert titles[2] == "Star Wars: Episode IV - A New Hope (1977)"
@@ -274,5 +274,5 @@ def test_published_amazon_files(
             if user % 1000 == 0:
                 assert line.split()[1:] == [str(item) for item in sequence(store, user)]
     maps = json.loads((source / "datamaps.json").read_text())
-    assert store.user_of_raw_id(maps["id2user"]["5"]) == 4
+    assert store.users_of_raw_ids([maps["id2user"]["5"]]) == [4]
     assert store.raw_item_ids(np.array([items])) == [maps["id2item"][str(items)]]

@@ -76,7 +76,7 @@ def test_split_by_user_and_seed(tmp_path: Path) -> None:
     assert [len(first.users(split)) for split in ("train", "valid", "test")] == [9, 1, 2]
     assert first.timestamps is None
     assert first.fingerprint == same.fingerprint != other.fingerprint
-    user = first.user_of_raw_id("u3")
+    [user] = first.users_of_raw_ids(["u3"])
     assert user is not None
     in_file_order = first.raw_item_ids(np.array(sequence(first, user)))
     assert in_file_order == ["i3", "i4", "i5", "i6", "i7", "i0"]

@@ -63,8 +63,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert store.lengths(np.array([2, 0, 1])).tolist() == [5, 6, 0]
     assert store.raw_user_ids(np.array([2, 0, 2])) == ["u2", "u0", "u2"]
     assert store.raw_item_ids(np.array([9, 0, 1])) == ["i9", None, "i1"]
-    assert store.user_of_raw_id("u2") == 2
-    assert store.user_of_raw_id("nobody") is None
+    assert store.users_of_raw_ids(["u2"]) == [2]
+    assert store.users_of_raw_ids(["nobody"]) == [None]
     assert store.item_titles() == [None, "A", None, *"CDEFGHI"]
     assert store.manifest["timestamp_ties"] == 4  # not the 9 with which user 2 begins
     assert store.manifest["split_users"] == {"train": 1, "valid": 0, "test": 1}

@@ -1,6 +1,11 @@
 """What a world refuses, and how its ranks agree on a failure."""
 
+import os
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,3 +191,35 @@ def time_out():
 
 def test_a_collective_that_times_out_names_the_late_rank():
     assert run_ranks(2, time_out, collective_timeout=1) == [None, None]
+
+
+SCRIPT = """
+import os, time
+import torch.distributed as dist
+from eupmim_dist.parallel.world import init_world
+world = init_world(cpu=True)
+dist.barrier()
+if world.rank == 1:
+    time.sleep(2)
+    dist.distributed_c10d._get_default_store().add("late", 1)  # rank 0's process holds it
+"""
+
+
+def test_no_rank_of_a_script_leaves_while_another_needs_it():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    common = {**os.environ, **LAUNCHER, "WORLD_SIZE": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for rank in "01"
+    ]
+    told = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
