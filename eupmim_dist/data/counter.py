@@ -31,7 +31,11 @@ def _shift_right(bits: Tensor, by: int) -> Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def random_bits(key: int, counters: Tensor) -> Tensor:
+Key = int | Tensor
+"""Of a stream, or int64, of the stream that each counter is of."""
+
+
+def random_bits(key: Key, counters: Tensor) -> Tensor:
     """64 random bits for each int64 counter, as int64 of the same shape."""
     bits = counters * _GOLDEN + key
     bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
@@ -39,7 +43,7 @@ def random_bits(key: int, counters: Tensor) -> Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
-def random_integers(key: int, counters: Tensor, bound: Tensor | int) -> Tensor:
+def random_integers(key: Key, counters: Tensor, bound: Tensor | int) -> Tensor:
     """Uniform integers in [0, bound) for each counter; the bias is below bound / 2**63."""
     return _shift_right(random_bits(key, counters), 1) % bound
 
@@ -54,23 +58,24 @@ def random_normal(key: int, rows: Tensor, dim: int) -> Tensor:
     return normal.view(len(rows), 2 * pairs)[:, :dim]
 
 
-def permute(key: int, positions: Tensor, size: int) -> Tensor:
+def permute(key: Key, positions: Tensor, size: int) -> Tensor:
     """A pseudorandom permutation of 0..size-1 applied to int64 positions, without a list of the elements.
 
     A Feistel network over a rectangle of about sqrt(size) x sqrt(size); the few values that fall outside
-    0..size-1 are sent through again (cycle walking), which keeps it a bijection.
+    0..size-1 are sent through again (cycle walking), which keeps it a bijection. A tensor of keys has a key for each
+    position: that of the permutation it is of.
     """
     width = math.isqrt(max(size - 1, 0)) + 1
     height = -(-size // width)
 
-    def once(values: Tensor) -> Tensor:
+    def once(key: Key, values: Tensor) -> Tensor:
         left, right = values // height, values % height
         for round_ in range(3):
             left = (left + random_integers(key + 2 * round_, right, width)) % width
             right = (right + random_integers(key + 2 * round_ + 1, left, height)) % height
         return left * height + right
 
-    values = once(positions)
+    values = once(key, positions)
     while (outside := values >= size).any():
-        values = torch.where(outside, once(values), values)
+        values[outside] = once(key if isinstance(key, int) else key[outside], values[outside])
     return values

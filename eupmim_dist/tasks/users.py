@@ -10,8 +10,8 @@ from torch import Tensor
 from eupmim_dist.data.counter import permute, random_integers, stream_key
 from eupmim_dist.data.store import InteractionStore
 
-STEPS_AT_A_TIME = 64
-"""Steps whose users are permuted together."""
+POSITIONS_AT_A_TIME = 1 << 13
+"""About so many positions are permuted together: fewer cost more each, and many at once would hold up a step."""
 
 
 class TrainingUsers:
@@ -37,25 +37,27 @@ class TrainingUsers:
     def chosen(self, step: int, first: int, stop: int) -> Tensor:
         """Indices into `users` of the slots first..stop-1 of a step; permuted for some steps at a time."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        block = batch // STEPS_AT_A_TIME
+        together = max(1, POSITIONS_AT_A_TIME // max(1, stop - first))
+        block = batch // together
         if self._permuted.get((first, stop), (-1, -1))[:2] != (epoch, block):
-            batches = torch.arange(block * STEPS_AT_A_TIME, min((block + 1) * STEPS_AT_A_TIME, self.steps_per_epoch))
+            batches = torch.arange(block * together, min((block + 1) * together, self.steps_per_epoch))
             slots = torch.arange(first, stop)
             permuted = self._permute(epoch, batches[:, None] * self.global_batch_size + slots)
             self._permuted[first, stop] = epoch, block, permuted
-        return self._permuted[first, stop][2][batch % STEPS_AT_A_TIME]
+        return self._permuted[first, stop][2][batch % together]
 
     def _permute(self, epoch: int, position: Tensor) -> Tensor:
         """Indices into `users` for positions in an epoch.
 
         A batch larger than the set of users goes through the set several times, each time in another order.
         """
-        count = len(self.users)
-        chosen = torch.empty_like(position)
-        for lap in range((self.global_batch_size - 1) // count + 1):
-            inside = position // count == lap
-            chosen[inside] = permute(stream_key(self.seed, "users", epoch, lap), position[inside] % count, count)
-        return chosen
+        if not position.numel():  # a rank without slots
+            return position
+        lap, inside = position // len(self.users), position % len(self.users)
+        first, last = int(lap.min()), int(lap.max())
+        keys = [stream_key(self.seed, "users", epoch, number) for number in range(first, last + 1)]
+        key = keys[0] if first == last else torch.tensor(keys)[lap - first]
+        return permute(key, inside, len(self.users))
 
 
 def draw_cuts(seed: int, counter: Tensor, least: Tensor | int, lengths: Tensor) -> Tensor:

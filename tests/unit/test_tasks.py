@@ -1,9 +1,12 @@
 """next_item, and the negatives that uniform candidates are drawn from."""
 
+import time
+
 import pytest
 import torch
 
 from eupmim_dist.data.batch import NO_ROW
+from eupmim_dist.data.counter import permute, stream_key
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.objectives.negatives import draw_negatives
@@ -102,6 +105,31 @@ def test_a_batch_larger_than_the_users_repeats_them_evenly(store: InteractionSto
     counts = torch.bincount(batch.user, minlength=50)[:30]
     assert counts.min() == 2
     assert counts.max() == 3
+
+
+@pytest.mark.parametrize("batch", [1, 7, 29, 30, 31, 61, 3000])
+def test_the_order_of_the_users_is_a_permutation_for_every_lap(store: InteractionStore, batch: int) -> None:
+    training = task(store, batch=batch).training
+    count, steps = len(training), training.steps_per_epoch
+    for epoch in (0, 3):
+        positions = torch.arange(batch * steps)
+        expected = torch.cat(
+            [
+                permute(stream_key(1, "users", epoch, lap), positions[positions // count == lap] % count, count)
+                for lap in range(-(-len(positions) // count))
+            ]
+        ).view(steps, batch)
+        for step in range(steps):
+            for first, stop in ((0, batch), (batch // 3, batch), (batch // 3, batch // 3)):
+                found = training.chosen(epoch * steps + step, first, stop)
+                assert torch.equal(found, expected[step, first:stop])
+
+
+def test_a_batch_of_many_laps_takes_time_in_proportion(store: InteractionStore) -> None:
+    """A pass over all positions for each of its 10,000 laps would take minutes."""
+    started = time.process_time()
+    task(store, batch=300_000).training.chosen(0, 0, 300_000)
+    assert time.process_time() - started < 5
 
 
 def test_users_who_are_too_short_are_dropped_and_counted(store: InteractionStore) -> None:
