@@ -52,7 +52,7 @@ def prepare(
         force: replace the store that `out` holds.
         cpu: on several ranks, that they use the CPU, as for `fit`.
 
-    What was dropped is in `store.manifest["report"]`. Raises UserError, with nothing half-written, for what is wrong
+    What was dropped is in `store.manifest.report`. Raises UserError, with nothing half-written, for what is wrong
     with the source or the options: a column that is not there, an id that is missing, too little data.
     """
     if misspelt:

@@ -8,7 +8,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from eupmim_dist.data.store import Attribute, InteractionStore
+from eupmim_dist.data.manifest import Attribute
+from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset, write_dataset
 from eupmim_dist.train.state import Assembled
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.store import Attribute, InteractionStore
+from eupmim_dist.data.manifest import Attribute
+from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset, write_dataset
 
 

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from eupmim_dist.checkpoint.layout import read_manifest
 from eupmim_dist.checkpoint.load import check_hashes
+from eupmim_dist.checkpoint.manifest import read_tables_manifest
 from eupmim_dist.checkpoint.state import readable_failures, table_rows, table_states
 from eupmim_dist.checkpoint.writer import CheckpointWriter
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short
 from eupmim_dist.files import put_back
 from eupmim_dist.optim.tables import TableOptimizer
 from eupmim_dist.parallel.agreement import agreed
@@ -54,15 +54,15 @@ def _load(tables: ShardedTables, optimizer: TableOptimizer, models: list[nn.Modu
     path, world = Path(input_dir) / DIRECTORY, tables.world
     _recover(path, tables)
     with agreed(world):
-        content = read_manifest(path)
+        manifest = read_tables_manifest(path)
         for key, ours in _description(tables, optimizer).items():
-            if content.get(key) != ours:
-                raise UserError(f"{path}: its {key} is {content.get(key)}, here it is {ours}")
+            if (theirs := manifest.model_dump(mode="json")[key]) != ours:
+                raise UserError(f"{path}: its {key} is {short(theirs)}, here it is {ours}")
     check_hashes(path, world)
     with agreed(world), readable_failures(path):
         tensors = _tensors(tables, optimizer)
         dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=world.size == 1)
-        optimizer.num_steps.fill_(content["num_steps"])
+        optimizer.num_steps.fill_(manifest.num_steps)
 
 
 def _recover(path: Path, tables: ShardedTables) -> None:

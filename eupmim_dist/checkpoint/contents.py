@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from eupmim_dist.checkpoint.layout import Checkpoint, read_manifest
+from eupmim_dist.checkpoint.layout import Checkpoint
 from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
 from eupmim_dist.hashing import OnBytes, ignore_bytes
 
@@ -30,24 +30,24 @@ def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes
 
     Raises Damaged if a tensor is not whole.
     """
-    manifest = read_manifest(checkpoint.path)
+    manifest, progress = checkpoint.manifest, checkpoint.progress or checkpoint.manifest.trained
     pieces = read_pieces(checkpoint.path)
     tensors = {name: _tensor(of_tensor, with_stats, on_bytes) for name, of_tensor in pieces.items()}
     return {
         "path": str(checkpoint.path),
         "kind": "model" if checkpoint.is_model else "checkpoint",
-        "format_version": manifest["format_version"],
+        "format_version": manifest.format_version,
         "model": checkpoint.config.model.model_dump(mode="json"),
         "summary": checkpoint.config.model.summary(),
         "step": checkpoint.step,
-        "data": {"dir": str(checkpoint.config.data.dir), **checkpoint.data},
-        "imported_from": manifest.get("imported_from"),
-        "ranks": None if checkpoint.is_model else _num_ranks(manifest["files"]),
-        "training": checkpoint.training or manifest.get("trained", {}),
+        "data": {"dir": str(checkpoint.config.data.dir), **manifest.data.model_dump(mode="json", exclude_none=True)},
+        "imported_from": manifest.imported_from,
+        "ranks": None if checkpoint.is_model else _num_ranks(manifest.files),
+        "training": progress.as_dict() if progress else {},
         "valid": {"metric": checkpoint.config.evaluation.metric, "protocol": checkpoint.config.evaluation.protocol},
         "evaluation": evaluation_of(checkpoint),
-        "versions": manifest["versions"],
-        "files": manifest["files"],
+        "versions": manifest.versions,
+        "files": {name: entry.model_dump() for name, entry in manifest.files.items()},
         "totals": _totals(tensors),
         "tensors": tensors,
     }
@@ -69,7 +69,7 @@ def evaluation_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return {**told, "metrics": metrics} if of_this and metrics else None
 
 
-def _num_ranks(files: dict[str, Any]) -> int:
+def _num_ranks(files: Collection[str]) -> int:
     """Ranks that wrote a checkpoint: its files are named after them, but one with nothing to write has none."""
     named = [re.fullmatch(r"shard-\d+-of-(\d+)\.safetensors", name) for name in files]
     return max((int(match[1]) for match in named if match), default=len(files))

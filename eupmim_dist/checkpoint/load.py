@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,17 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from eupmim_dist.checkpoint.layout import Checkpoint, Damaged, check_files, gone, num_bytes
+from eupmim_dist.checkpoint.layout import Checkpoint, check_files, num_bytes
+from eupmim_dist.checkpoint.manifest import Damaged, gone
 from eupmim_dist.checkpoint.pieces import read_pieces, shape_of
-from eupmim_dist.checkpoint.state import model_tensors, readable_failures, training_tensors
+from eupmim_dist.checkpoint.state import model_tensors, not_finite, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
-from eupmim_dist.parallel.agreement import decided_by_main, everywhere
+from eupmim_dist.parallel.agreement import agreed, decided_by_main, everywhere
 from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.world import World, collective_timeout
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.progress import byte_progress
-from eupmim_dist.train.state import Assembled, Progress, Run
+from eupmim_dist.train.state import Assembled, Run
 
 ROWS_AT_A_TIME = 1 << 16
 
@@ -84,14 +86,15 @@ def load_model(assembled: Assembled, checkpoint: Checkpoint) -> None:
 
 def load_training(run: Run, checkpoint: Checkpoint) -> None:
     """Sets the weights, the optimizers' state and the progress; collective. Warns of another precision."""
-    before, now = checkpoint.mixed_precision, run.dense.accelerator.mixed_precision
+    before, now = checkpoint.manifest.mixed_precision, run.dense.accelerator.mixed_precision
     if before not in (None, now):
         get_logger(run.world.rank).warning(
             f"{checkpoint.path}: was trained with mixed precision {before} and goes on with {now}: not the same"
         )
     tensors = training_tensors(run)
     _read(tensors, checkpoint, run.world, run.tables.shards)
-    progress = run.progress = Progress(**checkpoint.training)
+    assert checkpoint.progress is not None, "a model cannot be gone on with"
+    progress = run.progress = replace(checkpoint.progress)
     patience = run.config.evaluation.patience  # which may have changed
     progress.stopped = bool(patience) and progress.evaluations_since_best >= patience
     run.table_optimizer.num_steps.fill_(progress.num_updates)
@@ -103,7 +106,7 @@ def load_training(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shards: dict[str, Shard]) -> None:
-    pieces = read_pieces(checkpoint.path)
+    wanted, pieces = dict(tensors), read_pieces(checkpoint.path)
     held = {name: shape_of(of_tensor) for name, of_tensor in pieces.items()}
     for name, tensor in tensors.items():
         if held.get(name) != tuple(tensor.shape):
@@ -114,7 +117,9 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shar
             )
     if checkpoint.is_model:
         for name, shard in shards.items():
-            [whole] = pieces[f"table.{name}"]
+            whole, *others = pieces[f"table.{name}"]
+            if others:
+                raise Damaged(f"{others[0].file}: holds a part of table.{name}, which is whole in one file of a model")
             _read_by_id(shard, whole.file, f"table.{name}")
             del tensors[f"table.{name}"]
     try:
@@ -125,6 +130,9 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shar
         if checkpoint.path.is_dir():
             raise
         raise gone(checkpoint.path) from None  # a training may have saved later ones meanwhile
+    with agreed(world):
+        if strange := not_finite(wanted):
+            raise Damaged(f"{checkpoint.path}: {strange} holds numbers that are not finite; use another checkpoint")
 
 
 def _read_by_id(shard: Shard, file: Path, name: str) -> None:

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from eupmim_dist.checkpoint.layout import Checkpoint
-from eupmim_dist.data.store import TABLES, InteractionStore
+from eupmim_dist.data.manifest import TABLES
+from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.hashing import file_entry
 
 
 def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:
     """Raises UserError if `store` has another content than the one that the checkpoint was trained on."""
-    if checkpoint.data["fingerprint"] != store.fingerprint:
+    if checkpoint.data.fingerprint != store.fingerprint:
         raise UserError(
-            f"{store.path}: is another store than {checkpoint.path} was trained on ({checkpoint.data['name']}); "
+            f"{store.path}: is another store than {checkpoint.path} was trained on ({checkpoint.data.name}); "
             "give that one with --data (for train: --set data.dir=...)"
         )
 
@@ -41,6 +42,6 @@ def copy_id_maps(store: InteractionStore, directory: Path) -> dict[str, dict[str
     for name in TABLES:
         shutil.copyfile(store.path / name, directory / name)
         entries[name] = file_entry(directory / name)
-        if entries[name]["sha256"] != store.manifest["files"][name]["sha256"]:
+        if entries[name]["sha256"] != store.manifest.files[name].sha256:
             raise UserError(f"{store.path / name}: content does not match its SHA-256; prepare the store again")
     return entries

@@ -5,26 +5,28 @@ A step's tensor is cut by rows into pieces, one per rank that wrote some; a mode
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
-from eupmim_dist.checkpoint.layout import Damaged, gone, unreadable
+from eupmim_dist.checkpoint.manifest import Damaged, gone, unreadable
+from eupmim_dist.errors import short, shown
+from eupmim_dist.metadata import Count, Metadata, explain
 from eupmim_dist.parallel.placement import NUM_COLUMNS, RowOrder
 
 BLOCK_BYTES = 64 << 20
 """Read at a time: what a tool needs of memory, whatever the size of the tables."""
-
-
 INDEX_BYTES = 32
 """Of a row's position and its place in the block, several times: for narrow tables more than the row itself."""
 NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
 """What numpy calls the types that a checkpoint may hold; it has no bfloat16, see `as_numbers`."""
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,23 @@ class Piece:
         return self.num_bytes // self.num_rows
 
 
+class Entry(Metadata):
+    """A tensor, as the header of a safetensors file has it."""
+
+    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8"]
+    shape: list[Count]
+    data_offsets: Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+class Saved(Metadata):
+    """Where a piece begins in its tensor, as torch's reader is told."""
+
+    saved_offsets: list[Count]
+
+
+_HEADER, _SAVED = TypeAdapter(dict[str, Entry]), TypeAdapter(dict[str, Saved])
+
+
 def read_pieces(directory: Path) -> dict[str, list[Piece]]:
     """Tensor name -> its pieces by first row, from the headers of a checkpoint's or model's files.
 
@@ -62,26 +81,43 @@ def read_pieces(directory: Path) -> dict[str, list[Piece]]:
     found: dict[str, list[Piece]] = {}
     for file in sorted(directory.glob("*.safetensors")):
         try:
-            # Not by `safe_open`: it tells no byte offsets, and says of a file that may not be read that there is none.
-            with file.open("rb") as stream:
-                header_size = int.from_bytes(stream.read(8), "little")
-                if header_size > file.stat().st_size:
-                    raise ValueError("it has no header")
-                header = json.loads(stream.read(header_size))
-            offsets = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
-            for name, entry in header.items():
-                first, last = entry["data_offsets"]
-                start = offsets[name]["saved_offsets"][0] if name in offsets and entry["shape"] else 0
-                piece = Piece(file, entry["dtype"], tuple(entry["shape"]), start, 8 + header_size + first, last - first)
-                if piece.num_bytes != np.dtype(NUMPY_TYPES[piece.dtype]).itemsize * prod(piece.shape):
-                    raise ValueError(f"{name} has {piece.num_bytes} bytes")
-                if piece.num_bytes:
-                    found.setdefault(name, []).append(piece)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise Damaged(f"{file}: is no safetensors file ({error!r}); use another checkpoint") from None
+            for name, piece in _pieces_of(file):
+                found.setdefault(name, []).append(piece)
+        except (ValueError, RecursionError) as error:
+            reason = explain(error) if isinstance(error, ValidationError) else short(error)
+            raise Damaged(f"{file}: is no safetensors file ({reason}); use another checkpoint") from None
         except OSError as error:
             raise unreadable(file, error) from None
     return {name: sorted(pieces, key=lambda piece: piece.start) for name, pieces in sorted(found.items())}
+
+
+def _pieces_of(file: Path) -> Iterator[tuple[str, Piece]]:
+    """Those that hold something. Raises ValueError."""
+    # Not by `safe_open`: it tells no byte offsets, and says of a file that may not be read that there is none.
+    with file.open("rb") as stream:
+        begin, size = 8 + int.from_bytes(stream.read(8), "little"), file.stat().st_size
+        if begin > size:
+            raise ValueError("it has no header")
+        header = json.loads(stream.read(begin - 8))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no mapping")
+    metadata = header.pop("__metadata__", None) or {}
+    told = metadata.get("DCP_SHARDING_INFO", "{}") if isinstance(metadata, dict) else None
+    saved = _SAVED.validate_json(told) if isinstance(told, str) else {}
+    end = 0
+    for name, entry in sorted(_HEADER.validate_python(header).items(), key=lambda item: item[1].data_offsets):
+        first, last = entry.data_offsets
+        num_bytes = np.dtype(NUMPY_TYPES[entry.dtype]).itemsize * prod(entry.shape)
+        if first != end or last - first != num_bytes:
+            raise ValueError(f"{short(name)} lies at {first} to {last}, where {num_bytes} bytes from {end} on are its")
+        end = last
+        start = saved[name].saved_offsets if name in saved else []
+        if len(start) not in (0, len(entry.shape)) or any(start[1:]):
+            raise ValueError(f"{short(name)}: saved_offsets {shown(start)}")
+        if num_bytes:
+            yield name, Piece(file, entry.dtype, tuple(entry.shape), start[0] if start else 0, begin + first, num_bytes)
+    if begin + end != size:
+        raise ValueError(f"it has {size} bytes, its header tells of {begin + end}")
 
 
 def shape_of(pieces: list[Piece]) -> tuple[int, ...]:
@@ -136,6 +172,14 @@ def as_numbers(block: bytes, dtype: str) -> np.ndarray:
     """The elements of a block of a tensor, flat; bfloat16 as float32."""
     numbers = np.frombuffer(block, NUMPY_TYPES[dtype])
     return (numbers.astype("<u4") << 16).view("<f4") if dtype == "BF16" else numbers
+
+
+def finite(blocks: Iterable[bytes], pieces: list[Piece], name: str) -> Iterator[bytes]:
+    """The blocks of a tensor. Raises Damaged at a number that is not finite: tools hand on what can be used."""
+    for block in blocks:
+        if pieces[0].dtype in FLOATS and not np.isfinite(as_numbers(block, pieces[0].dtype)).all():
+            raise Damaged(f"{pieces[0].file}: {name} holds numbers that are not finite; use another checkpoint")
+        yield block
 
 
 def _read(stream: BinaryIO, size: int, piece: Piece) -> bytes:

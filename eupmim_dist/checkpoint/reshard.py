@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from eupmim_dist.checkpoint.layout import STEP_MANIFEST, Checkpoint, check_files, read_manifest, write_manifest
-from eupmim_dist.checkpoint.pieces import Piece, read_pieces, shape_of, stored_blocks
+from eupmim_dist.checkpoint.layout import Checkpoint, check_files
+from eupmim_dist.checkpoint.manifest import STEP_MANIFEST, write_manifest
+from eupmim_dist.checkpoint.pieces import Piece, finite, read_pieces, shape_of, stored_blocks
 from eupmim_dist.checkpoint.stream import Part, shard_metadata, write_parts
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.files import out_directory
@@ -19,8 +20,7 @@ def reshard(checkpoint: Checkpoint, num_ranks: int, out: Path, on_bytes: OnBytes
     `on_bytes` hears of the bytes of each block checked and of each written. Raises Damaged for a damaged checkpoint.
     """
     check_files(checkpoint.path, on_bytes=on_bytes)
-    manifest = read_manifest(checkpoint.path)
-    description = {key: value for key, value in manifest.items() if key not in ("format_version", "files")}
+    description = checkpoint.manifest.model_dump(mode="json", exclude={"format_version", "files"}, exclude_unset=True)
     description["config"] = checkpoint.config.model_dump(mode="json")  # in today's form
     with out_directory(out) as staging:
         files = {}
@@ -68,7 +68,8 @@ def _part(name: str, pieces: list[Piece], first: int = 0, stop: int | None = Non
     num_bytes = _num_bytes(pieces)
     if stop is not None:
         shape, num_bytes = (stop - first, *shape[1:]), (stop - first) * pieces[0].row_bytes
-    return Part(name, pieces[0].dtype, shape, num_bytes, stored_blocks(pieces, first, stop), first)
+    blocks = finite(stored_blocks(pieces, first, stop), pieces, name)
+    return Part(name, pieces[0].dtype, shape, num_bytes, blocks, first)
 
 
 def _num_bytes(pieces: list[Piece]) -> int:

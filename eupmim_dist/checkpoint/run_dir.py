@@ -14,7 +14,6 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from eupmim_dist.checkpoint.layout import (
     Checkpoint,
-    Damaged,
     backups,
     complete_steps,
     open_checkpoint,
@@ -23,6 +22,7 @@ from eupmim_dist.checkpoint.layout import (
     step_dirs,
 )
 from eupmim_dist.checkpoint.load import open_sound
+from eupmim_dist.checkpoint.manifest import Damaged
 from eupmim_dist.checkpoint.writer import recover
 from eupmim_dist.config.load import dump_config, origins
 from eupmim_dist.config.schema import Config

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 
 from eupmim_dist.checkpoint.layout import complete_steps, step_dir, step_dirs
-from eupmim_dist.checkpoint.state import host_copies, readable_failures, training_tensors
+from eupmim_dist.checkpoint.state import host_copies, not_finite, readable_failures, training_tensors
 from eupmim_dist.checkpoint.writer import CheckpointWriter, remove
 from eupmim_dist.config.load import origins
+from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.exchange import own_group
 from eupmim_dist.telemetry.throughput import Throughput
@@ -25,9 +27,21 @@ def save_checkpoint(run: Run, run_dir: Path) -> Path:
     Nothing is at the final path before it is complete, and nothing is deleted before that.
     """
     writer = _writer(run, run_dir)
+    with agreed(run.world):
+        tensors = _finite(run, training_tensors(run))
     with agreed(run.world), readable_failures(writer.final):
-        dcp.save(dict(training_tensors(run)), storage_writer=writer, no_dist=run.world.size == 1)
+        dcp.save(tensors, storage_writer=writer, no_dist=run.world.size == 1)
     return writer.final
+
+
+def _finite(run: Run, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same. Raises UserError if a number is not finite: a checkpoint is something to go on from."""
+    if strange := not_finite(tensors):
+        raise UserError(
+            f"step {run.progress.step}: {strange} holds numbers that are not finite, so it is not saved: the training "
+            "has diverged; lower train.learning_rate or train.l2, or set train.clip_norm"
+        )
+    return tensors
 
 
 class Saving:
@@ -43,7 +57,7 @@ class Saving:
         writer = _writer(run, run_dir)
         self._path = writer.final
         with agreed(run.world):
-            tensors = host_copies(training_tensors(run), run.world)
+            tensors = host_copies(_finite(run, training_tensors(run)), run.world)
         group = None if alone else own_group("checkpoints")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._future = self._thread.submit(dcp.save, tensors, storage_writer=writer, process_group=group, no_dist=alone)

@@ -71,6 +71,16 @@ def row_views(shards: Mapping[str, tuple[Shard, Tensor]], world: World) -> dict[
     return views
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor of which this rank holds a number that is not finite."""
+    for name, tensor in tensors.items():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        # The largest absolute value, which NaN comes through: no mask as large as the table.
+        if local.numel() and local.is_floating_point() and not torch.linalg.vector_norm(local, torch.inf).isfinite():
+            return name
+    return None
+
+
 def host_copies(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """The tensors as they are now, in host memory."""
 

@@ -1,6 +1,5 @@
 """Whether checkpoints and models are what was written: complete, unchanged, whole and finite."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +9,25 @@ from safetensors import SafetensorError, safe_open
 
 from eupmim_dist.checkpoint.layout import (
     INDEX_FILE,
-    MODEL_MANIFEST,
-    STEP_MANIFEST,
-    Checkpoint,
-    Damaged,
+    PackageMissing,
     backups,
     check_files,
     open_checkpoint,
     readable_steps,
     step_dirs,
 )
+from eupmim_dist.checkpoint.manifest import MODEL_MANIFEST, STEP_MANIFEST, Damaged, read_manifest
 from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
 from eupmim_dist.errors import UserError
-from eupmim_dist.files import beside
+from eupmim_dist.files import beside, read_text
 from eupmim_dist.hashing import OnBytes, ignore_bytes
+from eupmim_dist.metadata import Metadata, parse
+
+
+class Index(Metadata):
+    """Of a model in several files."""
+
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Finding:
     step: int | None
     problem: str | None
     """One line that says what is wrong, if anything is."""
+    note: str | None = None
+    """One that says why a sound one cannot be used here."""
 
 
 def to_verify(path: Path) -> list[Path]:
@@ -66,13 +72,17 @@ def verify(path: Path, on_bytes: OnBytes = ignore_bytes) -> Finding:
 
     `on_bytes` hears of each block hashed and of each looked at.
     """
-    step = None
+    step, note = None, None
     try:
-        checkpoint = open_checkpoint(path)
-        step = checkpoint.step
+        manifest = read_manifest(path)
+        step = manifest.step
+        try:
+            open_checkpoint(path)
+        except PackageMissing as missing:
+            note = str(missing)
         check_files(path, on_bytes=on_bytes)
         pieces = read_pieces(path)
-        for problem in _misfits(checkpoint, pieces):
+        for problem in _misfits(path, manifest.tables, pieces):
             raise Damaged(problem)
         for name, of_tensor in pieces.items():
             for block in stored_blocks(of_tensor):
@@ -83,10 +93,10 @@ def verify(path: Path, on_bytes: OnBytes = ignore_bytes) -> Finding:
         return Finding(path, step, str(error).replace(f"{path}/", "").removeprefix(f"{path}: "))
     except OSError as error:
         return Finding(path, step, f"cannot be read: {error.strerror}")
-    return Finding(path, step, None)
+    return Finding(path, step, None, note)
 
 
-def _misfits(checkpoint: Checkpoint, pieces: dict[str, list[Piece]]) -> Iterator[str]:
+def _misfits(path: Path, tables: dict[str, tuple[int, int]], pieces: dict[str, list[Piece]]) -> Iterator[str]:
     """Where the tensors are not those that the manifest tells of."""
     for file in {piece.file for of_tensor in pieces.values() for piece in of_tensor}:
         try:
@@ -94,15 +104,15 @@ def _misfits(checkpoint: Checkpoint, pieces: dict[str, list[Piece]]) -> Iterator
                 pass
         except (SafetensorError, OSError) as error:
             yield f"{file}: is no sound safetensors file ({error})"
-    for table in checkpoint.tables:
+    for table in tables:
         if f"table.{table}" not in pieces:
             yield f"table.{table} is missing"
     for name, of_tensor in pieces.items():
         kind, _, rest = name.partition(".")
         shape = shape_of(of_tensor)
-        if kind == "table" and list(shape) != checkpoint.tables.get(rest):
-            yield f"{name} is {shape}, the manifest says {checkpoint.tables.get(rest)}"
-        elif kind == "table_optimizer" and shape[:1] != tuple(checkpoint.tables.get(rest.rpartition(".")[0], [])[:1]):
+        if kind == "table" and shape != tables.get(rest):
+            yield f"{name} is {shape}, the manifest says {tables.get(rest)}"
+        elif kind == "table_optimizer" and shape[:1] != tables.get(rest.rpartition(".")[0], ())[:1]:
             yield f"{name} is {shape}, which is not an entry for each row of its table"
         elif kind == "dense_optimizer":
             of = f"dense.{rest.partition('.')[2]}"
@@ -110,7 +120,12 @@ def _misfits(checkpoint: Checkpoint, pieces: dict[str, list[Piece]]) -> Iterator
                 yield f"{name} is {shape}, which is not the shape of {of}"
         elif kind not in ("table", "table_optimizer", "dense"):
             yield f"{name} is no tensor of a checkpoint"
-    if (index := checkpoint.path / INDEX_FILE).is_file():
-        where = {name: piece.file.name for name, [piece] in pieces.items()}
-        if json.loads(index.read_text(encoding="utf-8"))["weight_map"] != where:
-            yield f"{INDEX_FILE} tells other files than those that hold the tensors"
+    if (index := path / INDEX_FILE).is_file():
+        where = [(name, piece.file.name) for name, of_tensor in pieces.items() for piece in of_tensor]
+        try:
+            told = sorted(parse(Index, read_text(index)).weight_map.items())
+        except ValueError as error:
+            yield f"{INDEX_FILE} is no index ({error})"
+        else:
+            if told != sorted(where):
+                yield f"{INDEX_FILE} tells other files than those that hold the tensors"

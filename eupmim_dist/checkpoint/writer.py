@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from eupmim_dist.checkpoint.layout import STEP_MANIFEST, backups, write_manifest
+from eupmim_dist.checkpoint.layout import backups
+from eupmim_dist.checkpoint.manifest import STEP_MANIFEST, write_manifest
 from eupmim_dist.checkpoint.stream import Part, shard_metadata, write_parts
 from eupmim_dist.files import beside, put_back, replace_directory, sync_directory
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from eupmim_dist.data.manifest import StoreManifest
 from eupmim_dist.data.splits import SPLIT_RULES
 from eupmim_dist.telemetry.log import console
 
@@ -33,21 +33,21 @@ def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def print_store(out: Path, manifest: dict[str, Any]) -> None:
+def print_store(out: Path, manifest: StoreManifest) -> None:
     """The counts of a store, from its manifest, as a table on stdout."""
-    counts = manifest["counts"]
-    table = Table(title=f"{manifest['name']}: {manifest['source']}", title_justify="left", show_header=False)
+    counts = manifest.counts
+    table = Table(title=f"{manifest.name}: {manifest.source}", title_justify="left", show_header=False)
     table.add_column("what")
     table.add_column("count", justify="right")
-    for what in ("users", "items", "interactions"):
-        table.add_row(what, f"{counts[what]:,}")
-    for what, held_out in SPLIT_RULES[manifest["split_rule"]].rows(manifest["split_users"]).items():
+    for what, count in (("users", counts.users), ("items", counts.items), ("interactions", counts.interactions)):
+        table.add_row(what, f"{count:,}")
+    for what, held_out in SPLIT_RULES[manifest.split_rule].rows(manifest.split_users).items():
         table.add_row(what, held_out)
-    for attribute in manifest["attributes"]:
-        table.add_row(f"values of {attribute['name']}", f"{attribute['cardinality']:,}")
-    if manifest["timestamp_ties"] is not None:
-        table.add_row("equal timestamps, kept in file order", f"{manifest['timestamp_ties']:,}")
-    for what, count in manifest["report"].items():
+    for attribute in manifest.attributes:
+        table.add_row(f"values of {attribute.name}", f"{attribute.cardinality:,}")
+    if manifest.timestamp_ties is not None:
+        table.add_row("equal timestamps, kept in file order", f"{manifest.timestamp_ties:,}")
+    for what, count in manifest.report.items():
         table.add_row(what.replace("_", " "), f"{count:,}")
     console().print(table)
     console().print(f"Wrote {out}")

@@ -43,7 +43,8 @@ def verify(
         table.add_column(column, justify="right" if column in ("step", "MB") else "left", overflow="fold")
     for finding in findings:
         step = "" if finding.step is None else f"{finding.step:,}"
-        table.add_row(str(finding.path), step, f"{sizes[finding.path] / 1e6:,.1f}", finding.problem or "sound")
+        verdict = finding.problem or (f"sound, but not to be used here: {finding.note}" if finding.note else "sound")
+        table.add_row(str(finding.path), step, f"{sizes[finding.path] / 1e6:,.1f}", verdict)
     print_table(table)
     for left in [left for path in paths for left in left_overs(path)]:
         console().print(f"{left}: unfinished; it is being written, or was when that was killed")

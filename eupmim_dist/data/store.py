@@ -8,47 +8,18 @@ hashes. `writer.py` is the only place that writes one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from eupmim_dist.data.checks import check_values
+from eupmim_dist.data.manifest import ARRAYS, MANIFEST, TABLES, Attribute, StoreManifest, read_manifest
 from eupmim_dist.data.splits import SPLIT_RULES, SplitRule
-from eupmim_dist.errors import UserError
-from eupmim_dist.hashing import sha256, sha256_of_json
-
-FORMAT_VERSION = 1
-MANIFEST = "dataset.json"
-ARRAYS = ("offsets", "items", "timestamps", "attributes", "split")
-OPTIONAL_ARRAYS = ("timestamps",)
-TABLES = ("users.parquet", "items.parquet")
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """A categorical attribute of every user; its values are 0..cardinality-1."""
-
-    name: str
-    cardinality: int
-    labels: tuple[str, ...] | None = None
-    """What each value is called in the source, where it is known there."""
-
-    @classmethod
-    def from_manifest(cls, entry: dict[str, Any]) -> Attribute:
-        """Reads what `as_manifest` gave. Raises KeyError, TypeError or ValueError if it is something else."""
-        name, cardinality = str(entry["name"]), int(entry["cardinality"])
-        labels = entry.get("labels")
-        if labels is not None and not len(set(labels)) == len(labels) == cardinality:
-            raise ValueError(f"attribute {name} has {cardinality} values and not as many labels")
-        return cls(name, cardinality, None if labels is None else tuple(labels))
-
-    def as_manifest(self) -> dict[str, Any]:
-        """For JSON; without labels where none are known."""
-        known = {} if self.labels is None else {"labels": list(self.labels)}
-        return {"name": self.name, "cardinality": self.cardinality, **known}
+from eupmim_dist.data.tables import has_titles, open_table, read_table
+from eupmim_dist.errors import UserError, short
+from eupmim_dist.hashing import sha256
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +29,7 @@ class InteractionStore:
     `num_users` counts the rows of the user table (ids 0..num_users-1). `num_item_rows` counts the rows of the
     item table with its padding row 0; items are 1..num_item_rows-1. `fingerprint` identifies the content and
     is the same wherever the directory lies. `split_rule` says what the codes in `split` mean (splits.py).
-    `manifest` is the parsed dataset.json.
+    `manifest` is what dataset.json says.
     """
 
     path: Path
@@ -73,56 +44,43 @@ class InteractionStore:
     timestamps: np.ndarray | None = field(repr=False)
     attribute_values: np.ndarray = field(repr=False)
     split: np.ndarray = field(repr=False)
-    manifest: dict[str, Any] = field(repr=False)
+    manifest: StoreManifest = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> InteractionStore:
         """Open the store in directory `path`.
 
-        Format version, file sizes, dtypes and shapes are always checked; `verify` also reads every file and
-        checks its SHA-256.
+        The manifest, file sizes, dtypes and shapes are always checked; `verify` also reads every file, compares its
+        SHA-256 and looks whether its values are such as the manifest declares.
 
         Raises:
             UserError: `path` holds no store, one of another format version, or a damaged one.
         """
         path = Path(path)
         manifest = read_manifest(path)
-        arrays: dict[str, np.ndarray | None] = dict.fromkeys(ARRAYS)
-        try:
-            counts = manifest["counts"]
-            num_users, num_item_rows = int(counts["users"]), int(counts["item_rows"])
-            attributes = tuple(map(Attribute.from_manifest, manifest["attributes"]))
-            if manifest["split_rule"] not in SPLIT_RULES:
-                raise ValueError(f"unknown split rule {manifest['split_rule']!r}")
-            _check_files(path, manifest["files"], verify=verify)
-            for name in ARRAYS:
-                if f"{name}.npy" in manifest["files"]:
-                    arrays[name] = np.lib.format.open_memmap(path / f"{name}.npy", mode="r")  # nothing else
-            _check_arrays(arrays, num_users, int(counts["interactions"]), len(attributes))
-            fingerprint = _fingerprint(manifest)
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{path / MANIFEST}: damaged store ({what}); prepare it again") from error
-        offsets, items, attribute_values, split = (arrays[name] for name in ARRAYS if name not in OPTIONAL_ARRAYS)
-        assert offsets is not None
-        assert items is not None
-        assert attribute_values is not None
-        assert split is not None
-        return cls(
+        _check_files(path, manifest, verify=verify)
+        arrays = {name: _array(path / f"{name}.npy") for name in ARRAYS if f"{name}.npy" in manifest.files}
+        _check_arrays(path, arrays, manifest)
+        for name in TABLES:
+            open_table(path / name)
+        store = cls(
             path=path,
-            name=str(manifest["name"]),
-            fingerprint=fingerprint,
-            num_users=num_users,
-            num_item_rows=num_item_rows,
-            attributes=attributes,
-            split_rule=manifest["split_rule"],
-            offsets=offsets,
-            items=items,
-            timestamps=arrays["timestamps"],
-            attribute_values=attribute_values,
-            split=split,
+            name=manifest.name,
+            fingerprint=manifest.fingerprint,
+            num_users=manifest.counts.users,
+            num_item_rows=manifest.counts.item_rows,
+            attributes=manifest.attributes,
+            split_rule=manifest.split_rule,
+            offsets=arrays["offsets"],
+            items=arrays["items"],
+            timestamps=arrays.get("timestamps"),
+            attribute_values=arrays["attributes"],
+            split=arrays["split"],
             manifest=manifest,
         )
+        if verify:
+            check_values(store)
+        return store
 
     @property
     def rule(self) -> SplitRule:
@@ -165,12 +123,8 @@ class InteractionStore:
         import polars as pl
 
         wanted = np.asarray(ids, dtype=np.int64)
-        frame = (
-            pl.scan_parquet(self.path / table)
-            .filter(pl.col("id").is_in(pl.Series(np.unique(wanted)).implode()))
-            .select("id", "raw_id")
-            .collect()
-        )
+        these = pl.col("id").is_in(pl.Series(np.unique(wanted)).implode())
+        frame = read_table(self.path / table, ["id", "raw_id"], these)
         known = dict(zip(frame["id"].to_list(), frame["raw_id"].to_list(), strict=True))
         return [known.get(i) for i in wanted.tolist()]
 
@@ -179,93 +133,62 @@ class InteractionStore:
         import polars as pl
 
         wanted = pl.Series(sorted({str(each) for each in raw}), dtype=pl.String)
-        table = pl.scan_parquet(self.path / "users.parquet")
-        frame = table.filter(pl.col("raw_id").is_in(wanted.implode())).select("id", "raw_id").collect()
+        these = pl.col("raw_id").is_in(wanted.implode())
+        frame = read_table(self.path / "users.parquet", ["id", "raw_id"], these)
         known = dict(zip(frame["raw_id"].to_list(), frame["id"].to_list(), strict=True))
         return [known.get(str(each)) for each in raw]
 
     def item_titles(self) -> list[str | None] | None:
         """Titles by item id (`num_item_rows` entries, None where unknown); None if the data has none."""
-        import polars as pl
-
-        table = pl.scan_parquet(self.path / "items.parquet")
-        if "title" not in table.collect_schema().names():
+        if not has_titles(file := self.path / "items.parquet"):
             return None
-        frame = table.select("id", "title").collect()
+        frame = read_table(file, ["id", "title"])
         titles: list[str | None] = [None] * self.num_item_rows
         for item, title in zip(frame["id"].to_list(), frame["title"].to_list(), strict=True):
             titles[item] = title
         return titles
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The parsed `dataset.json` of the store at `path`; UserError if there is none of this format version."""
-    file = path / MANIFEST
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory; make a store with `eupmim-dist prepare` or `synth`")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: not found, so this is no interaction store; make one with `eupmim-dist prepare`"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); prepare the store again") from error
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{file}: format_version is {version!r}, this program reads {FORMAT_VERSION}; prepare the store again"
-        )
-    return manifest
-
-
-def _fingerprint(manifest: dict[str, Any]) -> str:
-    hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    content = [
-        hashes,
-        manifest["split_rule"],
-        [[a["name"], a["cardinality"]] for a in manifest["attributes"]],
-    ]
-    return sha256_of_json(content)
-
-
-def _check_files(path: Path, files: dict[str, dict[str, Any]], *, verify: bool) -> None:
-    required = {f"{name}.npy" for name in ARRAYS if name not in OPTIONAL_ARRAYS} | set(TABLES)
-    if missing := sorted(required - files.keys()):
-        raise ValueError(f"files lists no {missing[0]}")
-    for name, entry in files.items():
+def _check_files(path: Path, manifest: StoreManifest, *, verify: bool) -> None:
+    for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
             raise UserError(f"{file}: missing from the store; copy it again or prepare the store again")
-        if (size := file.stat().st_size) != entry["bytes"]:
+        if (size := file.stat().st_size) != entry.bytes:
             raise UserError(
-                f"{file}: {size} bytes, {MANIFEST} says {entry['bytes']}; copy it again or prepare the store again"
+                f"{file}: {size} bytes, {MANIFEST} says {entry.bytes}; copy it again or prepare the store again"
             )
-        if file.suffix == ".parquet" and not _is_parquet(file):
-            raise UserError(f"{file}: is no Parquet file; copy it again or prepare the store again")
-        if verify and sha256(file) != entry["sha256"]:
+        if verify and sha256(file) != entry.sha256:
             raise UserError(
                 f"{file}: content does not match its SHA-256 in {MANIFEST}; copy it again or prepare the store again"
             )
 
 
-def _is_parquet(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(4) == b"PAR1"
+def _array(file: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(file, mode="r")  # nothing else: no pickle
+    except (ValueError, OSError, SyntaxError, MemoryError, OverflowError) as error:  # of whatever its header says
+        raise UserError(
+            f"{file}: cannot be read as an array ({short(error)}); copy it again or prepare the store again"
+        ) from None
 
 
-def _check_arrays(arrays: dict[str, np.ndarray | None], users: int, interactions: int, attributes: int) -> None:
+def _check_arrays(path: Path, arrays: dict[str, np.ndarray], manifest: StoreManifest) -> None:
+    users, interactions = manifest.counts.users, manifest.counts.interactions
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "offsets": (("int64",), (users + 1,)),
         "items": (("int32", "int64"), (interactions,)),
         "timestamps": (("int64",), (interactions,)),
-        "attributes": (("int32",), (users, attributes)),
+        "attributes": (("int32",), (users, len(manifest.attributes))),
         "split": (("uint8",), (users,)),
     }
     for name, array in arrays.items():
         dtypes, shape = expected[name]
-        if array is not None and (array.dtype.name not in dtypes or array.shape != shape):
-            raise ValueError(f"{name}.npy is {array.dtype} {array.shape}, expected {' or '.join(dtypes)} {shape}")
+        if array.dtype.name not in dtypes or array.shape != shape:
+            raise UserError(
+                f"{path / name}.npy: is {array.dtype} {array.shape}, expected {' or '.join(dtypes)} {shape}; copy it "
+                "again or prepare the store again"
+            )
     offsets = arrays["offsets"]
-    if offsets is not None and (offsets[0] != 0 or offsets[-1] != interactions):
-        raise ValueError("offsets.npy does not span items.npy")
+    if offsets[0] != 0 or offsets[-1] != interactions:
+        raise UserError(f"{path}/offsets.npy: does not span items.npy; copy it again or prepare the store again")

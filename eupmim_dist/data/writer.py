@@ -8,20 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES
-from eupmim_dist.data.store import (
+from eupmim_dist.data.manifest import (
     ARRAYS,
-    FORMAT_VERSION,
     MANIFEST,
     TABLES,
     Attribute,
+    Counts,
+    StoreFile,
+    StoreManifest,
     read_manifest,
 )
+from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES
 from eupmim_dist.errors import UserError
 from eupmim_dist.files import new_directory, replace_text
 from eupmim_dist.hashing import sha256
@@ -84,8 +85,8 @@ def write_manifest(
     attributes: Sequence[Attribute],
     num_item_rows: int,
     report: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """Write `dataset.json` over the arrays and tables that lie in `directory`, and return its content.
+) -> StoreManifest:
+    """Write `dataset.json` over the arrays and tables that lie in `directory`, and return it.
 
     `source` says what the data was made from.
     """
@@ -93,25 +94,24 @@ def write_manifest(
     files = [file for file in files if file.exists()] + [directory / table for table in TABLES]
     offsets = np.load(directory / "offsets.npy", mmap_mode="r")
     split = np.load(directory / "split.npy", mmap_mode="r")
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "source": source,
-        "counts": {
-            "users": len(split),
-            "users_in_a_split": int(np.count_nonzero(split != NO_SPLIT)),
-            "items": num_item_rows - 1,
-            "item_rows": num_item_rows,
-            "interactions": int(offsets[-1]),
-        },
-        "split_rule": split_rule,
-        "split_users": SPLIT_RULES[split_rule].sizes(split),
-        "attributes": [attribute.as_manifest() for attribute in attributes],
-        "timestamp_ties": _timestamp_ties(directory, offsets),
-        "report": dict(report or {}),
-        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files},
-    }
-    replace_text(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    manifest = StoreManifest(
+        name=name,
+        source=source,
+        counts=Counts(
+            users=len(split),
+            users_in_a_split=int(np.count_nonzero(split != NO_SPLIT)),
+            items=num_item_rows - 1,
+            item_rows=num_item_rows,
+            interactions=int(offsets[-1]),
+        ),
+        split_rule=split_rule,
+        split_users=SPLIT_RULES[split_rule].sizes(split),
+        attributes=tuple(attributes),
+        timestamp_ties=_timestamp_ties(directory, offsets),
+        report=dict(report or {}),
+        files={file.name: StoreFile(bytes=file.stat().st_size, sha256=sha256(file)) for file in files},
+    )
+    replace_text(directory / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
     return manifest
 
 
@@ -130,11 +130,11 @@ def check_replaceable(out: Path, *, force: bool) -> None:
     if strangers:
         raise UserError(f"{out}: holds {min(strangers)} beside a store; name another directory with --out")
     if not force:
-        name = read_manifest(out).get("name")
+        name = read_manifest(out).name
         raise UserError(f"{out}: already holds the store {name!r}; replace it with --force or name another --out")
 
 
-def write_dataset(dataset: Dataset, out: Path, *, name: str, source: str, force: bool = False) -> dict[str, Any]:
+def write_dataset(dataset: Dataset, out: Path, *, name: str, source: str, force: bool = False) -> StoreManifest:
     """Write `dataset` as a store at `out` and return its manifest."""
     num_item_rows = len(dataset.raw_items) + 1
     with new_store(out, force=force) as directory:

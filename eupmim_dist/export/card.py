@@ -19,14 +19,14 @@ SETTINGS = (
 """Told beside all of `task`, `model` and `objective`: what results depend on most."""
 
 
-def model_card(checkpoint: Checkpoint, store: InteractionStore, versions: dict[str, str], name: str) -> str:
+def model_card(checkpoint: Checkpoint, store: InteractionStore, name: str) -> str:
     """Markdown with a YAML header. `name` is the path of the model in the examples."""
     config = checkpoint.config
     sections = [
         _header(config),
         f"# {config.model.name} on {store.name}",
         f"A recommender with {config.model.summary()}: an item is as good as its largest dot product with them.",
-        _training(checkpoint, store, versions),
+        _training(checkpoint, store),
         "## Metrics",
         _valid_metric(checkpoint),
         _test_metrics(checkpoint),
@@ -48,25 +48,25 @@ def _header(config: Config) -> str:
     return f"---\nlibrary_name: eupmim-dist\ntags:\n{tags}\n---"
 
 
-def _training(checkpoint: Checkpoint, store: InteractionStore, versions: dict[str, str]) -> str:
-    counts = store.manifest["counts"]
+def _training(checkpoint: Checkpoint, store: InteractionStore) -> str:
+    counts = store.manifest.counts
     held_out = store.rule.sentence(store.rule.sizes(store.split))
-    by = ", ".join(f"{what} {version}" for what, version in versions.items())
+    by = ", ".join(f"{what} {version}" for what, version in checkpoint.manifest.versions.items())
     return (
         f"Trained for {checkpoint.step:,} steps on `{store.name}` (fingerprint `{store.fingerprint[:12]}`): "
-        f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions; {held_out}. "
+        f"{counts.users:,} users, {counts.items:,} items, {counts.interactions:,} interactions; {held_out}. "
         f"Written by {by}."
     )
 
 
 def _valid_metric(checkpoint: Checkpoint) -> str:
-    training, config = checkpoint.training, checkpoint.config.evaluation
-    if training.get("best_value") is None:
+    progress, config = checkpoint.progress, checkpoint.config.evaluation
+    if progress is None or progress.best_value is None:
         return "Not evaluated on the valid split."
-    best = f"{config.metric} {training['best_value']:.4f} on the valid split, protocol `{config.protocol}`"
-    if training["best_step"] == checkpoint.step:
+    best = f"{config.metric} {progress.best_value:.4f} on the valid split, protocol `{config.protocol}`"
+    if progress.best_step == checkpoint.step:
         return f"{best}, by which this step was chosen."
-    return f"This is step {checkpoint.step:,}; the run's best so far was step {training['best_step']:,}: {best}."
+    return f"This is step {checkpoint.step:,}; the run's best so far was step {progress.best_step:,}: {best}."
 
 
 def _test_metrics(checkpoint: Checkpoint) -> str:

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eupmim_dist.checkpoint.layout import Checkpoint, Damaged
+from eupmim_dist.checkpoint.layout import Checkpoint
+from eupmim_dist.checkpoint.manifest import Damaged
 from eupmim_dist.checkpoint.pieces import (
     BLOCK_BYTES,
+    FLOATS,
     Piece,
     as_numbers,
     blocks_by_id,
+    finite,
     read_pieces,
     shape_of,
     stored_blocks,
@@ -26,8 +29,6 @@ from eupmim_dist.export.vector_files import Block, Vectors
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.models.release import ITEM_BIASES
 
-FLOATS = ("F64", "F32", "F16", "BF16")
-
 
 def item_vectors(checkpoint: Checkpoint) -> Vectors:
     """Vectors [items, D] in the order of their ids, without the padding row, read in blocks of BLOCK_BYTES."""
@@ -36,7 +37,7 @@ def item_vectors(checkpoint: Checkpoint) -> Vectors:
 
     def blocks() -> Iterator[Block]:
         first = 0
-        for content in _by_id(checkpoint, pieces):
+        for content in finite(_by_id(checkpoint, pieces), pieces, f"table.{ITEM_TABLE}"):
             block = _float32(content, pieces[0], (-1, dim))
             ids = np.arange(first, first := first + len(block))
             kept = slice(1 if ids[0] == 0 else 0, None)
@@ -69,7 +70,8 @@ def write_authors(checkpoint: Checkpoint, store: InteractionStore, file: Path) -
     for ours, theirs in release_names(model.name, dense, store).items():
         pieces = _floats(stored, ours, checkpoint)
         content = _by_id(checkpoint, pieces) if ours.startswith("table.") else stored_blocks(pieces)
-        tensors[theirs] = torch.from_numpy(_float32(b"".join(content), pieces[0], shape_of(pieces)))
+        whole = b"".join(finite(content, pieces, ours))
+        tensors[theirs] = torch.from_numpy(_float32(whole, pieces[0], shape_of(pieces)))
     unused = {ITEM_BIASES: (store.num_item_rows, 1), **release.unused(model.dim, store.num_users)}
     tensors = {name: torch.zeros(shape) for name, shape in unused.items()} | tensors
     try:

@@ -13,10 +13,14 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from eupmim_dist.checkpoint.layout import Checkpoint, Damaged
+from eupmim_dist.checkpoint.layout import Checkpoint
+from eupmim_dist.checkpoint.manifest import Damaged
 from eupmim_dist.checkpoint.pieces import BLOCK_BYTES, Piece, as_numbers, read_pieces, shape_of, stored_blocks
+from eupmim_dist.checkpoint.state import model_tensors, not_finite
 from eupmim_dist.config.registry import build
-from eupmim_dist.data.store import Attribute, InteractionStore
+from eupmim_dist.data.manifest import Attribute
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.tables import open_table
 from eupmim_dist.errors import UserError
 from eupmim_dist.hashing import OnBytes, ignore_bytes
 from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
@@ -68,6 +72,8 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
             if name not in assembled.model.attribute_weights().values():
                 parameter.data.copy_(_whole(pieces[_DENSE + name]))
         told = _take_attributes(assembled, source, trained_on, of_attributes, pieces)
+        if strange := not_finite(model_tensors(assembled.model, assembled.tables)):
+            raise Damaged(f"{source.path}: {strange} holds numbers that are not finite; use another checkpoint")
     lines = [f"starting from {source.path}, step {source.step}"]
     for name, shard in assembled.tables.shards.items():
         total = taken[name] if shard.replicated else sum(everywhere(taken[name], world))
@@ -79,25 +85,27 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
 
 def _trained_on(source: Checkpoint, assembled: Assembled, world: World) -> InteractionStore | None:
     """The store that a model was trained on: this one, if it is the same; none if the model itself tells enough."""
-    if source.data["fingerprint"] == assembled.store.fingerprint:
+    if source.data.fingerprint == assembled.store.fingerprint:
         return assembled.store
     maps = {shard.spec.id_map for shard in assembled.tables.shards.values()} - {None}
-    if "attributes" in source.data and all((source.path / f"{name}.parquet").is_file() for name in maps):
+    if source.data.attributes is not None and all((source.path / f"{name}.parquet").is_file() for name in maps):
         return None
     directory = source.config.data.dir
     with suppress(UserError):
         found = InteractionStore.open(directory, verify=world.local_rank == 0)
-        if found.fingerprint == source.data["fingerprint"]:
+        if found.fingerprint == source.data.fingerprint:
             return found
     raise UserError(
         f"{source.path}: has no id maps, and {directory} does not hold the store it was trained on "
-        f"({source.data['name']}); run `eupmim-dist consolidate` where that is and start from the model it writes"
+        f"({source.data.name}); run `eupmim-dist consolidate` where that is and start from the model it writes"
     )
 
 
 def _attribute_weights(source: Checkpoint, attributes: list[Attribute], of_users: list[str]) -> dict[str, str]:
     """As `Model.attribute_weights` of the source; `of_users` are the tables with a row for each user."""
     sizes = {name: rows for name, (rows, _) in source.tables.items()}
+    if ITEM_TABLE not in sizes:
+        raise Damaged(f"{source.path}: its manifest tells of no table {ITEM_TABLE}; use another checkpoint")
     shape = DataShape(
         num_users=max((sizes[name] for name in of_users if name in sizes), default=1),
         num_item_rows=sizes[ITEM_TABLE],
@@ -147,10 +155,10 @@ def _matches(shard: Shard, new_map: Path, old_map: Path, source_rows: int) -> np
     ids = shard.ids().numpy()
     try:
         found = (
-            pl.scan_parquet(new_map)
+            open_table(new_map)
             .select("id", "raw_id")
             .join(pl.LazyFrame({"id": ids}), on="id", how="semi")
-            .join(pl.scan_parquet(old_map).select("raw_id", source="id"), on="raw_id")
+            .join(open_table(old_map).select("raw_id", source="id"), on="raw_id")
             .select("id", "source")
             .collect(engine="streaming")
         )
@@ -246,10 +254,9 @@ def _matching_values(attribute: Attribute, before: Attribute) -> np.ndarray:
 def _attributes(source: Checkpoint, trained_on: InteractionStore | None) -> list[Attribute]:
     if trained_on is not None:
         return list(trained_on.attributes)
-    try:
-        return [Attribute.from_manifest(entry) for entry in source.data["attributes"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"{source.path}: the attributes in its manifest cannot be read ({error!r})") from None
+    if source.data.attributes is None:
+        raise Damaged(f"{source.path}: its manifest does not tell the attributes it was trained with")
+    return list(source.data.attributes)
 
 
 def _whole(pieces: list[Piece]) -> Tensor:

@@ -6,17 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eupmim_dist.checkpoint.layout import (
-    INDEX_FILE,
-    MODEL_MANIFEST,
-    TENSOR_FILE,
-    Checkpoint,
-    check_files,
-    read_manifest,
-    write_manifest,
-)
+from eupmim_dist.checkpoint.layout import INDEX_FILE, TENSOR_FILE, Checkpoint, check_files
+from eupmim_dist.checkpoint.manifest import MODEL_MANIFEST, write_manifest
 from eupmim_dist.checkpoint.origin import copy_id_maps, store_of
-from eupmim_dist.checkpoint.pieces import Piece, blocks_by_id, read_pieces, shape_of, stored_blocks
+from eupmim_dist.checkpoint.pieces import Piece, blocks_by_id, finite, read_pieces, shape_of, stored_blocks
 from eupmim_dist.checkpoint.stream import Part, write_parts
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
@@ -69,7 +62,7 @@ def consolidate(
             dtype=pieces[0].dtype,
             shape=shape_of(pieces),
             num_bytes=sum(piece.num_bytes for piece in pieces),
-            blocks=blocks_by_id(pieces) if name.startswith("table.") else stored_blocks(pieces),
+            blocks=finite(blocks_by_id(pieces) if name.startswith("table.") else stored_blocks(pieces), pieces, name),
         )
         for name, pieces in model_pieces(checkpoint).items()
     ]
@@ -83,11 +76,11 @@ def consolidate(
             (staging / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
             files[INDEX_FILE] = file_entry(staging / INDEX_FILE)
         files |= copy_id_maps(store, staging)
-        written = read_manifest(checkpoint.path)
-        (staging / CARD_FILE).write_text(model_card(checkpoint, store, written["versions"], str(out)), encoding="utf-8")
-        kept = {key: written[key] for key in ("step", "tables", "data", "versions")}
-        kept["config"] = checkpoint.config.model_dump(mode="json")
-        write_manifest(staging, MODEL_MANIFEST, {**kept, "training": {}, "trained": checkpoint.training}, files)
+        (staging / CARD_FILE).write_text(model_card(checkpoint, store, str(out)), encoding="utf-8")
+        kept = checkpoint.manifest.model_dump(mode="json", include={"step", "tables", "data", "versions"})
+        assert checkpoint.progress is not None, "a model is consolidated already"
+        kept |= {"config": checkpoint.config.model_dump(mode="json"), "trained": checkpoint.progress.as_dict()}
+        write_manifest(staging, MODEL_MANIFEST, kept, files)
     return total
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from eupmim_dist.data.tables import has_titles, open_table
 from eupmim_dist.errors import UserError
 
 ROWS_PER_GROUP = 1 << 16
@@ -94,7 +95,7 @@ def write_parquet(vectors: Vectors, store: Path, out: Path) -> None:
 def _write_ids(vectors: Vectors, store: Path, out: Path, take: Callable[[np.ndarray, np.ndarray], Any]) -> None:
     """Hands each block to `take` and writes the table of the ids."""
     table = store / f"{vectors.kind}.parquet"
-    titled = "title" in pl.scan_parquet(table).collect_schema()
+    titled = has_titles(table)
 
     def frames() -> Iterator[pl.DataFrame]:
         row = 0
@@ -109,7 +110,7 @@ def _write_ids(vectors: Vectors, store: Path, out: Path, take: Callable[[np.ndar
 
 def _named(ids: np.ndarray, table: Path) -> pl.DataFrame:
     """The rows of a store's table for some ids, in their order; null where it has none."""
-    near = pl.scan_parquet(table).filter(pl.col("id").is_between(int(ids[0]), int(ids[-1]))).collect()
+    near = open_table(table).filter(pl.col("id").is_between(int(ids[0]), int(ids[-1]))).collect()
     return pl.DataFrame({"id": ids}).join(near, on="id", how="left", maintain_order="left")
 
 

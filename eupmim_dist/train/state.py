@@ -1,12 +1,14 @@
 """What a training run is made of, and the little that changes while it trains."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.metadata import Count
 from eupmim_dist.models.interface import Model
 from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.optim.tables import TableOptimizer
@@ -21,13 +23,13 @@ from eupmim_dist.tasks.interface import Task
 class Progress:
     """Where training stands; with the weights and optimizer states, all that a resumed run needs."""
 
-    step: int = 0
+    step: Count = 0
     """Steps done."""
-    num_updates: int = 0
+    num_updates: Count = 0
     """Those among them that were not skipped for their gradients, as of the last checkpoint."""
-    best_value: float | None = None
-    best_step: int | None = None
-    evaluations_since_best: int = 0
+    best_value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    best_step: Count | None = None
+    evaluations_since_best: Count = 0
     stopped: bool = False
     """Early stopping has ended the training."""
 

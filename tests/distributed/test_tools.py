@@ -14,7 +14,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 
 from eupmim_dist.checkpoint import pieces as in_pieces
-from eupmim_dist.checkpoint.layout import STEP_MANIFEST, complete_steps, resolve
+from eupmim_dist.checkpoint.layout import complete_steps, resolve
+from eupmim_dist.checkpoint.manifest import STEP_MANIFEST
 from eupmim_dist.checkpoint.load import load_training
 from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.save import save_checkpoint
@@ -118,7 +119,7 @@ def save_large(store: Path, final: Path) -> None:
     config = Config.model_validate({"data": {"dir": store}})
     description = {
         "step": 5,
-        "training": {},
+        "training": {"step": 5},
         "config": config.model_dump(mode="json"),
         "tables": {"item": [ROWS, DIM]},
         "data": {"name": "small", "fingerprint": small_fingerprint(store)},

@@ -177,7 +177,7 @@ def test_a_frame_of_any_library_makes_the_same_store(place: Path, kind: str) -> 
     made = prepare(frame, "data/made", **COLUMNS)
     assert made.path == Path("data/made")
     assert made.fingerprint == prepare(log, "expected", **COLUMNS).fingerprint
-    assert made.manifest["report"]["dropped_users"] == 0
+    assert made.manifest.report["dropped_users"] == 0
 
 
 def test_pandas_columns_that_nobody_asked_for_may_hold_anything(place: Path) -> None:

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "eupmim_dist"
 LAYERS = [
     ["errors"],
     ["files", "hashing"],
+    ["metadata"],
     ["config"],
     ["telemetry"],
     ["data"],

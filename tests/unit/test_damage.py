@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from eupmim_dist.assemble import describe_end
-from eupmim_dist.checkpoint import layout, load, run_dir
-from eupmim_dist.checkpoint.layout import Damaged, complete_steps, open_checkpoint
+from eupmim_dist.checkpoint import layout, load, manifest, run_dir
+from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint
 from eupmim_dist.checkpoint.load import load_model, load_training, open_sound
+from eupmim_dist.checkpoint.manifest import Damaged
 from eupmim_dist.checkpoint.pieces import Piece
 from eupmim_dist.checkpoint.run_dir import find_start, forget_lost_best, write_config
 from eupmim_dist.errors import UserError
@@ -134,9 +135,9 @@ def test_a_checkpoint_of_a_newer_program_is_not_gone_back_on(tmp_path: Path) -> 
     del content["checksum"]
     files = content.pop("files")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "FORMAT_VERSION", 99)
+        patch.setattr(manifest, "FORMAT_VERSION", 99)
         del content["format_version"]
-        layout.write_manifest(last, "manifest.json", content, files)
+        manifest.write_manifest(last, "manifest.json", content, files)
     with pytest.raises(UserError, match="format version 99, this program reads 4; update eupmim-dist"):
         find_start(tmp_path / "run", "auto", config, WORLD)
 
@@ -250,5 +251,8 @@ def test_another_precision_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     load_training(run, begun.checkpoint)
     assert capsys.readouterr().err == ""
-    load_training(run, replace(begun.checkpoint, mixed_precision="bf16"))
+    load_training(
+        run,
+        replace(begun.checkpoint, manifest=begun.checkpoint.manifest.model_copy(update={"mixed_precision": "bf16"})),
+    )
     assert "was trained with mixed precision bf16 and goes on with no: not the same" in capsys.readouterr().err

@@ -19,7 +19,8 @@ from eupmim_dist.checkpoint.layout import open_checkpoint
 from eupmim_dist.checkpoint.save import save_checkpoint
 from eupmim_dist.cli.export import export
 from eupmim_dist.cli.import_model import import_model
-from eupmim_dist.data.store import Attribute, InteractionStore
+from eupmim_dist.data.manifest import Attribute
+from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset, write_dataset
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.recommend import recommend_items
@@ -47,7 +48,7 @@ def write_store(directory: Path) -> InteractionStore:
         timestamps=None,
         attributes=[Attribute("gender", 2), Attribute("occupation", 4), Attribute("age", 7)],
         attribute_values=np.stack([generator.integers(0, n, NUM_USERS) for n in (2, 4, 7)], axis=1),
-        split=np.repeat([0, 1, 2], [40, 10, 10]),
+        split=np.where(lengths > 0, np.repeat([0, 1, 2], [40, 10, 10]), 255),
         split_rule="by_user",
         raw_users=pl.Series([f"u{1000 - user}" for user in range(NUM_USERS)]),
         raw_items=pl.Series([f"i{9000 - item}" for item in range(1, NUM_ITEMS + 1)]),

@@ -103,7 +103,7 @@ def test_short_histories_are_dropped_and_unseen_items_counted(tmp_path: Path) ->
     assert [store.users(split).tolist() for split in ("train", "valid", "test")] == [[0, 1], [2], [3, 7]]
     assert store.lengths(np.arange(8)).tolist() == [5, 6, 7, 8, 0, 0, 0, 5]  # 4 and 5 are in no file
     assert store.split.tolist() == [0, 0, 1, 2, 255, 255, 255, 2]
-    assert store.manifest["report"] == {
+    assert store.manifest.report == {
         "dropped_users": 1,
         "dropped_interactions": 4,
         "valid_items_unseen_in_training": 0,
@@ -189,7 +189,7 @@ def test_sequential(tmp_path: Path) -> None:
     assert [sequence(store, user) for user in range(3)] == [[3, 1, 2, 4, 5], [], [1, 2, 3, 4, 5, 6, 7]]
     assert store.users("test").tolist() == [0, 2]
     assert store.raw_user_ids(np.array([0, 2])) == ["1", "3"]
-    assert store.manifest["report"] == {
+    assert store.manifest.report == {
         "dropped_users": 1,
         "dropped_interactions": 2,
         "valid_items_unseen_in_training": 1,

@@ -63,10 +63,10 @@ def assert_as_the_authors(store: InteractionStore, events: list[Event]) -> None:
     assert store.timestamps is not None
     assert store.timestamps.tolist() == [event[2] for s in sequences for event in s]
     ties = sum(a[2] == b[2] for s in sequences for a, b in pairwise(s))
-    assert store.manifest["timestamp_ties"] == ties > 0
-    assert store.manifest["report"]["dropped_users"] == len({e[0] for e in events}) - len(users) > 0
-    assert store.manifest["report"]["dropped_items"] == len({e[1] for e in events}) - len(items) > 0
-    assert store.manifest["report"]["dropped_interactions"] == len(events) - len(store.items)
+    assert store.manifest.timestamp_ties == ties > 0
+    assert store.manifest.report["dropped_users"] == len({e[0] for e in events}) - len(users) > 0
+    assert store.manifest.report["dropped_items"] == len({e[1] for e in events}) - len(items) > 0
+    assert store.manifest.report["dropped_interactions"] == len(events) - len(store.items)
     splits = [len(store.users(split)) for split in ("train", "valid", "test")]
     count = len(users)
     assert splits == [int(0.8 * count), int(0.9 * count) - int(0.8 * count), count - int(0.9 * count)]
@@ -178,7 +178,7 @@ def test_fliggy_keeps_purchases(tmp_path: Path, header: str) -> None:
     prepare_store(source, tmp_path / "store", "fliggy")
     store = InteractionStore.open(tmp_path / "store")
     assert_as_the_authors(store, events)
-    labels = [attribute["labels"] for attribute in store.manifest["attributes"]]
+    labels = [list(attribute.labels or ()) for attribute in store.manifest.attributes]
     assert labels[1:] == [["a", "b"], ["0", "1", "2", "3", "4"]]
     assert [a.cardinality for a in store.attributes] == [len(values) for values in labels]
     raw = [int(user or 0) for user in store.raw_user_ids(np.arange(store.num_users))]

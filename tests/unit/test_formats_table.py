@@ -58,7 +58,7 @@ def test_columns_attributes_and_titles(tmp_path: Path, kind: str) -> None:
     assert store.timestamps is not None
     assert store.timestamps[:6].tolist() == [95, 96, 97, 98, 99, 100]
     assert store.raw_item_ids(np.array(sequence(store, 3))) == ["i0", "i7", "i6", "i5", "i4", "i3"]
-    labels = {a["name"]: a["labels"] for a in store.manifest["attributes"]}
+    labels = {a.name: list(a.labels or ()) for a in store.manifest.attributes}
     assert labels == {"age": [str(age) for age in range(11)], "city": ["Bath, UK", "Oslo"]}  # 10 after 9
     assert store.attribute_values[11].tolist() == [0, 1]
     assert store.item_titles() == [None, *["A"] * 8]
@@ -141,7 +141,7 @@ def test_round_trip_is_what_plain_python_makes(events: list[tuple[str, str, int]
         assert store.raw_item_ids(np.arange(1, store.num_item_rows)) == items
         for user, raw in enumerate(sequences.values()):
             assert store.raw_item_ids(np.array(sequence(store, user))) == raw
-        assert store.manifest["report"]["dropped_interactions"] == len(events) - len(store.items)
+        assert store.manifest.report["dropped_interactions"] == len(events) - len(store.items)
 
 
 def refused(source: Path, kind: str, options: Options, message: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from eupmim_dist.assemble import assemble_run, load_trained
-from eupmim_dist.checkpoint.layout import open_checkpoint, read_manifest
+from eupmim_dist.checkpoint.layout import open_checkpoint
+from eupmim_dist.checkpoint.manifest import read_manifest
 from eupmim_dist.checkpoint.load import load_training
 from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.run_dir import find_start
@@ -42,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> InteractionStore:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_configuration_is_todays(name: str) -> None:
-    assert read_manifest(FIXTURES / name)["format_version"] == 3
+    assert read_manifest(FIXTURES / name).format_version == 3
     config = open_checkpoint(FIXTURES / name).config
     assert (config.model.name, config.task.name) == (NAMES[name], "next_item")
     found: dict[str, Any] = {**config.task.model_dump(), **config.objective.model_dump()}
@@ -78,7 +79,7 @@ def test_what_tools_make_of_them_is_of_todays_format(name: str, store: Interacti
     consolidate(source, tmp_path / "model", store.path)
     shutil.copytree(FIXTURES / f"{name}-model", tmp_path / "before")
     for made in (tmp_path / "two", tmp_path / "model"):
-        assert read_manifest(made)["format_version"] == 4
+        assert read_manifest(made).format_version == 4
         assert open_checkpoint(made).config == source.config
     weights = [(tmp_path / kind / "model.safetensors").read_bytes() for kind in ("before", "model")]
     assert weights[0] == weights[1]

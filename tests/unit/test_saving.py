@@ -56,8 +56,8 @@ def test_what_is_saved_meanwhile_is_what_a_pause_would_have_saved(
     assert [path.name for path in paths[0]] == [path.name for path in paths[1]]
     for paused, meanwhile in zip(*paths, strict=True):
         assert (
-            open_sound(partial(open_checkpoint, paused), WORLD).training
-            == open_sound(partial(open_checkpoint, meanwhile), WORLD).training
+            open_sound(partial(open_checkpoint, paused), WORLD).progress
+            == open_sound(partial(open_checkpoint, meanwhile), WORLD).progress
         )
         [one], [other] = paused.glob("*.safetensors"), meanwhile.glob("*.safetensors")
         tensors = load_file(one), load_file(other)

@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from eupmim_dist.data.store import Attribute, InteractionStore
+from eupmim_dist.data.manifest import Attribute
+from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset, new_store, write_dataset
 from eupmim_dist.errors import UserError
 from tests.stores import small_store
@@ -66,8 +67,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert store.users_of_raw_ids(["u2"]) == [2]
     assert store.users_of_raw_ids(["nobody"]) == [None]
     assert store.item_titles() == [None, "A", None, *"CDEFGHI"]
-    assert store.manifest["timestamp_ties"] == 4  # not the 9 with which user 2 begins
-    assert store.manifest["split_users"] == {"train": 1, "valid": 0, "test": 1}
+    assert store.manifest.timestamp_ties == 4  # not the 9 with which user 2 begins
+    assert store.manifest.split_users == {"train": 1, "valid": 0, "test": 1}
     with pytest.raises(ValueError, match="read-only"):
         store.items[0] = 1
 
@@ -133,11 +134,12 @@ def _flip_last_byte(store: Path) -> None:
         (shutil.rmtree, "no such directory"),
         (lambda store: (store / "dataset.json").unlink(), "no interaction store"),
         (lambda store: (store / "dataset.json").write_text("{"), r"dataset.json: cannot be read"),
-        (lambda store: (store / "dataset.json").write_text("[]"), "format_version is None"),
+        (lambda store: (store / "dataset.json").write_text("[]"), "cannot be read"),
+        (_damage_manifest(lambda m: m.pop("format_version")), "format_version is None"),
         (_damage_manifest(lambda m: m.update(format_version=2)), "format_version is 2, this program reads 1"),
-        (_damage_manifest(lambda m: m.pop("counts")), "no key 'counts'"),
+        (_damage_manifest(lambda m: m.pop("counts")), "no key counts"),
         (_damage_manifest(lambda m: m["files"].pop("split.npy")), r"no split\.npy"),
-        (_damage_manifest(lambda m: m["counts"].update(users=41)), r"offsets\.npy is int64 \(41,\), expected"),
+        (_damage_manifest(lambda m: m["counts"].update(users=41)), r"offsets\.npy: is int64 \(41,\), expected"),
         (_damage_manifest(lambda m: m.update(split_rule="random")), "unknown split rule 'random'"),
         (lambda store: (store / "items.npy").unlink(), r"items\.npy: missing"),
         (lambda store: (store / "items.npy").write_bytes(b"x"), r"items\.npy: 1 bytes, dataset\.json says"),
@@ -229,7 +231,8 @@ def test_labels_of_values_are_kept_and_no_part_of_the_fingerprint(tmp_path: Path
     assert plain.attributes == (Attribute("city", 2),)
     assert labelled.fingerprint == plain.fingerprint
     for labels in (["Bath"], ["Bath", "Bath"], ["Bath", "Bath", "Oslo"], 2, [[], []]):
-        manifest = {**labelled.manifest, "attributes": [{"name": "city", "cardinality": 2, "labels": labels}]}
+        attribute = {"name": "city", "cardinality": 2, "labels": labels}
+        manifest = {**labelled.manifest.model_dump(), "attributes": [attribute]}
         (labelled.path / "dataset.json").write_text(json.dumps(manifest))
         with pytest.raises(UserError, match="damaged store"):
             InteractionStore.open(labelled.path)

@@ -15,13 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.contents import contents
-from eupmim_dist.checkpoint.layout import (
-    Damaged,
-    complete_steps,
-    open_checkpoint,
-    resolve,
-    write_manifest,
-)
+from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint, resolve
+from eupmim_dist.checkpoint.manifest import Damaged, write_manifest
 from eupmim_dist.checkpoint.load import load_training
 from eupmim_dist.checkpoint.pieces import Piece, shape_of
 from eupmim_dist.checkpoint.reshard import reshard
@@ -102,7 +97,7 @@ def test_a_card_tells_what_the_files_say(place: Path) -> None:
     assert f"Trained for {checkpoint.step} steps on `small`" in card
     assert "40 users, 30 items" in card
     assert "(24 train, 8 valid, 8 test)" in card
-    assert f"recall@5 {checkpoint.training['best_value']:.4f} on the valid split, protocol `strict`" in card
+    assert f"recall@5 {checkpoint.progress.best_value:.4f} on the valid split, protocol `strict`" in card
     assert "Test split, protocol `strict`, 8 users:" in card
     [row] = re.findall(r"^\| 5 \|(.*)\|$", card, re.MULTILINE)
     names = re.findall(r"^\| N \|(.*)\|$", card, re.MULTILINE)[0].split("|")
@@ -204,7 +199,7 @@ HARMS: list[tuple[Callable[[Path], object], str]] = [
     (lambda model: (model / TENSORS).unlink(), "model.safetensors: missing or cut short"),
     (lambda model: flip(model / TENSORS), "model.safetensors: damaged"),
     (lambda model: flip(model / "users.parquet"), "users.parquet: damaged"),
-    (lambda model: (model / "config.json").write_text("{}"), "config.json: not a manifest of this program"),
+    (lambda model: (model / "config.json").write_text("{}"), "config.json: is no manifest of this program"),
     (lambda model: shutil.copy(model / TENSORS, model / "x.safetensors"), "x.safetensors: is no file of this"),
     (
         lambda model: rewritten(model, lambda t: t["table.item"][3].fill_(torch.nan), TENSORS),
@@ -213,7 +208,7 @@ HARMS: list[tuple[Callable[[Path], object], str]] = [
     (lambda model: rewritten(model, lambda t: t.pop("table.user"), TENSORS), "table.user is missing"),
     (
         lambda model: rewritten(model, lambda t: t.update({"table.item": t["table.item"][1:].clone()}), TENSORS),
-        r"table.item is \(30, 8\), the manifest says \[31, 8\]",
+        r"table.item is \(30, 8\), the manifest says \(31, 8\)",
     ),
     (
         lambda model: rewritten(model, lambda t: t.update({"table_optimizer.item.sum": torch.ones(7)}), TENSORS),

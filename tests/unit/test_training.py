@@ -146,7 +146,7 @@ def test_a_run_that_crashed_goes_on_bit_for_bit_whatever_it_was_doing(tmp_path: 
     whole = train_in(config, tmp_path / "whole", spoil(0, 4, 7))
     with pytest.raises(Crash):
         train_in(config, tmp_path / "crashed", spoil(0, 4, 7, crash_at=9))
-    assert resolve(tmp_path / "crashed", "last").training["step"] >= 6
+    assert resolve(tmp_path / "crashed", "last").progress.step >= 6
     resumed = train_in(config, tmp_path / "crashed", spoil(0, 4, 7))
     check_equal(tensors_of(resumed), tensors_of(whole))
     assert float(resumed.table_optimizer.num_steps) == 9
@@ -187,7 +187,7 @@ def test_skipped_steps_are_counted_and_told(tmp_path: Path, capfd: pytest.Captur
     assert {step: line["skipped_steps"] for step, line in lines.items()} == {4: 1, 8: 3, 12: 0}
     assert all(line["gradient_norm"] > 0 for line in lines.values())  # means over the steps that were made
     assert "step 8: 3 of 4 steps skipped" in capfd.readouterr().err
-    assert resolve(tmp_path / "run", "last").training["num_updates"] == 8
+    assert resolve(tmp_path / "run", "last").progress.num_updates == 8
     assert float(run.table_optimizer.num_steps) == 8
 
 
@@ -198,13 +198,13 @@ def test_many_steps_without_an_update_end_the_training(tmp_path: Path) -> None:
     lines = [line for line in logged(tmp_path / "run") if "skipped_steps" in line]
     assert [line["skipped_steps"] for line in lines] == [0, 4, 4, 4, 4, 4]
     assert ["loss" in line for line in lines] == [True] + 5 * [False]  # nothing was learned, so nothing is told
-    assert resolve(tmp_path / "run", "last").training["num_updates"] <= 4  # an earlier one, to go on from
+    assert resolve(tmp_path / "run", "last").progress.num_updates <= 4  # an earlier one, to go on from
 
 
 def test_the_rest_of_a_window_without_an_update_does_not_end_the_training(tmp_path: Path) -> None:
     config = config_of(tmp_path, train__log_every=5)  # 12 steps: the last window has two
     run = train_in(config, tmp_path / "run", spoil(10, 11))
-    assert resolve(tmp_path / "run", "last").training["num_updates"] == 10
+    assert resolve(tmp_path / "run", "last").progress.num_updates == 10
     assert [line["skipped_steps"] for line in logged(tmp_path / "run") if "skipped_steps" in line] == [0, 0, 2]
     assert run.progress.step == 12
 
@@ -356,7 +356,7 @@ def test_checkpoints_kept_are_the_best_and_the_last(tmp_path: Path) -> None:
 def test_a_best_found_at_the_end_is_saved(tmp_path: Path) -> None:
     config = config_of(tmp_path, evaluation__every=9, checkpoint__every=12, train__learning_rate=0.05)
     run = train_in(config, tmp_path / "run")
-    assert resolve(tmp_path / "run").training["best_step"] == run.progress.best_step
+    assert resolve(tmp_path / "run").progress.best_step == run.progress.best_step
     assert resolve(tmp_path / "run").step == run.progress.best_step
 
 
