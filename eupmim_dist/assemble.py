@@ -32,6 +32,7 @@ from eupmim_dist.parallel.zero import make_dense
 from eupmim_dist.tasks.interface import Setting, Task
 from eupmim_dist.train.check import check_parts
 from eupmim_dist.train.loss import Loss
+from eupmim_dist.train.room import check_room
 from eupmim_dist.train.state import Assembled, Progress, Run, Setup
 
 
@@ -80,7 +81,9 @@ def without_model(config: Config, world: World, store: InteractionStore) -> Setu
 
 def assemble(config: Config, world: World, store: InteractionStore) -> Assembled:
     """A model with initial weights and its tables, to rank with."""
-    model = make_model(config, shape_of_data(config, store))
+    shape = shape_of_data(config, store)
+    check_room(config, shape, world, training=False)
+    model = make_model(config, shape)
     return _with_tables(config, world, store, make_task(config, world, store, model), model, None)
 
 
@@ -115,7 +118,9 @@ def assemble_run(
             raise UserError(f"{store.path}: split {split} has no users, so training could not be judged")
     for key, cutoffs in (("metric", [config.evaluation.cutoff]), ("top_n", config.evaluation.top_n)):
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
-    model = make_model(config, shape_of_data(config, store))
+    shape = shape_of_data(config, store)
+    check_room(config, shape, world, training=True)
+    model = make_model(config, shape)
     task = make_task(config, world, store, model)
     objective: Objective = build("objective", config.objective.name, Objective, config.objective, model, task)
     check_parts(config, store, model, objective, task)

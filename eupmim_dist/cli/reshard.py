@@ -8,7 +8,7 @@ import typer
 
 def reshard(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run directory, of which the last is taken.")],
-    nproc: Annotated[int, typer.Option(min=1, help="Number of ranks to write the checkpoint for.")],
+    nproc: Annotated[int, typer.Option(min=1, max=99_999, help="Number of ranks to write the checkpoint for.")],
     out: Annotated[Path, typer.Option(help="Directory to write the checkpoint to.")],
 ) -> None:
     """Rewrite a training checkpoint as another number of ranks would have written it.

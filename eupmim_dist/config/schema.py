@@ -4,17 +4,38 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from eupmim_dist.config.registry import find, reason
 from eupmim_dist.errors import UserError
 
 Protocol = Literal["strict", "comirec", "seed"]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, Field(ge=0.0, le=0.99)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+"""Of what is done one after another, such as layers."""
+LARGEST = 2**31 - 1
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _can_be(cls, value: Any, field: ValidationInfo) -> Any:
+        numbers = value if isinstance(value, list) else [value]
+        if field.field_name != "seed" and any(isinstance(n, int) and abs(n) > LARGEST for n in numbers):
+            raise ValueError(f"no number here is larger than {LARGEST:,}")
+        return value
 
 
 class Choice(Section):
@@ -40,7 +61,7 @@ class ModelSection(Choice):
 
     dim: int = Field(32, ge=2)
     """D: width of the embeddings."""
-    num_interests: int = Field(3, ge=1)
+    num_interests: Depth = 3
     """K: interest vectors per user."""
 
     def summary(self) -> str:
@@ -133,7 +154,7 @@ class TrainConfig(Section):
     warmup_steps: int = Field(0, ge=0)
     """Steps over which both learning rates rise linearly at the start."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of the global gradient, dense network and tables together; larger ones are scaled down."""
+    """Largest norm of the global gradient, dense network and tables together; scaled down beyond it. null: no limit."""
     prefetch: bool = True
     """Sample the next batch and exchange its ids while a step computes; results are the same without."""
     l2: float = Field(1e-5, ge=0)

@@ -24,7 +24,7 @@ class YouTubeDNNConfig(ModelSection):
     """D: width of the embeddings."""
     num_interests: int = 1
     """K: this model makes one vector per user."""
-    hidden: list[Annotated[int, Field(ge=1)]] = Field([128])
+    hidden: list[Annotated[int, Field(ge=1)]] = Field([128], max_length=100)
     """Widths of the ReLU layers before the last, linear one; none of them is the DNN that ComiRec compares with."""
     attributes: bool = False
     """Join the user's attributes to the mean of the history."""

@@ -83,6 +83,11 @@ class SampledSoftmax(Objective):
                 "objective.routing_regulariser: this model does not tell how it routes a history to its interests; "
                 "leave it out, or choose a model that does, such as comirec_sa"
             )
+        if config.candidates == "mixed" and config.num_negatives > self.num_rows - 1:
+            raise UserError(
+                f"objective.num_negatives: {config.num_negatives} are more than the {self.num_rows - 1} items; use "
+                "fewer, or objective.name=full_softmax, which takes every item"
+            )
         if config.candidates == "uniform" and config.num_negatives > (room := self.num_rows - task.history_length - 1):
             raise UserError(
                 f"objective.num_negatives: {config.num_negatives} distinct negatives cannot be drawn from "

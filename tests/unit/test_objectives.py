@@ -220,7 +220,7 @@ def test_how_likely_a_candidate_is_drawn_is_the_oracles(store: InteractionStore,
         counts[[3, 5, 8, 13]] = 0  # no item of this store is unseen by training
         counts /= counts.sum()
     setup.task.target_share = counts
-    drawn = 40 if kind == "mixed" else 0
+    drawn = 30 if kind == "mixed" else 0
     number = {"num_negatives": drawn} if drawn else {}
     found = q_as_drawn(sampled(setup.task, candidates=kind, **number).draw(setup.batch, STEP))
     assert found is not None
@@ -472,7 +472,7 @@ def test_candidates_in_the_batch_are_the_targets_of_all_ranks(store: Interaction
 
 
 def test_mixed_candidates_end_with_uniform_ones(store: InteractionStore) -> None:
-    task, number, steps = make_task(store), 50, 60
+    task, number, steps = make_task(store), 25, 120
     objective = sampled(task, candidates="mixed", num_negatives=number)
     counts = torch.zeros(store.num_item_rows)
     for step in range(steps):

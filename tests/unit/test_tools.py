@@ -249,6 +249,19 @@ def test_pieces_that_leave_out_or_repeat_rows_are_found(copied: Path) -> None:
     assert "does not go on where the one before ends" in problem()
 
 
+def test_what_is_of_a_package_that_is_not_installed_is_sound(copied: Path) -> None:
+    file = copied / "model" / "config.json"
+    content = json.loads(file.read_text())
+    content["config"]["model"] = {"name": "shop"}
+    file.write_text(json.dumps(content))
+    assert "'shop' is no model" in (verify(copied / "model").problem or "")
+    content["versions"]["shop-models"] = "1.2"
+    file.write_text(json.dumps(content))
+    found = verify(copied / "model")
+    assert found.problem is None
+    assert "written with shop-models 1.2, which is not installed" in (found.note or "")
+
+
 def test_a_tensor_is_whole_where_its_pieces_meet() -> None:
     def shape(*pieces: tuple[int, tuple[int, ...], str]) -> tuple[int, ...]:
         return shape_of([Piece(Path("f"), dtype, rows, start, 0, 4) for start, rows, dtype in pieces])

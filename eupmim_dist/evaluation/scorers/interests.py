@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.parallel.catalogue import ScoredRows
@@ -38,6 +39,7 @@ class InterestScorer(Scorer):
         self.item_ids = part.ids
         self.weight = part.rows
         self.rows = part.places.to(self.weight.device)  # of `weight`, by position
+        self.longest = _longest(self.weight)
 
     def query(self, users: HeldOut) -> Tensor:
         """Interests [b, K, D]; collective."""
@@ -48,7 +50,14 @@ class InterestScorer(Scorer):
             stop = start + USERS_AT_A_TIME
             rows = {name: values[start:stop] for name, values in lookup.rows[0].items()}
             parts.append(self.model.encode(rows, batch.samples(start, stop)).queries)
-        return torch.cat(parts)  # not normalised: an interest's length does not change the order of its list
+        interests = torch.cat(parts)  # not normalised: an interest's length does not change the order of its list
+        # No score is larger than the product of the longest vectors. A NaN is no smaller than anything.
+        if not _longest(interests) * self.longest < torch.finfo(torch.float32).max:
+            raise UserError(
+                f"{type(self.model).__name__}: its vectors are not finite, or so long that their products are not; its "
+                "training has diverged or its weights were damaged: train again with a lower train.learning_rate"
+            )
+        return interests
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
         rows = self.weight.index_select(0, self.rows[start:stop]).to(query.device)
@@ -73,6 +82,11 @@ class InterestScorer(Scorer):
         if self.per_interest:
             return (F.normalize(rows, dim=-1) @ query[..., None])[..., 0]
         return (rows @ query[:, None].transpose(-1, -2)).amax(-1)
+
+
+def _longest(vectors: Tensor) -> float:
+    """The length of the longest of [..., D]; 0 of none."""
+    return float(torch.linalg.vector_norm(vectors.float(), dim=-1).max()) if vectors.numel() else 0.0
 
 
 SCORER = Registered(InterestsConfig, InterestScorer)

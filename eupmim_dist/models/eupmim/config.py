@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from eupmim_dist.config.schema import ModelSection, Probability
+from eupmim_dist.config.schema import Depth, ModelSection, Probability
 
 
 class EUPMiMConfig(ModelSection):
@@ -14,9 +14,9 @@ class EUPMiMConfig(ModelSection):
     """Which model; each has keys of its own."""
     extractor: Literal["transformer", "linear", "capsule"] = "transformer"
     """What turns a level into interests: ARMIENet over a Transformer or a linear encoder, or capsule routing."""
-    num_levels: int = Field(3, ge=1)
+    num_levels: Depth = 3
     """P: propagation levels over the user-aware graph (the authors' num_layer minus 1)."""
-    num_encoder_layers: int = Field(4, ge=1)
+    num_encoder_layers: Depth = 4
     """Layers of the Transformer encoder."""
     num_heads: int = Field(4, ge=1)
     """Attention heads of the Transformer encoder; divides dim."""

@@ -1,0 +1,67 @@
+"""Whether there is memory for what a run takes at the least: asked before any of it is taken.
+
+The network, the tables with their optimizer's state, and the rows of a batch: activations come on top. B samples, L
+history, D dim.
+"""
+
+import torch
+
+from eupmim_dist.config.registry import build
+from eupmim_dist.config.schema import Config
+from eupmim_dist.errors import UserError
+from eupmim_dist.models.interface import DataShape, Model, TableSpec
+from eupmim_dist.parallel.memory import lack_of_memory
+from eupmim_dist.parallel.world import World
+
+FLOAT = 4
+COPIES = {"exact": 3, "lazy_adam": 3, "rowwise_adagrad": 1, "sgd": 1}
+"""Of a table, by its optimizer: the rows, and states as large as these."""
+SCORED_ITEMS = 8192
+"""That evaluations score at a time (evaluation/topn.py), for all users of a chunk."""
+
+
+def check_room(config: Config, shape: DataShape, world: World, *, training: bool) -> None:
+    """Raises UserError, on all ranks, if it cannot be; collective. Without `training` to rank only."""
+    network = _without_memory(config, shape)
+    tables = sum(_table_bytes(spec, config, world, training) for spec in network.tables()) if network else 0
+    dense = sum(p.numel() for p in network.parameters()) * FLOAT * (4 if training else 1) if network else 0
+    users = -(-min(config.evaluation.batch_size, shape.num_users) // world.size)
+    width = config.task.history_length * config.model.dim * FLOAT
+    batch = users * max(width, min(SCORED_ITEMS, shape.num_item_rows) * FLOAT)
+    if training:
+        samples = -(-config.train.global_batch_size // (world.size * config.train.accumulation))
+        batch = max(batch, 2 * samples * width)  # rows and their gradients
+    on_host = config.tables.memory == "host" and world.device.type == "cuda"
+    here = {"the network": dense, **({} if on_host else {"the tables": tables}), "a batch": batch}
+    _check(here, world.device, world)
+    if on_host:
+        _check({"the tables": tables}, torch.device("cpu"), world)
+
+
+def _check(needed: dict[str, int], device: torch.device, world: World) -> None:
+    if lack := lack_of_memory(sum(needed.values()), device, world):
+        told = ", ".join(f"{size / 1e9:,.1f} GB for {what}" for what, size in needed.items())
+        raise UserError(
+            f"this run {lack} ({told}, at the least); lower model.dim, task.history_length or "
+            "train.global_batch_size, raise train.accumulation, or use more ranks"
+        )
+
+
+def _without_memory(config: Config, shape: DataShape) -> Model | None:
+    """The model with parameters that hold nothing; None of another package's that cannot be built so."""
+    try:
+        with torch.device("meta"):
+            model: Model = build("model", config.model.name, Model, config.model, shape)
+            return model
+    except RuntimeError as error:
+        if "overflow" in str(error):  # of a tensor's size
+            raise UserError(f"model {config.model.name}: no memory could hold it; lower its sizes") from None
+    except (TypeError, ValueError):
+        pass
+    return None
+
+
+def _table_bytes(spec: TableSpec, config: Config, world: World, training: bool) -> int:
+    whole = world.size == 1 or spec.rows < config.tables.replicate_below
+    rows = spec.rows if whole else -(-spec.rows // world.size)
+    return rows * spec.dim * FLOAT * (COPIES[config.tables.optimizer] if training else 1)
