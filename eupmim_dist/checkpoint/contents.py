@@ -1,16 +1,17 @@
 """What a checkpoint or model holds, as one mapping for JSON."""
 
-import json
 import re
 from collections.abc import Collection, Iterator
-from math import isfinite
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from eupmim_dist.checkpoint.layout import Checkpoint
 from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
+from eupmim_dist.files import read_text
 from eupmim_dist.hashing import OnBytes, ignore_bytes
+from eupmim_dist.metadata import Count, Metadata, parse
 
 NUMBERS = 1 << 20
 """Looked at together, as several arrays of float64 are made of them."""
@@ -20,6 +21,17 @@ KINDS = {
     "dense_optimizer": "optimizer of the network",
     "table_optimizer": "optimizer of the tables",
 }
+
+
+class Evaluation(Metadata):
+    """A run's `evaluation.json`."""
+
+    model: str
+    protocol: str
+    split: str
+    users: Count
+    step: Count
+    metrics: dict[Annotated[str, Field(pattern="^[a-z_]+@[0-9]+$")], float]
 
 
 def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes = ignore_bytes) -> dict[str, Any]:
@@ -60,13 +72,11 @@ def evaluation_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
         return None
     file = directory.parent / "evaluation.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        told = {key: found[key] for key in ("model", "protocol", "split", "users", "step")}
-        metrics = {name: float(value) for name, value in found["metrics"].items() if isfinite(value)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = parse(Evaluation, read_text(file))
+    except (OSError, ValueError):
         return None
-    of_this = (told["step"], told["model"]) == (checkpoint.step, checkpoint.config.model.name)
-    return {**told, "metrics": metrics} if of_this and metrics else None
+    of_this = (found.step, found.model) == (checkpoint.step, checkpoint.config.model.name)
+    return found.model_dump() if of_this and found.metrics else None
 
 
 def _num_ranks(files: Collection[str]) -> int:

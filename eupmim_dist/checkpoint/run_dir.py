@@ -27,7 +27,7 @@ from eupmim_dist.checkpoint.writer import recover
 from eupmim_dist.config.load import dump_config, origins
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
-from eupmim_dist.files import write_text
+from eupmim_dist.files import read_text, write_text
 from eupmim_dist.parallel.agreement import decided_by_main
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
@@ -172,9 +172,8 @@ def _is_run(run_dir: Path) -> bool:
     if complete_steps(run_dir):
         return True
     try:
-        with (run_dir / CONFIG_FILE).open(encoding="utf-8") as stream:
-            return stream.readline().startswith(HEADER)
-    except (OSError, UnicodeDecodeError):
+        return read_text(run_dir / CONFIG_FILE).startswith(HEADER)
+    except (OSError, ValueError):
         return False
 
 
