@@ -28,6 +28,7 @@ from eupmim_dist.train.callbacks import Callback, Callbacks, OnMetrics
 from eupmim_dist.train.hooks import LogHook
 from eupmim_dist.train.loop import train
 from eupmim_dist.train.preemption import leaving_on_signal
+from eupmim_dist.train.skipped import SkippedHook
 from eupmim_dist.train.state import Assembled, Run
 
 _training = threading.Lock()
@@ -103,7 +104,8 @@ def run_training(
         StepProgress(run.config.train.max_steps, run.progress.step, is_main=main) as progress,
     ):
         try:
-            train(run, [LogHook(writer, progress, throughput), EvaluationHook(writer, throughput), saving, users])
+            logging, skipped = LogHook(writer, progress, throughput), SkippedHook(run.world.device)
+            train(run, [logging, skipped, EvaluationHook(writer, throughput), saving, users])
         except BaseException:
             if run.world.size == 1:  # of several ranks one may be gone, without which a save does not end
                 saving.wait()

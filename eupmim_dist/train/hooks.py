@@ -5,7 +5,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eupmim_dist.errors import UserError
 from eupmim_dist.optim.schedule import rate_factor
 from eupmim_dist.parallel.collectives import sum_
 from eupmim_dist.telemetry.log import get_logger
@@ -24,10 +23,6 @@ class Hook(Protocol):
         """Training has ended, by its steps or early."""
 
 
-MOST_SKIPPED = 20
-"""Steps in a row whose gradients were not finite, after which training ends: it has diverged."""
-
-
 class LogHook:
     """Loss, its parts, gradient norm and samples/s every `train.log_every` steps.
 
@@ -38,7 +33,6 @@ class LogHook:
         self.writer, self.progress, self.throughput = writer, progress, throughput
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
-        self._skipped_in_a_row = 0
 
     def after_step(self, run: Run, outcome: Outcome) -> None:
         verdict = outcome.verdict
@@ -75,19 +69,10 @@ class LogHook:
                 "samples_per_second": rate,
             },
         )
-        self._judge_skipped(run, num_steps, num_steps - used)
+        if used < num_steps:
+            log = get_logger(run.world.rank)
+            skipped = num_steps - used
+            log.warning(f"step {step}: {skipped} of {num_steps} steps skipped: their gradients were not finite")
         value = run.progress.best_value
         best = None if value is None else (f"valid {run.config.evaluation.metric}", value)
         self.progress.update(step, loss, rate, best)
-
-    def _judge_skipped(self, run: Run, num_steps: int, skipped: int) -> None:
-        step = run.progress.step
-        self._skipped_in_a_row = self._skipped_in_a_row + skipped if skipped == num_steps else 0
-        if self._skipped_in_a_row >= MOST_SKIPPED:
-            raise UserError(
-                f"step {step}: the gradients of the last {self._skipped_in_a_row} steps were not finite, so all were "
-                "skipped; lower train.learning_rate, set train.clip_norm, or go on from an earlier checkpoint"
-            )
-        if skipped:
-            log = get_logger(run.world.rank)
-            log.warning(f"step {step}: {skipped} of {num_steps} steps skipped: their gradients were not finite")
