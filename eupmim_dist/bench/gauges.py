@@ -70,15 +70,6 @@ def peak_bytes(device: torch.device) -> dict[str, int]:
     return peak
 
 
-def available_bytes(device: torch.device) -> int | None:
-    """Bytes that a process could still take, or None where that is not known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with suppress(OSError, StopIteration), open("/proc/meminfo", encoding="utf-8") as lines:
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return None
-
-
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written per second by copying a large tensor within the device."""
     source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device)

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from eupmim_dist.bench.gauges import Stopwatch, available_bytes
-from eupmim_dist.parallel.agreement import everywhere
+from eupmim_dist.bench.gauges import Stopwatch
+from eupmim_dist.parallel.memory import lack_of_memory
 from eupmim_dist.parallel.world import World
 
 OptimizerName = Literal["exact", "lazy_adam", "rowwise_adagrad", "sgd"]
@@ -116,12 +116,8 @@ def _torch_optimizer(name: OptimizerName, weight: Tensor, dense: bool) -> torch.
 
 
 def _refuse_if_too_large(shape: Shape, world: World, copies: int) -> None:
-    needed, free = copies * shape.rows * shape.dim * 4, available_bytes(world.device)
-    if world.device.type == "cpu":
-        needed *= world.local_size
-    fits = free is None or needed < free
-    if not all(everywhere(fits, world)):  # one answer for all, before any rank takes the memory of another
-        raise Unavailable(f"a table on every rank of this machine needs {needed / 1e9:.1f} GB, more than there is")
+    if lack := lack_of_memory(copies * shape.rows * shape.dim * 4, world.device, world):
+        raise Unavailable(f"a whole table {lack}")
 
 
 Variant = Literal["", "dedup", "bags"]

@@ -1,4 +1,4 @@
-"""Memory of tables: allocated once, read and written a row here and a row there."""
+"""Memory: whether there is enough of it, and that of tables, read and written a row here and a row there."""
 
 import ctypes
 import mmap
@@ -7,7 +7,32 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from eupmim_dist.parallel.agreement import everywhere
+from eupmim_dist.parallel.world import World
+
 HUGE_PAGE = 2 << 20
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that a process could still take, or None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with suppress(OSError, StopIteration), open("/proc/meminfo", encoding="utf-8") as lines:
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return None
+
+
+def lack_of_memory(needed: int, device: torch.device, world: World) -> str | None:
+    """Why `needed` bytes of the device for each rank are too many, or None; one answer for all ranks. Collective.
+
+    All have looked before any goes on, so that none finds the memory gone that another has begun to take.
+    """
+    ranks, free = world.local_size if device.type == "cpu" else 1, available_bytes(device)
+    lack = None
+    if free is not None and ranks * needed > free:
+        each = f" for each of {ranks} ranks" if ranks > 1 else ""
+        lack = f"needs {needed / 1e9:,.1f} GB of memory{each}, and {free / 1e9:,.1f} GB are free"
+    return next(filter(None, everywhere(lack, world)), None)
 
 
 def table_zeros(*shape: int, device: torch.device) -> Tensor:
