@@ -20,7 +20,7 @@ RUN    := runs/example
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test crash-test check bench results clean
+.PHONY: help setup train test crash-test fuzz check bench results clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 train: $(STAMP) $(DATA)  ## Train on example data, compare with baselines, recommend
 	$(LAUNCH) train --config configs/example.yaml --run-dir $(RUN)
-	$(EUPMIM) evaluate $(RUN) --baseline popularity,ease,cooccurrence --top-n 10,20
+	$(EUPMIM) evaluate $(RUN) --baseline popularity,ease,cooccurrence,association --top-n 10,20
 	rm -rf $(RUN)/model && $(EUPMIM) consolidate $(RUN) --out $(RUN)/model
 	$(EUPMIM) recommend $(RUN)/model --user 1 --user 2 --user 3 --top-n 5
 	@echo "Curves: $(VENV)/bin/tensorboard --logdir $(RUN)/tensorboard"
@@ -47,6 +47,9 @@ test: $(STAMP)  ## Run all tests
 
 crash-test: $(STAMP)  ## Kill two trainings 20 times each and compare with one that was left alone; some 10 minutes
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.crash $(ARGS)
+
+fuzz: $(STAMP)  ## Run 20,000 changed sources, stores, settings, checkpoints and paths; each must be answered well; half an hour
+	$(VENV)/bin/python -m tests.fuzz $(ARGS)
 
 check: $(STAMP)  ## Lint, formatting, types
 	$(VENV)/bin/ruff check .
@@ -62,7 +65,7 @@ results: $(STAMP)  ## Reproduce docs/results.md; the authors' MovieLens-1M files
 	for n in 1 2; do \
 	  $(EUPMIM) launch --nproc $$n -- train --config configs/eupmim_movielens.yaml --run-dir runs/movielens-$${n}rank && \
 	  $(EUPMIM) evaluate runs/movielens-$${n}rank --protocol strict,comirec,seed --top-n 10 \
-	    --baseline popularity,ease,cooccurrence --json runs/movielens-$${n}rank/results.json || exit 1; \
+	    --baseline popularity,ease,cooccurrence,association --json runs/movielens-$${n}rank/results.json || exit 1; \
 	done
 
 clean:  ## Remove what training and tools wrote; keeps .venv
