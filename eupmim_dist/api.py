@@ -165,7 +165,7 @@ def evaluate(
         split: `valid` or `test`.
         protocols: of `strict`, `comirec` and `seed` (README.md, Evaluating).
         top_n: the cut-offs N.
-        baselines: of `popularity`, `ease` and `cooccurrence`.
+        baselines: of `popularity`, `ease`, `cooccurrence` and `association`.
         categories: a data frame, or a CSV or Parquet file, with the columns raw_id (of items) and category; adds the
             metric diversity.
         diversity: above 0, lists are re-ranked for variety of `categories`: the strength of ComiRec's controllable

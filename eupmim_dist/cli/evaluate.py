@@ -21,7 +21,9 @@ def evaluate(
     top_n: Annotated[str, typer.Option(help="Cut-offs N, separated by commas.")] = "10,20,50",
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="`popularity`, `ease` or `cooccurrence` beside the model, or alone with --data."),
+        typer.Option(
+            help="`popularity`, `ease`, `cooccurrence` or `association` beside the model, or alone with --data."
+        ),
     ] = None,
     diversity: DiversityOption = 0.0,
     categories: CategoriesOption = None,
@@ -39,7 +41,7 @@ def evaluate(
 
     `eupmim-dist evaluate runs/example`
 
-    `eupmim-dist evaluate runs/example --baseline popularity,ease,cooccurrence --top-n 10 --json metrics.json`
+    `eupmim-dist evaluate runs/example --baseline popularity,ease,association --top-n 10 --json metrics.json`
 
     `eupmim-dist evaluate --data data/example --baseline ease`
 

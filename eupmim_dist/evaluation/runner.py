@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from eupmim_dist.data.heldout import HeldOut, HeldOutUsers, Ragged
@@ -17,7 +16,7 @@ from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_score
 from eupmim_dist.evaluation.topn import scored_top_n, top_n
 from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.world import World
-from eupmim_dist.telemetry.log import console
+from eupmim_dist.telemetry.progress import stage_progress
 from eupmim_dist.train.state import Assembled, Setup
 
 
@@ -62,17 +61,18 @@ def evaluate_scorer(
         raise UserError(f"--categories: protocol {protocol.name} has a list for each interest; use strict or comirec")
     sums = MetricSums(protocol, cutoffs, store.num_item_rows, None if variety is None else variety.categories)
     description = f"{name}: {users.split} split, protocol {protocol.name}"
-    shown = progress and world.is_main and console().is_terminal
-    for index in track(range(len(users)), description, transient=True, console=console(), disable=not shown):
-        chunk = users.chunk(index)
-        block = -(-min(users.chunk_size, len(users.users) - index * users.chunk_size) // world.size)
-        excluded = excluded_items(
-            chunk.seen,
-            len(chunk.batch),
-            protocol.exclude_history and exclude_seen,
-            protocol.exclude_padding,
-        )
-        sums.add(varied_top_n(scorer, chunk, excluded, max(cutoffs), block, world, variety), chunk.targets)
+    with stage_progress(description, len(users), progress and world.is_main) as advance:
+        for index in range(len(users)):
+            chunk = users.chunk(index)
+            block = -(-min(users.chunk_size, len(users.users) - index * users.chunk_size) // world.size)
+            excluded = excluded_items(
+                chunk.seen,
+                len(chunk.batch),
+                protocol.exclude_history and exclude_seen,
+                protocol.exclude_padding,
+            )
+            sums.add(varied_top_n(scorer, chunk, excluded, max(cutoffs), block, world, variety), chunk.targets)
+            advance(1)
     metrics, num_users = sums.reduce(world)
     assert num_users == len(users.users), f"{num_users} users evaluated, the split has {len(users.users)}"
     return Result(name, protocol.name, users.split, num_users, metrics)

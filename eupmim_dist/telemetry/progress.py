@@ -1,16 +1,22 @@
-"""Where training stands: one live line on a terminal, a plain line now and then elsewhere. And how far files are."""
+"""Where training stands, and other long work: a live line on a terminal, plain lines now and then elsewhere."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eupmim_dist.telemetry.log import console, get_logger
+
+QUICK_SECONDS = 2.0
+"""What takes no longer needs no line of its own."""
+LONGEST_PAUSE = 60.0
+"""Seconds between two plain lines about something that is under way, in the end."""
 
 
 class StepProgress:
@@ -89,3 +95,34 @@ def byte_progress(what: str, total: int, is_main: bool = True) -> Iterator[Calla
     with Progress(*columns, console=terminal, transient=True, disable=not (is_main and terminal.is_terminal)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+@contextmanager
+def stage_progress(what: str, total: float | None = None, is_main: bool = True) -> Iterator[Callable[[float], None]]:
+    """A function to tell of what is done of `total` since the last time; with no total it cannot be known.
+
+    On a terminal rank 0 shows a bar until it ends, with the time left; without a total it pulses, with the time taken.
+    Elsewhere it logs a line after QUICK_SECONDS and others at growing intervals, whatever the body is busy with.
+    """
+    shown, terminal = is_main and get_logger().isEnabledFor(logging.INFO), console().is_terminal
+    clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), clock
+    with Progress(*columns, console=console(), transient=True, disable=not (shown and terminal)) as bar:
+        bar.add_task(what, total=total)
+        [task], over = bar.tasks, Event()
+        lines = Thread(target=_log_now_and_then, args=(task, over), daemon=True)
+        if shown and not terminal:
+            lines.start()
+        try:
+            yield lambda done: bar.advance(task.id, done)
+        finally:
+            over.set()
+
+
+def _log_now_and_then(task: Task, over: Event) -> None:
+    pause = QUICK_SECONDS
+    with suppress(OSError):  # a stream that has gone is for the next line of the main thread to find
+        while not over.wait(pause):
+            share = "" if task.total is None else f", {task.percentage:.0f} %"
+            get_logger().info(f"{task.description}{share}, {task.elapsed or 0:.0f} s so far")
+            pause = min(2 * pause, LONGEST_PAUSE)

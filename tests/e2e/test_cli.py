@@ -237,11 +237,11 @@ def test_the_last_checkpoint_on_request(place: Path) -> None:
 
 
 def test_baselines_beside_a_model_and_alone(place: Path) -> None:
-    options = "--baseline popularity,ease --baseline cooccurrence --protocol strict,comirec --top-n 10"
+    options = "--baseline popularity,ease --baseline cooccurrence,association --protocol strict,comirec --top-n 10"
     beside = eupmim(place, f"evaluate run {options} --json beside.json")
     alone = eupmim(place, f"evaluate --data store {options} --json alone.json")
     assert beside.code == alone.code == 0, beside.err + alone.err
-    for name in ("eupmim", "popularity", "ease", "cooccurrence"):
+    for name in ("eupmim", "popularity", "ease", "cooccurrence", "association"):
         assert name in beside.out
     both, baselines = (json.loads((place / f"{name}.json").read_text()) for name in ("beside", "alone"))
     assert [result["model"] for result in both if result["protocol"] == "strict"] == [
@@ -249,6 +249,7 @@ def test_baselines_beside_a_model_and_alone(place: Path) -> None:
         "popularity",
         "ease",
         "cooccurrence",
+        "association",
     ]
     assert [result for result in both if result["model"] != "eupmim"] == baselines
 

@@ -180,7 +180,7 @@ def test_a_package_that_cannot_be_imported_is_a_mistake_of_those_who_use_it(plac
             ended.err, r"plug-in broken: its \w+ 'broken_\w+' \(no_such_module:ANY\) cannot be imported \(Module"
         )
     ended = eupmim(place, "evaluate run --baseline random")
-    check_line(ended.err, "--baseline random: choose from cooccurrence, ease, popularity, toy_alphabet")
+    check_line(ended.err, "--baseline random: choose from association, cooccurrence, ease, popularity, toy_alphabet")
 
 
 def test_importing_a_plugin_first_is_no_cycle(packages: Path, place: Path) -> None:

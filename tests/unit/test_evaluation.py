@@ -94,6 +94,7 @@ def test_baselines_equal_the_naive_ones(assembled: Assembled, name: str) -> None
     matrix = {
         "ease": lambda: plain.ease_matrix(sequences, num_rows),
         "cooccurrence": lambda: plain.cooccurrence_counts(sequences, num_rows),
+        "association": lambda: plain.association_weights(sequences, num_rows),
         "popularity": lambda: None,
     }[name]()
     scorer = make_scorer(name, ranking_of(assembled))

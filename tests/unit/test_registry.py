@@ -284,12 +284,12 @@ def test_a_baseline_that_cannot_be_imported_disturbs_no_other(install: Install) 
 
     install("broken", "nowhere:SCORER", kind="scorer")
     install("alphabet", Registered(Section, object), kind="scorer")
-    assert baselines() == ["cooccurrence", "ease", "popularity", "alphabet"]
+    assert baselines() == ["association", "cooccurrence", "ease", "popularity", "alphabet"]
     check_baselines(["ease", "alphabet"])
     with pytest.raises(UserError, match="plug-in toys: its scorer 'broken'"):
         check_baselines(["broken"])
     for name in ("interests", "random"):
-        with pytest.raises(UserError, match=f"baselines {name}: choose from cooccurrence, .*, alphabet"):
+        with pytest.raises(UserError, match=f"baselines {name}: choose from association, .*, alphabet"):
             check_baselines([name])
 
 
@@ -412,7 +412,7 @@ MODELS = [
     (NoParameters, "model toy: has no parameters, and the optimizer of the dense network needs some"),
     (
         NoScorer,
-        "model toy: is ranked by a scorer 'taste', which there is not; choose from cooccurrence, ease, interests",
+        "model toy: is ranked by a scorer 'taste', which there is not; choose from association, cooccurrence, ease",
     ),
     (NoReadout, "objective.readout: NoReadout is read out by 'softly', which there is not; choose from hard, mean"),
     (

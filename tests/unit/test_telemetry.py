@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -14,9 +16,10 @@ from rich.file_proxy import FileProxy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eupmim_dist.errors import UserError
+from eupmim_dist.telemetry import progress as progress_module
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
-from eupmim_dist.telemetry.progress import StepProgress
+from eupmim_dist.telemetry.progress import StepProgress, stage_progress
 from eupmim_dist.telemetry.throughput import Throughput
 
 
@@ -172,4 +175,35 @@ def test_progress_prints_first_last_and_now_and_then(capsys):
 def test_progress_is_silent_on_other_ranks(capsys):
     with StepProgress(10, is_main=False) as progress:
         progress.update(10, loss=1.0, samples_per_second=1.0)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("total", "share"), [(4, ", 25 %"), (None, "")])
+def test_a_long_stage_says_so_now_and_then_and_a_quick_one_nothing(monkeypatch, capsys, total, share):
+    with stage_progress("quick", total) as advance:
+        advance(1)
+    monkeypatch.setattr(progress_module, "QUICK_SECONDS", 0.01)
+    with stage_progress("of another rank", total, is_main=False):
+        time.sleep(0.05)
+    assert capsys.readouterr().out == ""
+    with suppress(KeyboardInterrupt), stage_progress("inverting", total) as advance:
+        advance(1)
+        time.sleep(0.2)  # lines after 0.01, 0.03, 0.07, 0.15
+        raise KeyboardInterrupt
+    lines = capsys.readouterr().out.splitlines()
+    assert 2 <= len(lines) <= 4
+    assert set(lines) == {f"inverting{share}, 0 s so far"}
+    time.sleep(0.2)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_stage_is_a_bar_on_a_terminal(monkeypatch, capsys):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr(progress_module, "console", lambda: screen)
+    monkeypatch.setattr(progress_module, "QUICK_SECONDS", 0.01)
+    with stage_progress("inverting"):
+        time.sleep(0.15)
+    shown = screen.file.getvalue()
+    assert "inverting" in shown
+    assert "0:00:00" in shown
     assert capsys.readouterr().out == ""

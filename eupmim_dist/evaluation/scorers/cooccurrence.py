@@ -1,6 +1,6 @@
 """Windowed co-occurrence: how often an item followed one of the user's last items in the training sequences.
 
-G queries, L history.
+G queries, L history, R item rows.
 """
 
 from typing import Literal
@@ -15,6 +15,7 @@ from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
+from eupmim_dist.telemetry.progress import stage_progress
 
 WINDOW = 10
 """An item follows another if it comes at most so many positions after it."""
@@ -26,49 +27,58 @@ class CooccurrenceConfig(ScorerSection):
 
 
 class Cooccurrence(Scorer):
-    """Sparse counts of this rank's items after any item; a score sums over the user's last L items."""
+    """Sparse weights of this rank's items after any item; a score sums over the user's last L items."""
 
-    def __init__(self, config: CooccurrenceConfig, ranking: Ranking) -> None:
+    def __init__(self, config: ScorerSection, ranking: Ranking) -> None:
         store, world = ranking.store, ranking.world
         self.rows = store.num_item_rows
-        first, last = block_range(self.rows, world.rank, world.size)
-        self.item_ids = torch.arange(first, last, device=world.device)
+        self.first, last = block_range(self.rows, world.rank, world.size)
+        self.item_ids = torch.arange(self.first, last, device=world.device)
         user, items = training_interactions(store)
-        keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        for distance in range(1, WINDOW + 1):
-            together = user[:-distance] == user[distance:]
-            earlier, later = items[:-distance][together], items[distance:][together]
-            mine = (later >= first) & (later < last)
-            keys, counts = _add(keys, counts, earlier[mine] * self.rows + later[mine])
-        starts = np.searchsorted(keys, np.arange(self.rows + 1) * self.rows)
-        self.starts = torch.from_numpy(starts).to(world.device)  # of each item's neighbours
-        self.neighbours = torch.from_numpy(keys % self.rows - first).to(world.device)  # positions
-        self.counts = torch.from_numpy(counts).double().to(world.device)
+        with stage_progress(f"{config.name}: counting what followed what", is_main=world.is_main):
+            keys, counts = followers(user, items, self.rows, self.first, last)
+            weights = self.weights_of(keys, counts, items)
+        self.keys = torch.from_numpy(keys).to(world.device)
+        self.weights = torch.from_numpy(weights).to(world.device)  # float64
+
+    def weights_of(self, keys: np.ndarray, counts: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """What each pair adds to a score: here how often there was one. `items` are all of the training."""
+        return counts.astype(np.float64)
 
     def query(self, users: HeldOut) -> Tensor:
-        return users.batch.history.to(self.starts.device)
+        return users.batch.history.to(self.keys.device)
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
-        inside = query >= 0
-        user = torch.arange(len(query), device=query.device)[:, None].expand_as(query)[inside]
-        first = self.starts[query[inside]]
-        lengths = self.starts[query[inside] + 1] - first
-        entry = torch.repeat_interleave(first - (lengths.cumsum(0) - lengths), lengths)
-        entry += torch.arange(len(entry), device=query.device)
-        user = torch.repeat_interleave(user, lengths)
-        item = self.neighbours[entry]
-        here = (item >= start) & (item < stop)
-        scores = self.counts.new_zeros(len(query) * (stop - start))
-        scores.index_add_(0, user[here] * (stop - start) + item[here] - start, self.counts[entry[here]])
-        return scores.view(len(query), 1, stop - start)
+        width = stop - start
+        least = query * self.rows + self.first + start  # no key is as small as that of padding
+        low, high = torch.searchsorted(self.keys, least), torch.searchsorted(self.keys, least + width)
+        lengths, shifts = high - low, torch.arange(len(query), device=query.device)[:, None] * width - least
+        scores = self.weights.new_zeros(len(query) * width)
+        # One of the L items at a time: no two weights meet in a score, so that sums have one order on any device.
+        for first, length, shift in zip(low.unbind(1), lengths.unbind(1), shifts.unbind(1), strict=True):
+            entry = torch.repeat_interleave(first - (length.cumsum(0) - length), length)
+            entry += torch.arange(len(entry), device=query.device)
+            place = self.keys[entry] + torch.repeat_interleave(shift, length)
+            scores.index_add_(0, place, self.weights[entry])
+        return scores.view(len(query), 1, width)
 
 
-def _add(keys: np.ndarray, counts: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of the distinct keys with one more for each of `new`; keys ascend."""
-    found, extra = np.unique(new, return_counts=True)
-    merged, position = np.unique(np.concatenate([keys, found]), return_inverse=True)
-    total = np.bincount(position, weights=np.concatenate([counts, extra]), minlength=len(merged))
-    return merged, total.astype(np.int64)
+def followers(user: np.ndarray, items: np.ndarray, rows: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of an item and one of first..last-1 that followed it, and how often.
+
+    A pair is the key `earlier * R + later`; keys ascend. At its peak it holds WINDOW keys for each interaction.
+    """
+    keys, filled = np.empty(WINDOW * len(items), np.int64), 0
+    for distance in range(1, WINDOW + 1):
+        earlier, later = items[:-distance], items[distance:]
+        pair = (user[:-distance] == user[distance:]) & (later >= first) & (later < last)
+        found = earlier[pair] * rows + later[pair]
+        keys[filled : filled + len(found)] = found
+        filled += len(found)
+    keys = keys[:filled]
+    keys.sort()
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[:filled])
+    return keys[starts], np.diff(starts, append=filled)
 
 
 SCORER = Registered(CooccurrenceConfig, Cooccurrence)

@@ -1,0 +1,176 @@
+"""How baselines count, invert and score, against plain loops; what they cost and how they say so."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from eupmim_dist.assemble import without_model
+from eupmim_dist.config.load import parse_config
+from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.runner import held_out_users
+from eupmim_dist.evaluation.scorers import ease
+from eupmim_dist.evaluation.scorers.association import Association
+from eupmim_dist.evaluation.scorers.cooccurrence import Cooccurrence, followers
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_scorer
+from eupmim_dist.parallel import memory
+from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry import progress
+from tests.oracles import metrics_plain as plain
+from tests.stores import small_store
+
+CPU = torch.device("cpu")
+WORLD = World(0, 1, 0, 1, CPU)
+HISTORY = 6
+MATRICES = {
+    "ease": plain.ease_matrix,
+    "cooccurrence": plain.cooccurrence_counts,
+    "association": plain.association_weights,
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> InteractionStore:
+    return small_store(tmp_path / "store", num_users=40, num_items=60, longest=40)
+
+
+def ranking(store: InteractionStore, world: World = WORLD) -> Ranking:
+    return Ranking(store, history_length=HISTORY, world=world)
+
+
+def interactions(num_users: int, num_items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """User and item of some interactions, with repeats; the second user has none, and no item is the last."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, 25, num_users)
+    lengths[1] = 0
+    return np.repeat(np.arange(num_users), lengths), generator.integers(1, num_items, lengths.sum())
+
+
+def sequences(user: np.ndarray, items: np.ndarray) -> list[list[int]]:
+    return [items[user == one].tolist() for one in range(user.max() + 1)]
+
+
+def test_a_gram_matrix_counts_who_had_both() -> None:
+    user, items = interactions(30, 12)
+    expected = np.zeros((13, 13))
+    for history in sequences(user, items):
+        for first in set(history):
+            for second in set(history):
+                expected[first, second] += 1
+    assert ease.gram_matrix(user, items, 13).tolist() == expected.tolist()
+    nobody = np.zeros(0, np.int64)
+    assert not ease.gram_matrix(nobody, nobody, 13).any()
+
+
+def test_a_matrix_is_inverted_where_it_lies() -> None:
+    half = torch.randn(40, 40, dtype=torch.float64)
+    matrix = half @ half.T + torch.eye(40)
+    expected = np.linalg.inv(matrix.numpy())
+    ease.invert(matrix)
+    assert matrix.numpy() == pytest.approx(expected, abs=1e-9)
+    assert torch.equal(matrix, matrix.T)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 13), (4, 9), (9, 9)])
+def test_followers_are_counted(first: int, last: int) -> None:
+    user, items = interactions(30, 12)
+    counts = plain.cooccurrence_counts(sequences(user, items), 13)
+    counts[:, :first] = counts[:, last:] = 0
+    earlier, later = np.nonzero(counts)
+    keys, found = followers(user, items, 13, first, last)
+    assert keys.tolist() == (earlier * 13 + later).tolist()
+    assert found.tolist() == counts[earlier, later].tolist()
+
+
+def query_of(scorer: Scorer, store: InteractionStore, history: Tensor) -> Tensor:
+    users = held_out_users(without_model(parse_config({}, "test"), WORLD, store), "test").chunk(0)
+    held_out: HeldOut = replace(users, batch=replace(users.batch, history=history))
+    return scorer.query(held_out)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_scores_are_sums_in_one_order_however_items_are_cut(
+    store: InteractionStore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EASE takes an item of a history once, the others as often as it is there."""
+    monkeypatch.setattr(ease, "lack_of_memory", lambda *_: None)  # which asks the other ranks
+    rows = store.num_item_rows
+    history = torch.randint(1, rows, (9, HISTORY), generator=torch.Generator().manual_seed(0))
+    history[0, 3:], history[1] = -1, -1
+    history[2, 1] = history[2, 4] = history[2, 0]
+    trained = [store.items[store.offsets[u] : store.offsets[u + 1]].tolist() for u in store.users("train")]
+    matrix = MATRICES[name](trained, rows)
+    expected = np.zeros((len(history), rows))
+    for user, items in enumerate(history.tolist()):
+        for item in set(items) if name == "ease" else items:
+            if item != -1:
+                expected[user] += matrix[item]
+    whole = make_scorer(name, ranking(store))
+    scores = whole.scores(query_of(whole, store, history), 0, rows)
+    assert scores.dtype == torch.float64
+    assert scores[:, 0].numpy() == pytest.approx(expected, abs=1e-12)
+    for size in (2, 3, 62):
+        parts = []
+        for rank in range(size):
+            scorer = make_scorer(name, ranking(store, World(rank, size, 0, 1, CPU)))
+            query, own = query_of(scorer, store, history), len(scorer.item_ids)
+            parts += [scorer.scores(query, start, min(start + 7, own)) for start in range(0, max(own, 1), 7)]
+        assert torch.equal(torch.cat(parts, -1), scores), size
+
+
+def test_memory_that_is_not_there_is_refused_before_any_is_taken(
+    store: InteractionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ease, "gram_matrix", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 61 * 61 * 8)  # and there are interactions too
+    with pytest.raises(
+        UserError, match=r"baselines ease: a matrix of 61 x 61 items needs 0.0 GB of memory, and 0.0 GB"
+    ):
+        make_scorer("ease", ranking(store))
+
+
+def test_the_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 7_000_000_000)
+    assert memory.lack_of_memory(7_000_000_000, CPU, WORLD) is None
+    two = replace(WORLD, local_size=2)
+    assert memory.lack_of_memory(3_500_000_000, CPU, two) is None
+    wanted = "needs 3.6 GB of memory for each of 2 ranks, and 7.0 GB are free"
+    assert memory.lack_of_memory(3_600_000_000, CPU, two) == wanted
+    monkeypatch.setattr(memory, "available_bytes", lambda _: None)  # not known, as on systems without /proc
+    assert memory.lack_of_memory(1 << 60, CPU, two) is None
+
+
+def test_the_cost_is_the_first_line(
+    store: InteractionStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_scorer("ease", ranking(store))
+    assert capsys.readouterr().out == ""  # it is quick
+    monkeypatch.setattr(ease, "TRIAL_ROWS", 6)
+    monkeypatch.setattr(ease, "_seconds_to_invert", lambda rows: 0.5 * (rows / 6))
+    monkeypatch.setattr(progress, "QUICK_SECONDS", 1e-4)
+    make_scorer("ease", ranking(store))
+    first, *later = capsys.readouterr().out.splitlines()
+    assert (
+        first == "ease: a matrix of 61 x 61 items takes 0.0 GB of memory and about 525 s to count and invert"
+    )  # 0.5 * (61 / 6)^3
+    assert all("so far" in line for line in later)
+
+
+@pytest.mark.parametrize(("name", "cls"), [("cooccurrence", Cooccurrence), ("association", Association)])
+def test_counting_is_named_after_the_baseline(
+    store: InteractionStore,
+    name: str,
+    cls: type[Cooccurrence],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(progress, "QUICK_SECONDS", 1e-4)
+    monkeypatch.setattr(cls, "weights_of", lambda *_: time.sleep(0.05) or np.zeros(1))
+    make_scorer(name, ranking(store))
+    assert capsys.readouterr().out.startswith(f"{name}: counting what followed what, 0 s so far\n")
