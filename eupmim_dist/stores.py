@@ -12,7 +12,7 @@ from eupmim_dist.data.frames import lazy_frame
 from eupmim_dist.data.prepare import no_progress, prepare_frame, prepare_store
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.synth import synthesize as synthesize_store
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short, shown
 
 
 def prepare(
@@ -66,13 +66,12 @@ def prepare(
     def make() -> None:
         if isinstance(source, str | Path):
             if format is None:
-                raise UserError(f"prepare: say which format {source} has, such as format='csv'")
-            prepare_store(
-                Path(source).expanduser(), place, format, chosen, name=name, force=force, progress=no_progress
-            )
+                raise UserError(f"prepare: say which format {short(source)} has, such as format='csv'")
+            path = path_of("source", source)
+            prepare_store(path, place, format, chosen, name=name, force=force, progress=no_progress)
         else:
             if format is not None:
-                raise UserError(f"prepare: a data frame has no format; leave out format={format!r}")
+                raise UserError(f"prepare: a data frame has no format; leave out format={shown(format)}")
             frame = lazy_frame(source, columns)
             prepare_frame(frame, place, chosen, name=name, force=force)
 
@@ -103,7 +102,8 @@ def synthesize(
 
 
 def _made(make: Callable[[], None], out: Path, cpu: bool) -> InteractionStore:
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # no rank to wait for, so no need of torch
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" and "ACCELERATE_MIXED_PRECISION" not in os.environ
+    if alone:  # no rank to wait for, so no need of torch
         make()
     else:
         from eupmim_dist.parallel.agreement import decided_by_main
@@ -117,4 +117,4 @@ def _misspelt(name: str) -> UserError:
     known = [argument for argument in prepare.__annotations__ if argument not in ("misspelt", "return")]
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
-    return UserError(f"prepare: unknown option {name}; {hint}")
+    return UserError(f"prepare: unknown option {short(name)}; {hint}")

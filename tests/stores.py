@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from eupmim_dist.data.manifest import Attribute
+from eupmim_dist.data.splits import NO_SPLIT
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset, write_dataset
 
@@ -25,6 +26,7 @@ def small_store(
     lengths = generator.integers(shortest, min(longest, num_items) + 1, num_users)
     items = [generator.permutation(num_items)[:length] + 1 for length in lengths]
     split = np.repeat([0, 1, 2], [num_users - 2 * (num_users // 5), num_users // 5, num_users // 5])
+    split[(split > 0) & (lengths == 0)] = NO_SPLIT
     dataset = Dataset(
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         items=np.concatenate(items),

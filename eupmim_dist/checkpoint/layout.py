@@ -147,7 +147,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         config = parse_config(migrated(manifest.config, manifest.format_version), source=str(file))
     except UserError as error:  # perhaps for want of another package, or of that version of it
-        others = {name: found for name, found in manifest.versions.items() if name not in ("eupmim-dist", "torch")}
+        mine = ("eupmim-dist", "torch")
+        others = {name: v for name, v in manifest.versions.items() if name not in mine and _version(name) != v}
         if not others:
             raise
         written = ", ".join(_compared(package, found) for package, found in others.items())

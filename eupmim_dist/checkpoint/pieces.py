@@ -68,7 +68,7 @@ class Saved(Metadata):
     saved_offsets: list[Count]
 
 
-_HEADER, _SAVED = TypeAdapter(dict[str, Entry]), TypeAdapter(dict[str, Saved])
+_HEADER, _SAVED, _METADATA = TypeAdapter(dict[str, Entry]), TypeAdapter(dict[str, Saved]), TypeAdapter(dict[str, str])
 
 
 def read_pieces(directory: Path) -> dict[str, list[Piece]]:
@@ -101,9 +101,10 @@ def _pieces_of(file: Path) -> Iterator[tuple[str, Piece]]:
         header = json.loads(stream.read(begin - 8))
     if not isinstance(header, dict):
         raise ValueError("its header is no mapping")
-    metadata = header.pop("__metadata__", None) or {}
-    told = metadata.get("DCP_SHARDING_INFO", "{}") if isinstance(metadata, dict) else None
-    saved = _SAVED.validate_json(told) if isinstance(told, str) else {}
+    metadata = _METADATA.validate_python(header.pop("__metadata__", {}), strict=True)
+    saved = _SAVED.validate_json(metadata.get("DCP_SHARDING_INFO", "{}"))
+    if saved and saved.keys() != header.keys():
+        raise ValueError(f"DCP_SHARDING_INFO is not of its tensors: {shown(min(saved.keys() ^ header.keys()))}")
     end = 0
     for name, entry in sorted(_HEADER.validate_python(header).items(), key=lambda item: item[1].data_offsets):
         first, last = entry.data_offsets

@@ -26,7 +26,7 @@ from eupmim_dist.checkpoint.manifest import Damaged
 from eupmim_dist.checkpoint.writer import recover
 from eupmim_dist.config.load import dump_config, origins
 from eupmim_dist.config.schema import Config
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, shown
 from eupmim_dist.files import read_text, write_text
 from eupmim_dist.parallel.agreement import decided_by_main
 from eupmim_dist.parallel.world import World
@@ -52,6 +52,8 @@ FREE_KEYS = (
     "checkpoint.asynchronous",
 )
 """What a resumed run may change: nothing that the weights, or which of them are best, depend on."""
+MOST_TOLD = 4
+"""Other settings that a message names, beside the first."""
 
 
 LOCK_FILE = ".lock"
@@ -185,11 +187,15 @@ def _check_compatible(checkpoint: Checkpoint, config: Config) -> None:
         before["train.max_steps"], now["train.max_steps"] = checkpoint.config.train.max_steps, config.train.max_steps
     others = [key for key in [*before, *(now.keys() - before.keys())] if before.get(key) != now.get(key)]
     if others:
-        key, *more = others
-        also = "".join(f", {name} {now.get(name)!r} and not {before.get(name)!r}" for name in more)
+        # Of another model, task or objective the name says it all.
+        renamed = {name.partition(".")[0] for name in others if name.endswith(".name")}
+        key, *more = [name for name in others if name.endswith(".name") or name.partition(".")[0] not in renamed]
+        also = "".join(f", {name} {shown(now.get(name))} and not {shown(before.get(name))}" for name in more[:MOST_TOLD])
+        also += f" and {len(more) - MOST_TOLD} more" if len(more) > MOST_TOLD else ""
         raise UserError(
-            f"{key}: {now.get(key)!r}, but {checkpoint.path} was trained with {before.get(key)!r}"
-            f"{also and '; also' + also[1:]}; set it as it was, or give another --run-dir"
+            f"{key}: {shown(now.get(key))}, but {checkpoint.path} was trained with {shown(before.get(key))}"
+            f"{also and '; also' + also[1:]}; set it as it was (--config RUN/{CONFIG_FILE} does), or give another "
+            "--run-dir"
         )
 
 

@@ -33,6 +33,7 @@ def show(
     `eupmim-dist config show --describe --set model.name=sasrec`
     """
     from eupmim_dist.config.load import dump_config, fields, load_config
+    from eupmim_dist.config.registry import names
 
     loaded = load_config(file, set_ or [])
     if not describe:
@@ -41,5 +42,7 @@ def show(
     for key, field in fields(loaded):
         default = "" if field.is_required() else f" [{field.get_default(call_default_factory=True)}]"
         among = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        kind, _, name = key.partition(".")
+        among = tuple(names(kind)) if name == "name" else among
         choices = f" ({' | '.join(map(str, among))})" if len(among) > 1 else ""
         typer.echo(f"{key}{default}{choices}\n    {field.description or ''}")

@@ -47,7 +47,9 @@ def train(
 
     `eupmim-dist launch --nproc 2 -- train --config configs/example.yaml --run-dir runs/c`
 
-    `eupmim-dist train --config configs/example.yaml --set data.dir=data/june --init-from runs/may --run-dir runs/june`
+    `eupmim-dist train --config runs/a/config.yaml --set train.max_steps=9000 --run-dir runs/a`
+
+    `eupmim-dist train --config runs/may/config.yaml --set data.dir=data/june --init-from runs/may --run-dir runs/june`
     """
     from eupmim_dist import api
     from eupmim_dist.parallel.world import init_world, shutdown

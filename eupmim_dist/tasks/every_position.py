@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from eupmim_dist.config.registry import Registered
@@ -22,13 +22,24 @@ from eupmim_dist.tasks.interface import Setting, Task
 from eupmim_dist.tasks.users import draw_cuts
 
 
+UNLESS_CAUSAL = 4
+"""P of a model that reads a history for each prediction: all places of a window would be as many samples."""
+
+
 class EveryPositionConfig(TaskSection):
     name: Literal["every_position"] = "every_position"
     """What is predicted: next_item (one drawn item of a user) or every_position (each place of a window)."""
     history_length: int = Field(50, ge=1)
     """L: length of a window, and of the histories that are ranked for."""
     num_positions: int | None = Field(None, ge=1)
-    """P: places of a window that are trained, drawn anew in each step; all L if not given."""
+    """P: places of a window that are trained, drawn anew in each step. If not given, all L of a causal model; 4 of any
+    other, for which each is a history of its own to be read."""
+
+    @model_validator(mode="after")
+    def _of_a_window(self) -> "EveryPositionConfig":
+        if (self.num_positions or 1) > self.history_length:
+            raise ValueError(f"num_positions {self.num_positions} exceeds history_length {self.history_length}")
+        return self
 
 
 class EveryPosition(Task):
@@ -41,7 +52,8 @@ class EveryPosition(Task):
 
     def __init__(self, config: EveryPositionConfig, setting: Setting) -> None:
         super().__init__(config, setting)
-        self.num_positions = min(config.num_positions or config.history_length, config.history_length)
+        most = config.history_length if setting.causal else UNLESS_CAUSAL
+        self.num_positions = min(config.num_positions or most, config.history_length)
 
     def sample(self, step: int) -> UserBatch:
         user, start, cut, place, counter = self._drawn(step, self.first_slot, self.last_slot)

@@ -27,6 +27,7 @@ class StepProgress:
         first_step: the step it starts from (a resumed run's checkpoint).
         is_main: true on rank 0.
         every_seconds: the least time between two plain lines; the first and the last update always print.
+        silence: the longest time without one, as far as steps go.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class StepProgress:
         first_step: int = 0,
         is_main: bool = True,
         every_seconds: float = 5.0,
+        silence: float = 20.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._first, self._is_main = total_steps, first_step, is_main
-        self._every, self._clock = every_seconds, clock
+        self._every, self._silence, self._clock = every_seconds, silence, clock
         self._started = clock()
         self._printed: float | None = None
+        self._told = ""
         self._live: Progress | None = None
         if is_main and console().is_terminal and get_logger().isEnabledFor(logging.INFO):
             self._live = Progress(TextColumn("{task.description}"), BarColumn(), console=console())
@@ -56,21 +59,34 @@ class StepProgress:
         """Show the state after `step` steps; `best` is the best validation metric so far and its name."""
         if not self._is_main:
             return
-        line = self._line(step, loss, samples_per_second, best)
+        line = self._told = self._line(step, loss, samples_per_second, best)
         if self._live:
             self._live.update(self._task, completed=step, description=line)
         elif self._printed is None or step >= self._total or self._clock() - self._printed >= self._every:
             get_logger().info(line)
             self._printed = self._clock()
 
+    def tick(self, step: int) -> None:
+        """A sign of life between updates, which are `train.log_every` steps apart: without a number from the device."""
+        if not self._is_main:
+            return
+        told = self._told or f"step {step}/{self._total}{self._left(step)}"
+        if self._live:
+            self._live.update(self._task, completed=step, description=told)
+        elif self._clock() - (self._printed or self._started) >= self._silence:
+            get_logger().info(f"step {step}/{self._total}{self._left(step)}")
+            self._printed = self._clock()
+
+    def _left(self, step: int) -> str:
+        if step <= self._first:
+            return ""
+        seconds = (self._clock() - self._started) / (step - self._first) * (self._total - step)
+        return f"  {timedelta(seconds=round(seconds))} left"
+
     def _line(self, step: int, loss: float, samples_per_second: float, best: tuple[str, float] | None) -> str:
         parts = [f"step {step}/{self._total}", f"loss {loss:.4f}", f"{samples_per_second:,.0f} samples/s"]
-        if step > self._first:
-            seconds = (self._clock() - self._started) / (step - self._first) * (self._total - step)
-            parts.append(f"{timedelta(seconds=round(seconds))} left")
-        if best:
-            parts.append(f"best {best[0]} {best[1]:.4f}")
-        return "  ".join(parts)
+        told = "  ".join(parts) + self._left(step)
+        return told + (f"  best {best[0]} {best[1]:.4f}" if best else "")
 
     def __enter__(self) -> Self:
         if self._live:

@@ -41,6 +41,7 @@ class LogHook:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         self.throughput.add(run.config.train.global_batch_size)
+        self.progress.tick(run.progress.step)
         if run.progress.step % run.config.train.log_every == 0:
             self._log(run)
 

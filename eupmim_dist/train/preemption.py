@@ -1,9 +1,10 @@
 """A training is asked to leave, by the system or by Ctrl-C: it finishes its step, saves and exits."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,12 @@ def leaving_on_signal(run: "Run") -> Iterator[None]:
     def request(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and run.stop_requested:
             raise KeyboardInterrupt
-        run.stop_requested = True  # and nothing else: a handler runs in the middle of anything
+        # Written past everything that has a lock, since a handler runs in the middle of anything.
+        if run.world.is_main and not run.stop_requested:
+            again = ", a second Ctrl-C stops at once" if number == signal.SIGINT else ""
+            with suppress(OSError):
+                os.write(2, f"stopping after this step, which is then saved{again}\n".encode())
+        run.stop_requested = True
 
     for number in previous:
         signal.signal(number, request)

@@ -50,6 +50,7 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["objective.name=full_softmax", "objective.num_negatives=3"], "is a key of objective sampled_softmax"),
         (["train.weight_decay=0.1"], "weight_decay is served by optimizer adamw only"),
         (["objective.candidates=in_batch", "objective.num_negatives=9"], "num_negatives is served by candidates unif"),
+        (["task.name=every_position", "task.num_positions=99"], "num_positions 99 exceeds history_length 50"),
         (["objective.log_q=false"], "log_q false is served by candidates in_batch and mixed only"),
         (["train.l2=-1"], r"train.l2: .*\(got -1\)"),
         (["train.max_steps=many"], r"train.max_steps: .*\(got 'many'\)"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.tasks.every_position import EveryPosition, EveryPositionConfig
+from eupmim_dist.tasks.every_position import UNLESS_CAUSAL, EveryPosition, EveryPositionConfig
 from eupmim_dist.tasks.interface import Setting
 from tests.stores import small_store
 
@@ -131,7 +131,8 @@ def test_a_causal_batch_holds_windows_and_what_comes_next(store: InteractionStor
 def test_without_causality_each_prediction_has_the_last_items_before_it(
     store: InteractionStore, positions: int | None
 ) -> None:
-    causal, other, number = task(store, positions), task(store, positions, causal=False), positions or LENGTH
+    number = positions or UNLESS_CAUSAL
+    causal, other = task(store, number), task(store, positions, causal=False)
     beyond = False
     for step in range(20):
         same, batch = causal.sample(step), other.sample(step)

@@ -207,3 +207,17 @@ def test_a_stage_is_a_bar_on_a_terminal(monkeypatch, capsys):
     assert "inverting" in shown
     assert "0:00:00" in shown
     assert capsys.readouterr().out == ""
+
+
+def test_slow_steps_give_a_sign_of_life_between_two_lines_of_the_log(capsys):
+    clock = Clock()
+    with StepProgress(100, first_step=10, clock=clock) as progress:
+        for step in range(11, 16):
+            clock.now += 15.0
+            progress.tick(step)
+        progress.update(15, 0.5, 3.0)
+        progress.tick(16)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["step 12/100  0:22:00 left", "step 14/100  0:21:30 left"]
+    assert lines[2].startswith("step 15/100  loss 0.5000")
+    assert len(lines) == 3
