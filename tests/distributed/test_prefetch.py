@@ -1,5 +1,9 @@
 """Preparing ahead: what goes wrong in the thread of one rank is told by all, and nothing hangs."""
 
+import random
+import threading
+import time
+
 import pytest
 import torch
 
@@ -7,10 +11,11 @@ from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.parallel.exchange import Connections
 from eupmim_dist.parallel.plan import Plan
-from eupmim_dist.parallel.prefetch import Prefetcher
+from eupmim_dist.parallel.prefetch import STEPS_AHEAD, Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import init_world
 from tests.distributed.spawn import run_ranks
+from tests.runs import WORLD
 
 BAD_STEP = 3
 
@@ -52,6 +57,86 @@ def test_a_plan_that_failed_and_was_not_taken_is_told_at_the_end() -> None:
 
 def test_stopping_early_leaves_no_rank_waiting() -> None:
     assert run_ranks(3, take_steps, 5, -1) == 3 * [(5, "done")]
+
+
+def test_some_steps_are_prepared_ahead_and_no_more() -> None:
+    begun: list[int] = []
+
+    def prepare(step: int, connections: Connections | None) -> int:
+        begun.append(step)
+        return step
+
+    with Prefetcher(prepare, WORLD, last_step=11) as ahead:
+        for step in range(9):
+            assert ahead.take(step) == step
+            deadline = time.monotonic() + 30
+            while len(begun) < min(step + STEPS_AHEAD, 11) + 1 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert begun == list(range(min(step + STEPS_AHEAD, 11) + 1))
+    assert begun == list(range(9 + STEPS_AHEAD))
+
+
+def test_a_step_that_takes_long_to_prepare_holds_up_none_before_it() -> None:
+    released = threading.Event()
+
+    def prepare(step: int, connections: Connections | None) -> int:
+        assert step != 2 + STEPS_AHEAD or released.wait(30)
+        return step
+
+    with Prefetcher(prepare, WORLD, last_step=9) as ahead:
+        for step in range(2 + STEPS_AHEAD):
+            assert ahead.take(step) == step
+        assert not released.is_set()
+        released.set()
+        assert ahead.take(2 + STEPS_AHEAD) == 2 + STEPS_AHEAD
+
+
+def test_after_a_step_that_cannot_be_prepared_none_is() -> None:
+    """The other ranks may be waiting in the exchange of that step."""
+    begun: list[int] = []
+
+    def prepare(step: int, connections: Connections | None) -> int:
+        begun.append(step)
+        if step == 1:
+            raise ValueError("no such user")
+        return step
+
+    with pytest.raises(ValueError, match="no such user"), Prefetcher(prepare, WORLD, last_step=9) as ahead:
+        ahead.take(0)
+        time.sleep(0.1)  # the thread would have gone on
+        ahead.take(1)
+    assert begun == [0, 1]
+
+
+def fail_and_begin_again(kind: str) -> list[str]:
+    """What ended each of several attempts in the same processes, whose threads are at different places then."""
+    world = init_world(cpu=True)
+    tables = ShardedTables([TableSpec("item", 10, 4)], 0, world, TablesConfig(replicate_below=0))
+    drawn, told = random.Random(world.rank), []
+
+    def plan(step: int, connections: Connections | None) -> Plan:
+        time.sleep(drawn.random() / 50)
+        bad = kind == "bad row" and step == BAD_STEP and world.rank == 0
+        return tables.plan([{"item": ("item", torch.tensor([10 if bad else step]))}], connections)
+
+    for _ in range(12):
+        try:
+            with Prefetcher(plan, world, last_step=8) as ahead:
+                for step in range(8):
+                    found = tables.fetch(ahead.take(step)).rows[0]["item"]
+                    assert torch.equal(found, tables.lookup({"item": ("item", torch.tensor([step]))}).rows[0]["item"])
+                    if kind == "diverged" and step == BAD_STEP:
+                        raise ValueError("diverged")
+        except (ValueError, IndexError) as error:
+            told.append(str(error))
+    return told
+
+
+@pytest.mark.parametrize(("kind", "told"), [("diverged", "diverged"), ("bad row", "rank 0: table item: id 10")])
+def test_ranks_that_fail_alike_may_begin_again(kind: str, told: str) -> None:
+    for found in run_ranks(3, fail_and_begin_again, kind):
+        assert len(found) == 12
+        assert all(line.startswith(told) for line in found)
 
 
 def stops(step_of_request: int) -> list[bool]:
