@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,6 +97,12 @@ def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Star
 
 def _candidates(run_dir: Path, resume: str) -> list[Path]:
     """The checkpoints to go on from, the one to try first first."""
+    for path in [run_dir / name for name in (CONFIG_FILE, LOCK_FILE, "metrics.jsonl")]:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is no file; move it away")
+    for path in (run_dir / "checkpoints").glob("step-*"):
+        if path.is_file() and re.fullmatch(r"step-\d{9,}", path.name):
+            raise UserError(f"{path}: is a file in the place of a checkpoint; move it away")
     holds_run = _is_run(run_dir)
     if backups(run_dir):
         _occupy(run_dir)  # or a save that is under way would be disturbed
@@ -190,12 +197,12 @@ def _check_compatible(checkpoint: Checkpoint, config: Config) -> None:
         # Of another model, task or objective the name says it all.
         renamed = {name.partition(".")[0] for name in others if name.endswith(".name")}
         key, *more = [name for name in others if name.endswith(".name") or name.partition(".")[0] not in renamed]
-        also = "".join(f", {name} {shown(now.get(name))} and not {shown(before.get(name))}" for name in more[:MOST_TOLD])
-        also += f" and {len(more) - MOST_TOLD} more" if len(more) > MOST_TOLD else ""
+        also = [f"{name} {shown(now.get(name))} and not {shown(before.get(name))}" for name in more[:MOST_TOLD]]
+        also += [f"{len(more) - MOST_TOLD} more"] if len(more) > MOST_TOLD else []
+        told = f"also {', '.join(also)}; " if also else ""
         raise UserError(
-            f"{key}: {shown(now.get(key))}, but {checkpoint.path} was trained with {shown(before.get(key))}"
-            f"{also and '; also' + also[1:]}; set it as it was (--config RUN/{CONFIG_FILE} does), or give another "
-            "--run-dir"
+            f"{key}: {shown(now.get(key))}, but {checkpoint.path} was trained with {shown(before.get(key))}; {told}set "
+            f"it as it was (--config RUN/{CONFIG_FILE} does), or give another --run-dir"
         )
 
 

@@ -12,7 +12,7 @@ from eupmim_dist.checkpoint.origin import copy_id_maps, store_of
 from eupmim_dist.checkpoint.pieces import Piece, blocks_by_id, finite, read_pieces, shape_of, stored_blocks
 from eupmim_dist.checkpoint.stream import Part, write_parts
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short
 from eupmim_dist.export.card import CARD_FILE, model_card
 from eupmim_dist.files import out_directory
 from eupmim_dist.hashing import OnBytes, file_entry, ignore_bytes
@@ -25,10 +25,10 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 def parse_size(text: str) -> int:
     """`500MB` or `5GB` -> bytes, powers of 1000. Raises UserError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT]B)", text.strip().upper())
     size = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if size < 1:
-        raise UserError(f"--max-shard-size {text}: write it as 500MB or 5GB")
+        raise UserError(f"--max-shard-size {short(text)}: write it as 500MB or 5GB")
     return size
 
 

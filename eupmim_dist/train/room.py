@@ -40,7 +40,8 @@ def check_room(config: Config, shape: DataShape, world: World, *, training: bool
 
 def _check(needed: dict[str, int], device: torch.device, world: World) -> None:
     if lack := lack_of_memory(sum(needed.values()), device, world):
-        told = ", ".join(f"{size / 1e9:,.1f} GB for {what}" for what, size in needed.items())
+        large = {what: size for what, size in needed.items() if size > sum(needed.values()) / 100}
+        told = ", ".join(f"{size / 1e9:,.1f} GB for {what}" for what, size in large.items())
         raise UserError(
             f"this run {lack} ({told}, at the least); lower model.dim, task.history_length or "
             "train.global_batch_size, raise train.accumulation, or use more ranks"
