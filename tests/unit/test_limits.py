@@ -55,7 +55,7 @@ def test_a_seed_may_be_large() -> None:
     ("changes", "told"),
     [
         ({"model__dim": 1 << 20, "model__num_heads": 2}, "GB for the network"),
-        ({"model": {"name": "comirec_dr", "dim": 1 << 24}}, "GB for the tables"),
+        ({"model": {"name": "youtube_dnn", "dim": 1 << 28, "hidden": [1]}}, "GB for the tables"),
         ({"task__history_length": 1 << 30}, "GB for a batch"),
         ({"train__global_batch_size": 1 << 30}, "GB for a batch"),
         ({"model": {"name": "gru4rec", "hidden_size": 1 << 20}}, "GB for the network"),
