@@ -30,20 +30,22 @@ from eupmim_dist.train.loop import train
 from eupmim_dist.train.preemption import leaving_on_signal
 from eupmim_dist.train.skipped import SkippedHook
 from eupmim_dist.train.state import Assembled, Run
+from eupmim_dist.train.threads import settle_threads, threads_restored
 
 _training = threading.Lock()
 
 
 @contextmanager
 def the_only_training() -> Iterator[None]:
-    """Keeps a second training out of this process, and in the end frees the run directory of this one.
+    """Keeps a second training out of this process; in the end frees the run directory of this one, and its threads.
 
     Two would share the state of torch's generator, which each step sets. Raises UserError if there is another one.
     """
     if not _training.acquire(blocking=False):
         raise UserError("a training is under way in this process already: wait for its end, or start another process")
     try:
-        yield
+        with threads_restored():
+            yield
     finally:
         free()
         _training.release()
@@ -82,6 +84,8 @@ def begin(config: Config, run_dir: Path, resume: str, init_from: Path | None, wo
         if init_from:
             log.info(f"{init_from}: not read again, this run has begun")
     with agreed(world):
+        if told := settle_threads(run, start.checkpoint.config.train.threads if start.checkpoint else None):
+            log.info(told)
         if world.is_main:
             write_config(run_dir, config)
             if taken:

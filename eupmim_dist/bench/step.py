@@ -1,4 +1,4 @@
-"""Speed of the full training step and of the evaluation, on the ranks and threads it is started with."""
+"""Speed of the full training step and of the evaluation, on the ranks it is started with and the threads of `train`."""
 
 import statistics
 import time
@@ -14,14 +14,19 @@ from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.parallel.collectives import barrier
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.step import prepare_step, train_step
+from eupmim_dist.train.threads import settle_threads, threads_restored
 
 WARM_UP_STEPS = 10
 
 
+@threads_restored()
 def measure_step(config: Config, world: World, steps: int, repeats: int) -> dict[str, object]:
     """Medians over `repeats` of training samples/s (`steps` steps each) and of evaluation users/s."""
     run = assemble_run(config, world, open_store(config.data.dir, world))
+    if line := settle_threads(run):
+        get_logger(world.rank).info(line)
     run.dense.module.train()
     num_steps = WARM_UP_STEPS + repeats * steps
     with Prefetcher(partial(prepare_step, run), world, num_steps - 1, config.train.prefetch) as batches:

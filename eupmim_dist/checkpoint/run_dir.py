@@ -42,6 +42,7 @@ FREE_KEYS = (
     "tables.replicate_below",
     "tables.memory",
     "train.prefetch",
+    "train.threads",
     "train.max_steps",
     "train.log_every",
     "evaluation.every",
@@ -52,7 +53,8 @@ FREE_KEYS = (
     "checkpoint.keep",
     "checkpoint.asynchronous",
 )
-"""What a resumed run may change: nothing that the weights, or which of them are best, depend on."""
+"""What a resumed run may change: nothing that the weights, or which of them are best, depend on, but for
+the order of sums."""
 MOST_TOLD = 4
 """Other settings that a message names, beside the first."""
 

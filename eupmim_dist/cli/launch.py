@@ -33,7 +33,8 @@ def launch(
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="CPU ranks, even where there are GPUs.")] = False,
     threads: Annotated[
-        int | None, typer.Option(help="Threads per rank; default: OMP_NUM_THREADS, or cores / ranks.")
+        int | None,
+        typer.Option(help="Threads per rank; default: OMP_NUM_THREADS, or cores / ranks; `train` may use fewer."),
     ] = None,
     config_file: Annotated[
         Path | None, typer.Option(help="An accelerate configuration; options given here win over it.")
@@ -148,6 +149,8 @@ def _plan(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     preset = os.environ.get("OMP_NUM_THREADS") if threads is None else None
     env["OMP_NUM_THREADS"] = preset or str(_at_least_1("--threads", threads, max(1, cores // nproc)))
+    if preset is None and threads is None:
+        env["EUPMIM_CHOOSE_THREADS"] = "1"  # nobody has asked for so many: train/threads.py
     return [*command, "-m", MODULE, *subcommand], env
 
 

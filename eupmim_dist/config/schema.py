@@ -156,7 +156,10 @@ class TrainConfig(Section):
     clip_norm: float | None = Field(None, gt=0)
     """Largest norm of the global gradient, dense network and tables together; scaled down beyond it. null: no limit."""
     prefetch: bool = True
-    """Sample the next batch and exchange its ids while a step computes; results are the same without."""
+    """Sample the next batches and exchange their ids while a step computes; results are the same without."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """Threads of a rank. If not given, on CPU ranks: those of the checkpoint that is gone on from, OMP_NUM_THREADS, or
+    as many as are measured to be fastest."""
     l2: float = Field(1e-5, ge=0)
     """Adds l2/2 times the sum of squares of every parameter to the loss; lazy table optimizers: of touched rows."""
     log_every: int = Field(50, ge=1)

@@ -29,6 +29,7 @@ from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.distributed import test_checkpoints as checkpoints
 from tests.distributed import test_invariance as invariance
+from tests.distributed import test_threads as threads
 from tests.distributed.spawn import Ranks, run_ranks
 from tests.stores import small_store
 
@@ -406,3 +407,20 @@ def test_a_file_of_ones_own_is_taken_or_refused_in_one_line(at_ranks: AtRanks, t
         strict=True,
     ):
         assert re.fullmatch(expected, said), said
+
+
+def measured_and_not(values: dict[str, Any], stage: int, precision: str) -> list[dict[str, Any]]:
+    found = []
+    for measure in (True, False):
+        with launched(stage, ACCELERATE_MIXED_PRECISION=precision):
+            found.append(threads.train(values, measure))
+    return found
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "no"), (2, "bf16"), (DDP, "bf16")])
+def test_choosing_threads_changes_nothing(at_ranks: AtRanks, tmp_path: Path, stage: int, precision: str) -> None:
+    small_store(tmp_path / "store", num_users=33)
+    values = invariance.settings(tmp_path / "store", "exact", invariance.EUPMIM, 20)
+    for found, plain in at_ranks(2, measured_and_not, values, stage, precision):
+        assert found["told"][1] == 1
+        assert found["losses"] == plain["losses"]

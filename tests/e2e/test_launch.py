@@ -234,7 +234,8 @@ def test_by_default_every_gpu_has_a_rank_and_else_there_are_two(gpus, count, ran
     command, env = plan()
     assert f"--num_processes {ranks} " in command
     assert ("--multi_gpu" in command) == (ranks > 1)
-    assert env == {"EUPMIM_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": str(12 // ranks)}
+    threads = {"OMP_NUM_THREADS": str(12 // ranks), "EUPMIM_CHOOSE_THREADS": "1"}
+    assert env == {"EUPMIM_WORLD_SIZE": str(ranks), **threads}
     assert command.endswith("-m eupmim_dist train --cpu")
 
 
@@ -259,6 +260,7 @@ def test_the_users_threads_stay(gpus, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert plan()[1]["OMP_NUM_THREADS"] == "5"
     assert plan(threads=3)[1]["OMP_NUM_THREADS"] == "3"
+    assert "EUPMIM_CHOOSE_THREADS" not in plan()[1].keys() | plan(threads=3)[1].keys()
 
 
 def test_an_accelerate_configuration_gives_defaults(gpus, tmp_path):
