@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from eupmim_dist.config.load import Overrides, apply_overrides, load_config, parse_config
 from eupmim_dist.config.schema import Choice, Config, Section
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short, shown
+from eupmim_dist.files import unnameable
 
 ConfigLike = Config | Mapping[str, Any] | Path | str | None
 """A configuration, its sections as a mapping, a YAML file, or None for the defaults."""
@@ -21,8 +23,16 @@ StoreLike = InteractionStore | Path | str
 def path_of(argument: str, value: Any, wanted: str = "a path") -> Path:
     """A path that was given as `argument`; `wanted` is what may be."""
     if not isinstance(value, str | Path):
-        raise UserError(f"{argument}: give {wanted}, not {value!r}")
-    return Path(value).expanduser()
+        raise UserError(f"{argument}: give {wanted}, not {shown(value)}")
+    if problem := unnameable(value):
+        raise UserError(f"{argument}: {short(value)}: {problem}")
+    path = Path(value)
+    if path.parts and os.path.lexists(path.parts[0]):  # a name that begins like a home
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def store_dir(data: Any) -> Path:
@@ -31,14 +41,14 @@ def store_dir(data: Any) -> Path:
         return data.path
     if not isinstance(data, str | Path):
         raise UserError(f"data: a {type(data).__name__} is no store; make one of it with eupmim_dist.prepare")
-    return Path(data).expanduser()
+    return path_of("data", data)
 
 
 def config_of(config: ConfigLike, overrides: str | Overrides = ()) -> Config:
     """A configuration of its own, checked."""
     overrides = [overrides] if isinstance(overrides, str) else overrides
     if config is None or isinstance(config, str | Path):
-        return load_config(None if config is None else Path(config).expanduser(), overrides)
+        return load_config(None if config is None else path_of("config", config), overrides)
     if not isinstance(config, Config | Mapping):
         raise UserError(f"config: give a Config, a mapping or a YAML file, not a {type(config).__name__}")
     values = _chosen(config) if isinstance(config, Config) else copy.deepcopy(dict(config))
@@ -83,5 +93,5 @@ def cutoffs_of(top_n: int | Iterable[int]) -> list[int]:
     except TypeError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise UserError(f"--top-n {top_n}: give whole numbers from 1")
+        raise UserError(f"--top-n {short(top_n)}: give whole numbers from 1")
     return numbers

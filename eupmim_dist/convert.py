@@ -21,7 +21,7 @@ from eupmim_dist.export.imported import model_settings, read_release, renamed
 from eupmim_dist.export.model_dir import write_model
 from eupmim_dist.export.vector_files import Block, Vectors, import_faiss, write_faiss, write_npy, write_parquet
 from eupmim_dist.export.vectors import user_vectors
-from eupmim_dist.files import out_directory
+from eupmim_dist.files import out_directory, real
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import console
 
@@ -82,7 +82,7 @@ def import_release(file: Path, data: Path, out: Path, overrides: Sequence[str] =
     """
     released = read_release(file)
     settings = model_settings(released, file)
-    settings.setdefault("data", {})["dir"] = str(data.resolve())
+    settings.setdefault("data", {})["dir"] = str(real(data))
     apply_overrides(settings, overrides)
     assembled = assemble.assemble(parse_config(settings, source="--set"), WORLD, assemble.open_store(data, WORLD))
     name = assembled.config.model.name

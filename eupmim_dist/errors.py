@@ -1,9 +1,16 @@
 """The one error a user's mistake becomes, and how messages show what is the user's."""
 
+import errno
+import os
 import re
+from collections.abc import Iterable
 
 LONGEST_VALUE, LONGEST_MESSAGE = 80, 700
 """Characters; what is longer is cut in the middle, as a message begins with the place and ends with the mend."""
+MOST_NAMES = 12
+
+_OF_THE_PROCESS = (errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the system may say where a path is all right."""
 
 
 class UserError(Exception):
@@ -19,17 +26,41 @@ class UserError(Exception):
     @property
     def as_typed(self) -> str:
         """The message in the words of the command line."""
-        return _cut(super().__str__(), LONGEST_MESSAGE)
+        return _cut(_printable(super().__str__()), LONGEST_MESSAGE)
+
+
+def mistake_of(error: BaseException) -> UserError | None:
+    """The user's mistake that an exception is: itself, or a path that cannot be read or written; None for others."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes) and error.errno not in _OF_THE_PROCESS:
+        return UserError(f"{os.fsdecode(error.filename)}: {error.strerror or type(error).__name__}")
+    return None
 
 
 def shown(value: object) -> str:
     """A value from a user's file or option, for a message: its repr, the middle left out if it is long."""
-    return _cut(repr(value), LONGEST_VALUE)
+    try:
+        text = repr(value)
+    except Exception:  # of a number with thousands of digits, of what is nested too deep
+        text = f"<{type(value).__name__}>"
+    return _cut(text, LONGEST_VALUE)
 
 
 def short(text: object) -> str:
     """The same without quotes, for ids and names."""
-    return _cut(str(text), LONGEST_VALUE)
+    return _cut(_printable(str(text)), LONGEST_VALUE)
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names one after another, the first ones of many."""
+    first, rest = (every := list(names))[:MOST_NAMES], len(every) - MOST_NAMES
+    return ", ".join([*map(short, first), *([f"and {rest:,} more"] if rest > 0 else [])]) or "none"
+
+
+def _printable(text: str) -> str:
+    """One line, in which what would not be seen is: `\\n` of a line end, `\\ufeff` of a byte-order mark."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _cut(text: str, most: int) -> str:

@@ -25,7 +25,8 @@ from eupmim_dist.cli.reshard import reshard
 from eupmim_dist.cli.synth import synth
 from eupmim_dist.cli.train import train
 from eupmim_dist.cli.verify import verify
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, mistake_of, short
+from eupmim_dist.files import unnameable
 
 DEBUG_VARIABLE = "EUPMIM_DEBUG"
 
@@ -77,7 +78,7 @@ def main() -> None:
     """Runs the command line. Exits with 0 on success, 2 for the user's mistake, 1 for any other failure."""
     end_with_launcher()
     try:
-        code = app(_arguments(), standalone_mode=False)
+        code = app(_checked(_arguments()), standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except typer.TyperException as error:  # an option or argument that Typer refuses
@@ -97,25 +98,37 @@ def _arguments() -> list[str]:
     return [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
 
 
+def _checked(arguments: list[str]) -> list[str]:
+    """Refuses what is not text, as a path too: other libraries take no such one, and no metadata could hold it."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise typer.TyperException("the working directory is gone; change to another one") from None
+    for text in (*arguments, here):
+        if unnameable(text):
+            raise typer.TyperException(f"{short(text)}: is not UTF-8 text; rename what is called so")
+    return arguments
+
+
 def _refuse(message: str) -> int:
     """Reports what every rank of a launch meets alike: rank 0 tells it, the others give it the time to."""
     if os.environ.get("RANK", "0") != "0":
         time.sleep(3)  # the launcher stops all ranks as soon as one has gone
     elif message:  # none where the help was shown for want of arguments
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {UserError(' '.join(message.split())).as_typed}", file=sys.stderr)
     return 2
 
 
 def _report(error: BaseException) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
-    mistake = isinstance(error, UserError)
+    mistake = mistake_of(error)
     if "torch.distributed" in sys.modules:  # a rank: another one may have the reason to tell
         from eupmim_dist.parallel.agreement import let_the_first_failure_speak
 
         let_the_first_failure_speak(error)
     if not getattr(error, "reported_elsewhere", False):
         hint = "" if mistake or os.environ.get(DEBUG_VARIABLE) else " (eupmim-dist --debug shows where)"
-        reason = error.as_typed if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        print(f"error: {' '.join(reason.split())}{hint}", file=sys.stderr, flush=True)
+        told = mistake or UserError(" ".join(f"{type(error).__name__}: {error}".split()))
+        print(f"error: {' '.join(told.as_typed.split())}{hint}", file=sys.stderr, flush=True)
     return 2 if mistake else 1

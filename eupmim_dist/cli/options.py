@@ -3,13 +3,14 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eupmim_dist.errors import UserError
-from eupmim_dist.files import replace_text, writing
+from eupmim_dist.errors import UserError, short, shown
+from eupmim_dist.files import check_out, replace_text, writing
 
 DataOption = Annotated[
     Path | None,
@@ -35,6 +36,7 @@ def check_json(file: Path | None) -> None:
     """Refuses a `--json` that cannot be written, before the work whose result it is for."""
     if file is None:
         return
+    check_out(file, f"--json {file}")
     code = None
     if file.is_dir():
         code = errno.EISDIR
@@ -57,16 +59,14 @@ def comma_separated(option: str, values: list[str]) -> list[str]:
     """`["a,b", "c"]` -> `["a", "b", "c"]`, without repeats; UserError for an empty name."""
     names = list(dict.fromkeys(part.strip() for value in values for part in value.split(",")))
     if "" in names:
-        raise UserError(f"{option} {','.join(values)!r}: holds an empty name; separate names by single commas")
+        raise UserError(f"{option} {shown(','.join(values))}: holds an empty name; separate names by single commas")
     return names
 
 
 def cutoffs(text: str) -> list[int]:
     """`10,20` -> `[10, 20]`."""
-    try:
-        numbers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        numbers = []
+    parts = [part.strip() for part in text.split(",")]
+    numbers = sorted({int(part) for part in parts}) if all(re.fullmatch("[0-9]{1,18}", part) for part in parts) else []
     if not numbers or numbers[0] < 1:
-        raise UserError(f"--top-n {text}: give whole numbers from 1, separated by commas, such as 10,20,50")
+        raise UserError(f"--top-n {short(text)}: give whole numbers from 1, separated by commas, such as 10,20,50")
     return numbers

@@ -17,7 +17,7 @@ from eupmim_dist.telemetry.log import console
 @contextmanager
 def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A function `(what, done, total)` that shows the present stage on a terminal's stderr; total 0: unknown."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
     terminal = console(stderr=True)
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task("starting", total=None)

@@ -10,13 +10,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from eupmim_dist.config import plain_yaml
 from eupmim_dist.config.migrate import REPLACED
 from eupmim_dist.config.registry import built_in, find, origin
 from eupmim_dist.config.schema import Config
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import LONGEST_VALUE, UserError, short, shown
+from eupmim_dist.files import read_text
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """Settings that come before those of a configuration: by dotted key, or as `a.b=value` with the value in YAML."""
+LARGEST = 1 << 18
+"""Bytes of a configuration; a larger file is another one, and PyYAML would read it for minutes."""
 
 
 def load_config(file: Path | None = None, overrides: Overrides = ()) -> Config:
@@ -39,7 +43,7 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     """Validates a nested mapping; `source` names it in errors."""
     try:
         if strangers := [key for key in values if not isinstance(key, str)]:
-            raise UserError(f"unknown key {strangers[0]}; `eupmim-dist config show` lists the keys")
+            raise UserError(f"unknown key {short(strangers[0])}; `eupmim-dist config show` lists the keys")
         return Config(**values)
     except UserError as error:
         raise UserError(f"{source}: {error.as_typed}") from None
@@ -79,32 +83,19 @@ def _fields(chosen: Mapping[str, type[BaseModel]]) -> Iterator[tuple[str, FieldI
             yield name, field
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key given twice where PyYAML takes the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"{file}: is larger than {LARGEST >> 10} kB, so it is no configuration")
+        values = plain_yaml.parse(read_text(file))
     except FileNotFoundError:
         raise UserError(f"{file}: no such configuration file; `ls configs` shows those shipped") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: cannot be read as a configuration: {getattr(error, 'strerror', None) or error}"
-        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text; convert the file to it"
+        raise UserError(f"{file}: cannot be read as a configuration: {reason}") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "malformed"
-        raise UserError(f"{file}{line}: not valid YAML: {problem}") from None
+        line, reason = plain_yaml.where_and_why(error)
+        raise UserError(f"{file}{f':{line}' if line else ''}: not valid YAML: {_shortened(reason)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -115,12 +106,18 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"--set {override}: write it as key=value, for example train.learning_rate=0.001")
+        raise UserError(f"--set {short(override)}: write it as key=value, for example train.learning_rate=0.001")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
+        value = plain_yaml.parse(text)
+    except yaml.YAMLError as error:
+        _, reason = plain_yaml.where_and_why(error)
+        raise UserError(f"--set {short(override)}: the value is not valid YAML: {_shortened(reason)}") from None
     _set(values, key, value, override)
+
+
+def _shortened(reason: str) -> str:
+    """What PyYAML says, which may hold what it was given."""
+    return reason if len(reason) < 2 * LONGEST_VALUE else short(reason)
 
 
 def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
@@ -131,7 +128,7 @@ def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
         if inner is None:
             inner = target[name] = {}
         if not isinstance(inner, dict):
-            raise UserError(f"--set {override}: {name} is a value, not a section")
+            raise UserError(f"--set {short(override)}: {short(name)} is a value, not a section")
         target = inner
     if isinstance(value, Mapping) and isinstance(target.get(last), dict):  # the rest of the section stays
         for inner_key, inner_value in value.items():
@@ -149,11 +146,11 @@ def explain(error: ValidationError, values: dict[str, Any]) -> str:
     known = dict(_known_fields(values))
     if first["type"] == "string_pattern_mismatch" and key in known:
         described = known[key].description or ""
-        return f"{key}: {first['input']!r} does not fit: {described[:1].lower()}{described[1:]}"
+        return f"{key}: {shown(first['input'])} does not fit: {described[:1].lower()}{described[1:]}"
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"]
-    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool | None) else ""
-    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
+    got = "" if isinstance(value, dict | BaseModel) else f" (got {shown(value)})"
+    return f"{short(key)}: {message[:1].lower()}{message[1:]}{got}"
 
 
 def _unknown(key: str, values: dict[str, Any]) -> str:
@@ -161,14 +158,16 @@ def _unknown(key: str, values: dict[str, Any]) -> str:
     if key in REPLACED:
         return f"{key} is now called {REPLACED[key]}"
     kind, _, name = key.partition(".")
+    if name and key in values:  # as one word, not as a key of a section
+        return f"unknown key {short(key)}; in a file write {short(name)} below its section, {short(kind)}:"
     if kind in CHOICES:
         # Not those of other packages, which would be imported for it.
         owners = [known for known in built_in(kind) if name in find(kind, known).config.model_fields]
         if owners:
-            return f"{key} is a key of {kind} {' and '.join(owners)}, not of the one chosen; leave it out"
+            return f"{short(key)} is a key of {kind} {' and '.join(owners)}, not of the one chosen; leave it out"
     nearest = difflib.get_close_matches(key, [known for known, _ in _known_fields(values)], n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]}?" if nearest else "; `eupmim-dist config show` lists the keys"
-    return f"unknown key {key}{hint}"
+    return f"unknown key {short(key)}{hint}"
 
 
 def _known_fields(values: dict[str, Any]) -> Iterator[tuple[str, FieldInfo]]:

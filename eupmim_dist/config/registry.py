@@ -16,7 +16,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from eupmim_dist.config.migrate import RENAMED
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def find(kind: str, name: str) -> Registered:
     Raises UserError if there is none, or if a plug-in cannot be imported or is none of this kind.
     """
     if not isinstance(name, str):  # YAML reads 1, null and on as something else
-        raise UserError(f"{kind}.name: {name!r} is no name; put one into quotes that YAML takes for something else")
+        raise UserError(
+            f"{kind}.name: {shown(name)} is no name; put one into quotes that YAML takes for something else"
+        )
     plugins = _plugins(kind)
     if name in plugins:
         return _load(kind, plugins[name])
@@ -77,9 +79,10 @@ def find(kind: str, name: str) -> Registered:
             raise UserError(f"{kind}.name: {name} is now called {RENAMED[kind, name]}")
         nearest = difflib.get_close_matches(name.lower().replace("-", "_"), names(kind), n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        known = ", ".join(names(kind))
         raise UserError(
-            f"{kind}.name: {name!r} is no {kind}{hint}; choose from {', '.join(names(kind))}, or install the package "
-            f"that has it (as an entry point of the group {KINDS[kind].group})"
+            f"{kind}.name: {shown(name)} is no {kind}{hint}; choose from {known}, or install the package that has it "
+            f"(as an entry point of the group {KINDS[kind].group})"
         )
     found: Registered = getattr(import_module(f"{KINDS[kind].package}.{name}"), KINDS[kind].attribute)
     return found

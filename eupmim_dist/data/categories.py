@@ -6,9 +6,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.frames import lazy_frame
+from eupmim_dist.data.formats.csv import WHOLE_LINES, reading_csv
+from eupmim_dist.data.formats.parquet import as_text
+from eupmim_dist.data.formats.records import check_line_ends, header
+from eupmim_dist.data.formats.table import column_number
+from eupmim_dist.data.frames import lazy_frame, reading, scan_csv, scan_parquet
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.tables import read_table
 from eupmim_dist.errors import UserError
+from eupmim_dist.files import regular_file
 
 COLUMNS = ("raw_id", "category")
 
@@ -21,24 +27,39 @@ def read_categories(source: Any, store: InteractionStore) -> np.ndarray:
 
     Raises UserError for another one, or if it has none of the store's items.
     """
-    is_file = isinstance(source, str | Path)
-    file = Path(source) if is_file else Path("categories")
-    try:
-        if not is_file:
-            table = lazy_frame(source, COLUMNS)
-        else:
-            table = pl.scan_parquet(file) if file.suffix == ".parquet" else pl.scan_csv(file, infer_schema=False)
-        present = table.collect_schema().names()
-        for column in COLUMNS:
-            if column not in present:
-                raise UserError(f"{file}: has no column {column!r}; there are {', '.join(present)}")
-        given = table.select(pl.col(COLUMNS).cast(pl.String)).unique("raw_id", keep="first", maintain_order=True)
-        items = pl.scan_parquet(store.path / "items.parquet").select("id", "raw_id")
-        found = items.join(given, on="raw_id").drop_nulls("category").collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{file}: cannot be read as a table ({str(error).splitlines()[0]})") from None
+    if isinstance(source, str | Path):
+        file = regular_file(Path(source), "it cannot be read as a table of categories")
+        given = _from_parquet(file) if file.suffix == ".parquet" else _from_csv(file)
+    else:
+        file, table = Path("categories"), lazy_frame(source, COLUMNS)
+        with reading(file):
+            given = _selected(table, file, table.collect_schema().names()).collect()
+    first = given.unique("raw_id", keep="first", maintain_order=True)
+    items = read_table(store.path / "items.parquet", ["id", "raw_id"])
+    found = items.join(first, on="raw_id").drop_nulls("category")
     if not len(found):
         raise UserError(f"{file}: has the category of none of the items of {store.path}; are these its raw ids?")
     categories = np.full(store.num_item_rows, -1)
     categories[found["id"].to_numpy()] = found["category"].rank("dense").to_numpy()
     return categories
+
+
+def _from_parquet(file: Path) -> pl.DataFrame:
+    with reading(file):
+        table = scan_parquet(file)
+        return _selected(table, file, table.collect_schema().names()).collect()
+
+
+def _from_csv(file: Path) -> pl.DataFrame:
+    names = header(file)
+    check_line_ends(file, len(names))
+    with reading_csv(file, names):
+        return _selected(scan_csv(file), file, names).collect(optimizations=WHOLE_LINES)
+
+
+def _selected(table: pl.LazyFrame, file: Path, names: list[str]) -> pl.LazyFrame:
+    types = table.collect_schema().dtypes()
+    numbers = {name: column_number(f"{file}: has", name, names) for name in COLUMNS}
+    return table.select(
+        as_text(file, pl.nth(number), name, types[number], name).alias(name) for name, number in numbers.items()
+    )

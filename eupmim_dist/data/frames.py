@@ -1,13 +1,71 @@
-"""Data frames of other libraries as polars frames."""
+"""Data frames: those of other libraries, and those that polars makes of a user's file."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short
+
+
+def scan_parquet(file: Path) -> pl.LazyFrame:
+    """One Parquet file, whatever its name holds: polars takes brackets for a pattern, and `~` for the home."""
+    return pl.scan_parquet(file.absolute(), glob=False)
+
+
+def scan_csv(file: Path) -> pl.LazyFrame:
+    """The same of a CSV file, every column as String."""
+    return pl.scan_csv(file.absolute(), infer_schema=False, glob=False)
+
+
+@contextmanager
+def reading(what: Path | str, mend: str = "copy or write it again", kind: str = "") -> Iterator[None]:
+    """Around what has polars read `what`, as a file of a `kind`. Raises UserError.
+
+    Polars has errors of its own, and panics at some kinds of damage.
+    """
+    try:
+        with _without_panics():
+            yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        read = f"cannot be read as {kind}" if kind else "cannot be read"
+        raise UserError(f"{what}: {read} ({reason}); {mend}") from error
+
+
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """Keeps back what is written to stderr, and drops it at a panic, of which each thread of Rust tells in many lines.
+
+    Not on a terminal, where progress is shown.
+    """
+    try:
+        stderr = -1 if os.isatty(2) else os.dup(2)
+    except OSError:  # it is closed
+        stderr = -1
+    if stderr < 0:
+        yield
+        return
+    panicked = False
+    with os.fdopen(stderr, "wb") as stream, tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except pl.exceptions.PanicException:
+            panicked = True
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            if not panicked:
+                kept.seek(0)
+                shutil.copyfileobj(kept, stream)
 
 
 def lazy_frame(source: Any, wanted: Collection[str | None] | None = None) -> pl.LazyFrame:
@@ -33,7 +91,7 @@ def lazy_frame(source: Any, wanted: Collection[str | None] | None = None) -> pl.
             "which is not installed; `pip install pyarrow`, or give a frame of polars"
         ) from None
     except Exception as error:  # each library has its own
-        reason = " ".join(str(error).split())
+        reason = short(" ".join(str(error).split()))
         raise UserError(
             f"data frame: a {type(source).__name__} cannot be read as one ({reason}); give one of polars, pandas or "
             "Arrow, or a path"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from eupmim_dist.data.formats import FORMATS, OnStage, Options, parquet
+from eupmim_dist.data.manifest import StoreManifest
 from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES, SPLITS
 from eupmim_dist.data.writer import Dataset, check_replaceable, write_dataset
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short
+from eupmim_dist.files import check_out, unnameable
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -29,7 +30,7 @@ def prepare_store(
     name: str | None = None,
     force: bool = False,
     progress: OnStage = no_progress,
-) -> dict[str, Any]:
+) -> StoreManifest:
     """Read `source` and write the store `out` (named `name`, else as its directory); return its manifest.
 
     `force` replaces an earlier store at `out`. On any failure `out` is as it was before.
@@ -39,12 +40,12 @@ def prepare_store(
     """
     options = options or Options()
     if format_name not in FORMATS:
-        raise UserError(f"--format {format_name}: unknown; one of {', '.join(FORMATS)}")
+        raise UserError(f"--format {short(format_name)}: unknown; one of {', '.join(FORMATS)}")
     if not FORMATS[format_name].takes_options and (given := _given(options)):
         takers = ", ".join(name for name, known in FORMATS.items() if known.takes_options)
         raise UserError(f"{given}: does not apply to --format {format_name}, only to {takers}; leave it out")
-    if not source.exists():
-        raise UserError(f"{source}: no such file or directory")
+    _check_source(source)
+    check_out(out)
     check_replaceable(out, force=force)
     # Beside the output, because that is where room for the data was made; the system's /tmp may be small.
     existing = next(parent for parent in out.absolute().parents if parent.exists())
@@ -65,17 +66,17 @@ def prepare_frame(
     name: str | None = None,
     force: bool = False,
     progress: OnStage = no_progress,
-) -> dict[str, Any]:
+) -> StoreManifest:
     """As `prepare_store`, of a data frame with a row for each interaction; messages count rows from 0, as frames do."""
+    check_out(out)
     check_replaceable(out, force=force)
-    source = Path("data frame")
-    dataset = parquet.read_frame(lambda: frame, source, options, progress, first=0)
-    return _written(dataset, out, "data frame", source, name, force, progress)
+    dataset = parquet.read_frame(frame, options, progress)
+    return _written(dataset, out, "data frame", Path("data frame"), name, force, progress)
 
 
 def _written(
     dataset: Dataset, out: Path, origin: str, source: Path, name: str | None, force: bool, progress: OnStage
-) -> dict[str, Any]:
+) -> StoreManifest:
     _check_splits(source, dataset)
     dataset.report |= unseen_items(dataset)
     progress("writing", 0, 0)
@@ -93,6 +94,17 @@ def unseen_items(dataset: Dataset) -> dict[str, int]:
         for code, name in enumerate(SPLITS)
         if code
     }
+
+
+def _check_source(source: Path) -> None:
+    if problem := unnameable(source):
+        raise UserError(f"{source}: {problem}")
+    try:
+        source.stat()
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such file or directory") from None
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror})") from None
 
 
 def _check_splits(source: Path, dataset: Dataset) -> None:

@@ -9,6 +9,9 @@ history shows; the other two decide which topic follows on it, and that only his
 from __future__ import annotations
 
 import math
+import operator
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,11 @@ from numpy.lib.format import open_memmap
 
 from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.sequences import MIN_LENGTH
+from eupmim_dist.data.manifest import Attribute, StoreManifest
 from eupmim_dist.data.splits import BY_USER
-from eupmim_dist.data.store import Attribute
-from eupmim_dist.data.writer import item_dtype, new_store, write_manifest, write_table
-from eupmim_dist.errors import UserError
+from eupmim_dist.data.writer import check_replaceable, item_dtype, new_store, write_manifest, write_table
+from eupmim_dist.errors import UserError, shown
+from eupmim_dist.files import check_out
 
 ATTRIBUTES = (Attribute("age", 7), Attribute("gender", 2), Attribute("occupation", 21))
 AGE_SHARES = (0.04, 0.18, 0.35, 0.20, 0.09, 0.08, 0.06)
@@ -45,6 +49,8 @@ OTHER_STYLE_WEIGHT = 0.03  # how much the other styles of a topic attract him
 MEAN_SESSION = 5
 NEXT_TOPIC_SHARE = 0.9  # sessions that go on to his next topic and not to any of his others
 
+ITEM_BYTES, USER_BYTES, PLACE_BYTES = 100, 30, 21  # of memory, measured; of the places that a user may go to
+
 
 @dataclass(frozen=True)
 class World:
@@ -66,7 +72,7 @@ class World:
 
 def synthesize(
     out: Path, num_users: int, num_items: int, *, seed: int, mean_length: int, force: bool, progress: OnStage
-) -> dict[str, Any]:
+) -> StoreManifest:
     """Write a store of `num_users` users and `num_items` items to `out`; return its manifest.
 
     The data is a function of the sizes and the seed. Memory: 8 bytes a user, the item table and one block of
@@ -75,6 +81,8 @@ def synthesize(
     Raises:
         UserError: sizes that cannot be met, or an `out` that is in use.
     """
+    num_users, num_items = _whole("users", num_users), _whole("items", num_items)
+    mean_length, seed = _whole("mean-length", mean_length), _whole("seed", seed)
     fewest = math.ceil(MIN_TOPICS * LONGEST * mean_length)
     if num_users < 10:
         raise UserError(f"--users {num_users}: give 10 or more, so that no split of 80/10/10 is empty")
@@ -87,6 +95,9 @@ def synthesize(
         )
     if seed < 0:
         raise UserError(f"--seed {seed}: give 0 or more")
+    check_out(out)
+    check_replaceable(out, force=force)
+    _check_room(out, num_users, num_items, mean_length)
     world = make_world(num_items, mean_length, seed)
     with new_store(out, force=force) as directory:
         offsets = open_memmap(directory / "offsets.npy", "w+", np.int64, (num_users + 1,))
@@ -123,10 +134,49 @@ def synthesize(
         )
 
 
+def _whole(option: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise UserError(f"--{option} {shown(value)}: give a whole number") from None
+    if abs(number) >= 2**63:
+        raise UserError(f"--{option} {shown(number)}: give a number below 2**63")
+    return number
+
+
+def _check_room(out: Path, num_users: int, num_items: int, mean_length: int) -> None:
+    """UserError for what this machine's memory, or the disk, cannot hold, whatever else they hold."""
+    size = num_items // _num_topics(num_items, mean_length)
+    memory = {
+        f"--items {num_items}": num_items * ITEM_BYTES,
+        f"--users {num_users}": num_users * USER_BYTES,
+        f"--mean-length {mean_length}": min(num_users, BLOCK_USERS) * MAX_INTERESTS * size * PLACE_BYTES,
+    }
+    largest, present = max(memory, key=memory.__getitem__), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if memory[largest] > present:
+        wanted = f"needs {_gb(memory[largest])} of memory, and there are {_gb(present)}"
+        raise UserError(f"{largest}: {wanted}; give a smaller number")
+    disk = num_users * (21 + mean_length * np.dtype(item_dtype(num_items + 1)).itemsize)
+    place = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists()))
+    if disk > place.free and place.total:
+        raise UserError(
+            f"--users {num_users}: needs {_gb(disk)} of disk for their histories and profiles, and {out} has room for "
+            f"{_gb(place.free)}; give fewer, or a shorter --mean-length"
+        )
+
+
+def _gb(size: int) -> str:
+    return f"{-(-size // 10**9):,} GB"
+
+
+def _num_topics(num_items: int, mean_length: int) -> int:
+    return max(MIN_TOPICS, int(num_items / (LONGEST * mean_length)))
+
+
 def make_world(num_items: int, mean_length: int, seed: int) -> World:
     """Draw topics, styles and popularity. Up to T - 1 items that do not fill a topic never occur."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
-    num_topics = max(MIN_TOPICS, int(num_items / (LONGEST * mean_length)))
+    num_topics = _num_topics(num_items, mean_length)
     size = num_items // num_topics
     popularity = 1.0 / np.arange(1, num_topics + 1) ** ZIPF_TOPICS
     num_occupations = ATTRIBUTES[2].cardinality

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eupmim_dist.errors import UserError, short
+from eupmim_dist.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,11 +21,11 @@ def open_table(file: Path) -> pl.LazyFrame:
     """Raises UserError if the file is no table of ids: if it cannot be read, or a column is of another type."""
     import polars as pl
 
-    try:
-        rows = pl.scan_parquet(file, glob=False)
+    from eupmim_dist.data.frames import reading, scan_parquet
+
+    with reading(file, *_AS_TABLE):
+        rows = scan_parquet(file)
         schema = rows.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _unreadable(file, error) from None
     for name, expected in {"id": pl.Int64, "raw_id": pl.String, "title": pl.String}.items():
         if schema.get(name, pl.String if name == "title" else None) != expected:
             found = f"is {schema[name]}" if name in schema else "is not there"
@@ -35,21 +35,15 @@ def open_table(file: Path) -> pl.LazyFrame:
 
 def read_table(file: Path, columns: Collection[str], keep: pl.Expr | None = None) -> pl.DataFrame:
     """Some columns of a table, of the rows that `keep` keeps. Raises as `open_table`."""
-    import polars as pl
+    from eupmim_dist.data.frames import reading
 
     rows = open_table(file)
-    try:
+    with reading(file, *_AS_TABLE):
         frame = (rows if keep is None else rows.filter(keep)).select(columns).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _unreadable(file, error) from None
     if "id" in columns and frame["id"].null_count():
         raise UserError(f"{file}: its column id has holes; {_MEND}")
     return frame
 
 
 _MEND = "copy or make it again"
-
-
-def _unreadable(file: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-    return UserError(f"{file}: cannot be read as a table of ids ({short(reason)}); {_MEND}")
+_AS_TABLE = _MEND, "a table of ids"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from eupmim_dist.config.registry import built_in, find
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short
+from eupmim_dist.files import regular_file
 from eupmim_dist.models.release import Release, item_width, their_name
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -20,19 +21,18 @@ def read_release(file: Path) -> dict[str, Tensor]:
 
     Raises UserError for a file that is none, and for a tensor that is not of floats or not finite.
     """
+    if file.is_dir():
+        raise UserError(f"{file}: is a directory; give the file in it, such as {file / 'model.pt'}")
+    regular_file(file, "give a released model.pt")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickles, which are refused below
             tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{file}: is a directory; give the file in it, such as {file / 'model.pt'}") from None
     except Exception:  # whatever the unpickler meets; its text may advise to unpickle code, so it is not shown
         raise UserError(f"{file}: is not a checkpoint of tensors alone, so it is not loaded") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{file}: does not hold a state_dict of tensors; import the authors' released model.pt")
-    return {str(name): _sound(tensor.detach(), f"{file}: {name}") for name, tensor in tensors.items()}
+    return {str(name): _sound(tensor.detach(), f"{file}: {short(name)}") for name, tensor in tensors.items()}
 
 
 def _sound(tensor: Tensor, what: str) -> Tensor:
@@ -41,6 +41,9 @@ def _sound(tensor: Tensor, what: str) -> Tensor:
         raise UserError(
             f"{what} is {str(tensor.dtype).removeprefix('torch.')}; only plain tensors of floats are imported"
         )
+    if not 0 < tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes():
+        held = "more numbers than the file holds" if tensor.numel() else "no number"
+        raise UserError(f"{what} is {tuple(tensor.shape)}, {held}; export it again")
     copy = tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if not copy.isfinite().all():
         raise UserError(f"{what} holds NaN or infinite values; import a checkpoint from before training went wrong")

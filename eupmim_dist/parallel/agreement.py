@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, mistake_of
 from eupmim_dist.parallel.world import World, collective_timeout
 
 GRACE_SECONDS = 3.0
@@ -126,10 +126,9 @@ def _meet(world: World, regions: list[str], error: BaseException | None) -> tupl
     """
     store, region = dist.distributed_c10d._get_default_store(), regions[-1]
     if error is not None and not isinstance(error, RankFailed):  # which is the echo of a failure already told
-        reason = " ".join((error.as_typed if isinstance(error, UserError) else str(error)).split())
-        if not isinstance(error, UserError):
-            reason = f"{type(error).__name__}: {reason}"
-        outcome = {"reason": reason, "mistake": isinstance(error, UserError), "lost": _is_lost_peer(error)}
+        mistake = mistake_of(error)
+        reason = " ".join((mistake.as_typed if mistake else f"{type(error).__name__}: {error}").split())
+        outcome = {"reason": reason, "mistake": mistake is not None, "lost": _is_lost_peer(error)}
         store.set(f"{region}/failed/{world.rank}", json.dumps(outcome))
         store.set(f"{region}/failed", "")  # before arriving: who counts all arrivals finds this too
     store.set(f"{region}/arrived/{world.rank}", "")

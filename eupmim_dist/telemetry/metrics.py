@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self, SupportsFloat
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.files import write_text, writing
+from eupmim_dist.files import read_text, write_text, writing
 
 
 class MetricsWriter:
@@ -121,10 +121,14 @@ def _keep_until(path: Path, step: int | None) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if step is not None else []:
+    try:
+        lines = read_text(path).splitlines() if step is not None else []
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; move it elsewhere") from None
+    for line in lines:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     write_text(path, "".join(kept))

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from eupmim_dist.config.load import CHOICES, dump_config, fields, load_config, parse_config
 from eupmim_dist.config.registry import names
 from eupmim_dist.config.schema import Config
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, shown
 
 CONFIGS = sorted(
     path for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml") if path.parent.name != "accelerate"
@@ -129,3 +130,85 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     file.write_text("train:\n  max_steps: 5\n  max_steps: 6\n")
     with pytest.raises(UserError, match=rf"^{file}:3: .*key max_steps is given twice"):
         load_config(file)
+
+
+LONG = "k" * 100_000
+BOMB = "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
+MERGES = "x0: &x0 {k: 1}\n" + "".join(f"x{i}: &x{i} {{<<: [{f'*x{i - 1}, ' * 9}]}}\n" for i in range(1, 20))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, r"c\.yaml:2: not valid YAML: \*a stands for a list or mapping; write it out"),
+        (MERGES, r"c\.yaml:2: not valid YAML: \*x0 stands for a list or mapping"),
+        ("seed: &a [*a]", r"c\.yaml:1: not valid YAML: \*a stands for a list"),
+        ("seed: " + "[" * 100_000, r"c\.yaml:1: not valid YAML: nested more than 20 levels deep"),
+        ("{a: " * 50_000, r"c\.yaml:1: not valid YAML: nested more than 20 levels deep"),
+        ("".join(" " * n + "a:\n" for n in range(500)), r"c\.yaml:20: not valid YAML: nested more than 20"),
+        ("seed: 1\n" * 40_000, r"c\.yaml: is larger than 256 kB, so it is no configuration"),
+        ("seed: !!python/object/apply:os.getcwd []", r"c\.yaml:1: not valid YAML: could not determine a constructor"),
+        (f"seed: !{LONG} 1", r"c\.yaml:1: not valid YAML: could not determine"),
+        ("seed: !!int x", r"c\.yaml:1: not valid YAML: 'x' cannot be read as int"),
+        ("seed: !!bool x", r"c\.yaml:1: not valid YAML: 'x' cannot be read as bool"),
+        ("!!map [1]", r"c\.yaml:1: not valid YAML: expected a mapping node"),
+        ("seed: 12345678901234567890", r"c\.yaml: seed: .*\(got 12345678901234567890\)"),
+        ("seed: " + "9" * 5000, r"c\.yaml:1: not valid YAML: '999.*5,002 characters.*' cannot be read as int"),
+        ("seed: 0x" + "f" * 100_000, r"c\.yaml: seed: .*\(got <int>\)"),
+        ("seed: 2024-01-01", r"c\.yaml: seed: .*\(got datetime.date\(2024, 1, 1\)\)"),
+        ("seed: 2024-99-99", r"c\.yaml:1: not valid YAML: '2024-99-99' cannot be read as timestamp; put text into q"),
+        ('data: {dir: "a\\0b"}', r"c\.yaml:1: not valid YAML: 'a\\x00b' holds what no text does"),
+        ('data: {dir: "\\ud800"}', r"c\.yaml:1: not valid YAML: '\\ud800' holds what no text does"),
+        ("seed: 1\0", r"c\.yaml: not valid YAML: special characters are not allowed"),
+        (b"seed: \xff", r"c\.yaml: cannot be read as a configuration: not UTF-8 text"),
+        ("seed: 5".encode("utf-16"), r"c\.yaml: cannot be read as a configuration: not UTF-8 text"),
+        ("seed: 5\n\ufefftrain: {}", r"c\.yaml: unknown key \\ufefftrain; did you mean"),
+        ("train:\n\tl2: 1", r"c\.yaml:2: not valid YAML: found character"),
+        ("? [1]\n: 2", r"c\.yaml:1: not valid YAML: a key is a list or mapping"),
+        ("train: {? {a: 1} : 2}", r"c\.yaml:1: not valid YAML: a key is a list or mapping"),
+        ("train: {1: 2}", r"c\.yaml: train.1: keys should be strings"),
+        ("2024-01-01: 1", r"c\.yaml: unknown key 2024-01-01"),
+        ("train.l2: 1", r"c\.yaml: unknown key train.l2; in a file write l2 below its section, train:"),
+        (f"seed: {LONG}", r"c\.yaml: seed: .*\(got 'kkk.*100,002 characters.*k'\)"),
+        (f"model: {{name: {LONG}}}", r"c\.yaml: model.name: 'kkk.*100,002 characters.*k' is no model"),
+        (f"train: {{{'k' * 900}: 1}}", r"c\.yaml: unknown key train.kkk.*906 characters"),
+        (f"seed: [{'1, ' * 5_000}]", r"c\.yaml: seed: .*\(got \[1, 1, .*\]\)"),
+    ],
+    ids=lambda value: shown(value),
+)
+def test_odd_files_are_one_short_line(tmp_path: Path, text: str | bytes, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(UserError, match=message) as error:
+        load_config(file)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 750
+
+
+def test_a_mark_at_the_start_and_aliases_of_numbers_are_read(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("\ufefftrain: {l2: &x 0.5}\ntables: {learning_rate: *x}\n")
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.train.l2, config.tables.learning_rate) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=2024-99-99", "seed=2024-99-99: the value is not valid YAML: '2024-99-99' cannot be read as timestamp"),
+        ("seed=" + "[" * 50_000, "the value is not valid YAML: nested more than 20 levels deep"),
+        ("seed=[&a [1], *a]", r"\*a stands for a list or mapping"),
+        ("train={l2: 1, l2: 2}", "key l2 is given twice"),
+        ("train={[1]: 2}", "a key is a list or mapping"),
+        (LONG, "overrides kkk.*100,000 characters.*k: write it as key=value"),
+        (f"seed={LONG}", r"seed: .*\(got 'kkk.*100,002 characters"),
+        (f"seed.{LONG}=1", "seed: input should be a valid integer"),
+        ("model.name." + "a." * 2000 + "b=1", "model.name: .* is no name"),
+        ("seed=\0", r"seed=\\x00: the value is not valid YAML: special characters"),
+    ],
+    ids=lambda value: shown(value),
+)
+def test_odd_overrides_are_one_short_line(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load_config(None, [override])
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 750

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from eupmim_dist.errors import UserError, short, shown
+from eupmim_dist.errors import UserError, listed, short, shown
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,21 @@ def test_long_values_and_messages_are_cut_in_the_middle() -> None:
     assert told.startswith("log.csv:3: y")
     assert told.endswith("y; mend it with --out")
     assert len(told) < 750
+
+
+def test_what_would_not_be_seen_is_shown() -> None:
+    assert UserError("a\nb\x1b[0m: \ufeffx\udcff é").as_typed == "a\\nb\\x1b[0m: \\ufeffx\\udcff é"
+    assert short("a\tb") == "a\\tb"
+    assert shown(10**5000) == "<int>"
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown(deep) == "<list>"
+
+
+def test_many_names_are_the_first_of_them() -> None:
+    assert listed(["who", "what"]) == "who, what"
+    assert listed([]) == "none"
+    many = listed(f"column {n}" for n in range(1000))
+    assert many.startswith("column 0, column 1, ")
+    assert many.endswith("column 11, and 988 more")

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from eupmim_dist import files
 from eupmim_dist.errors import UserError
 from eupmim_dist.files import (
     backup_path,
+    check_out,
+    is_there,
     new_directory,
     out_directory,
     put_back,
+    read_text,
+    real,
     replace_directory,
     replace_text,
     write_text,
@@ -65,6 +70,13 @@ def test_a_pipe_is_written_and_stays(tmp_path: Path) -> None:
     reader.join()
     assert read == ["all of it"]
     assert path.is_fifo()
+
+
+def test_a_pipe_that_nobody_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "READER_SECONDS", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: cannot be written: is a pipe that nobody reads"):
+        write_text(tmp_path / "pipe", "x")
 
 
 def test_a_file_in_a_directory_that_takes_no_new_ones_is_written_in_place(
@@ -154,3 +166,33 @@ def test_a_replacement_that_was_killed_half_way_is_put_back_or_done_with(tmp_pat
     put_back(final)
     assert names(tmp_path) == ["final"]
     assert (final / "file").read_text() == "before"
+
+
+def test_texts_that_end_are_read_and_no_others(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "none"):
+        with pytest.raises(OSError, match=r"pipe|device|directory"):
+            read_text(path)
+    assert read_text(Path("/dev/null")) == ""
+    read, write = os.pipe()
+    os.write(write, b"given by a shell")
+    os.close(write)
+    assert read_text(Path(f"/dev/fd/{read}")) == "given by a shell"
+    os.close(read)
+
+
+def test_links_in_a_circle_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("later")
+    assert real(tmp_path / "dangling") == tmp_path.resolve() / "later"
+    assert is_there(tmp_path / "loop")
+    assert not is_there(tmp_path / "none")
+    for path in (tmp_path / "loop", tmp_path / "loop" / "new"):
+        with pytest.raises(OSError, match="symbolic links"):
+            real(path)
+        with pytest.raises(UserError, match="cannot be written: Too many levels of symbolic links"):
+            write_text(path, "x")
+        with pytest.raises(UserError, match="cannot be written: Too many levels of symbolic links"):
+            check_out(path)
+    check_out(tmp_path / "dangling")
+    assert names(tmp_path) == ["dangling", "loop"]

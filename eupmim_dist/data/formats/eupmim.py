@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from eupmim_dist.data.formats.lines import ITEM, ORDER, USER, Column, OnStage, read_lines, read_map
+from eupmim_dist.data.formats.lines import ITEM, ORDER, USER, Column, OnStage, optional_file, read_lines, read_map
 from eupmim_dist.data.formats.movielens import read_titles
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.sequences import SplitFile, dataset_from_splits, split_files
@@ -31,13 +31,11 @@ def read_split_directory(source: Path, profile: list[Column], progress: OnStage)
     columns = [USER, *profile, ITEM, ORDER]
     files = [SplitFile(path, read_lines(path, columns, progress=progress)) for path in paths.values()]
     dataset = dataset_from_splits(files, [column.name for column in profile])
-    user_map, item_map = source / f"{prefix}_user_map.txt", source / f"{prefix}_item_map.txt"
-    if user_map.exists():
+    if user_map := optional_file(source / f"{prefix}_user_map.txt"):
         dataset.raw_users = read_map(user_map, len(dataset.raw_users), 0)
-    if item_map.exists():
+    if item_map := optional_file(source / f"{prefix}_item_map.txt"):
         dataset.raw_items = read_map(item_map, len(dataset.raw_items), 1)
-        movies = source / "movies.dat"
-        if movies.exists():
+        if movies := optional_file(source / "movies.dat"):
             known = pl.DataFrame({"raw": dataset.raw_items})
             dataset.titles = known.join(read_titles(movies), on="raw", how="left", maintain_order="left")["title"]
     return dataset

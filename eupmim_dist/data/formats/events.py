@@ -17,10 +17,10 @@ import polars as pl
 
 from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.sequences import MIN_LENGTH
+from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.splits import BY_USER, SplitRule
-from eupmim_dist.data.store import Attribute
 from eupmim_dist.data.writer import Dataset
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short
 
 AUTHORS_SEED = 1230
 AUTHORS_MIN_COUNT = 5
@@ -28,7 +28,7 @@ AUTHORS_MIN_COUNT = 5
 
 @dataclass(frozen=True)
 class Profiles:
-    """`frame`: String column user, one row a user, and a column per attribute, read from `path`.
+    """`frame`: String column user, one row a user, and a column NAME or `attribute NAME` of each, read from `path`.
 
     With `attributes` the values are integer codes below the cardinalities; without, labels that get encoded.
     """
@@ -178,20 +178,24 @@ def _attributes_of(raw_users: pl.Series, profiles: Profiles | None) -> tuple[lis
     without = found.select(pl.any_horizontal(pl.all().is_null())).to_series().arg_true()
     if without.len():
         raise UserError(
-            f"{profiles.path}: no profile of user {raw_users[without[0]]}, who has interactions "
+            f"{profiles.path}: no profile of user {short(raw_users[without[0]])}, who has interactions "
             f"({without.len()} such users); add it or leave his interactions out"
         )
     if profiles.attributes is not None:
         return list(profiles.attributes), found.to_numpy()
-    labels = {name: _sorted_labels(found[name]) for name in found.columns}
+    labels = {column: _sorted_labels(found[column]) for column in found.columns}
     codes = found.select(
-        pl.col(name).cast(pl.Enum(values)).to_physical().cast(pl.Int32) for name, values in labels.items()
+        pl.col(column).cast(pl.Enum(values)).to_physical().cast(pl.Int32) for column, values in labels.items()
     )
-    return [Attribute(name, len(values), tuple(values)) for name, values in labels.items()], codes.to_numpy()
+    attributes = [
+        Attribute(column.removeprefix("attribute "), len(values), tuple(values)) for column, values in labels.items()
+    ]
+    return attributes, codes.to_numpy()
 
 
 def _sorted_labels(column: pl.Series) -> list[str]:
-    """Distinct labels: as numbers where all are integers, else alphabetically."""
-    labels = column.unique()
-    numbers = labels.cast(pl.Int64, strict=False)
-    return labels.gather((labels if numbers.null_count() else numbers).arg_sort()).to_list()
+    """Distinct labels: as numbers where all are integers, else alphabetically, as are those of one number."""
+    labels = column.unique().alias("label")
+    numbers = labels.cast(pl.Int64, strict=False).alias("number")
+    order = ["label"] if numbers.null_count() else ["number", "label"]
+    return pl.DataFrame([labels, numbers]).sort(order)["label"].to_list()

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import polars as pl
 
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short, shown
+from eupmim_dist.files import is_there, regular_file
 
 OnStage = Callable[[str, int, int], None]  # (what, done, total); total 0: not known beforehand
 BLOCK_BYTES = 1 << 24
+LONGEST_LINE = 1 << 26  # bytes
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,13 @@ ORDER = Column("order", meaning="a position from 0")
 
 
 def existing_file(path: Path) -> Path:
-    """`path`, or a UserError that says which file is missing."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; the format expects it")
-    return path
+    """`path`, or a UserError that says which file is missing, or what it is instead."""
+    return regular_file(path, "the format expects it")
+
+
+def optional_file(path: Path) -> Path | None:
+    """`path`, None if nothing has that name, or a UserError if it is no file."""
+    return regular_file(path, "mend or remove it") if is_there(path) else None
 
 
 def bad_line(path: Path, row: int, problem: str, *, first_line: int = 1) -> UserError:
@@ -71,6 +76,9 @@ def blocks(path: Path, encoding: str = "utf-8", progress: OnStage | None = None)
                     yield lines
                 else:
                     rest += block
+                if len(rest) > LONGEST_LINE:
+                    problem = f"a line of more than {LONGEST_LINE >> 20} MB; a line feed ends a line"
+                    raise bad_line(path, 0, problem, first_line=line)
                 if progress:
                     progress(f"reading {path.name}", done, total)
     except OSError as error:
@@ -83,10 +91,29 @@ def _decoded(path: Path, block: bytes, first_line: int, encoding: str) -> list[s
     if first_line == 1:
         block = block.removeprefix(BOM_UTF8)
     try:
-        return block.decode(encoding).replace("\r\n", "\n").removesuffix("\r").split("\n")
+        text = block.decode(encoding).replace("\r\n", "\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         line = first_line + block.count(b"\n", 0, error.start)
-        raise UserError(f"{path}:{line}: not {encoding.upper()} text; convert the file to it") from None
+        raise UserError(f"{path}:{line}: {not_text(encoding)}") from None
+    for character, problem in ODD_CHARACTERS.items():
+        if character in text:
+            line = first_line + text.count("\n", 0, text.index(character))
+            raise UserError(f"{path}:{line}: {problem or not_text(encoding)}")
+    return text.split("\n")
+
+
+def not_text(encoding: str = "utf-8") -> str:
+    """What to say of bytes that are something else."""
+    return f"not {encoding.upper()} text; convert the file to it"
+
+
+CARRIAGE_RETURN = "a carriage return within the line; a line feed ends a line, or both"
+ODD_CHARACTERS = {
+    "\0": None,
+    "\r": CARRIAGE_RETURN,
+    "\ufeff": "a byte-order mark within the text; delete it",
+}
+"""What would become part of an id, unseen, and what to say of it: nothing of what only UTF-16 or no text at all has."""
 
 
 def read_lines(
@@ -134,7 +161,7 @@ def _problem(line: str, columns: list[Column], separator: str) -> str:
         return f"{len(fields)} fields, expected {len(columns)}: {layout}"
     for field, column in zip(fields, columns, strict=True):
         if not re.fullmatch(column.pattern, field):
-            return f"{column.name} is {field!r}, expected {column.meaning}"
+            return f"{column.name} is {shown(field)}, expected {column.meaning}"
     return f"cannot be read as {separator.join(column.name for column in columns)}"
 
 
@@ -154,6 +181,6 @@ def read_map(path: Path, num_rows: int, first_id: int) -> pl.Series:
     for name in ("id", "raw_id"):
         repeated = (~frame[name].is_first_distinct()).arg_true()
         if repeated.len():
-            raise bad_line(path, repeated[0], f"{name} {frame[name][repeated[0]]} is mapped twice")
+            raise bad_line(path, repeated[0], f"{name} {short(frame[name][repeated[0]])} is mapped twice")
     ids = pl.DataFrame({"id": pl.int_range(first_id, last + 1, eager=True)})
     return ids.join(frame, on="id", how="left", maintain_order="left")["raw_id"]

@@ -9,7 +9,7 @@ import polars as pl
 from eupmim_dist.data.formats.events import Profiles, dataset_from_events
 from eupmim_dist.data.formats.lines import Column, OnStage, bad_line, existing_file, read_lines
 from eupmim_dist.data.formats.options import Options
-from eupmim_dist.data.store import Attribute
+from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.writer import Dataset
 
 RAW_ID = "[1-9][0-9]{0,17}"

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 
 from eupmim_dist.data.formats.lines import bad_line
+from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.splits import GIVEN, NO_SPLIT, SPLITS
-from eupmim_dist.data.store import Attribute
 from eupmim_dist.data.writer import Dataset
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, listed
 
 MIN_LENGTH = 5  # shorter histories are dropped: the first training target is the fifth interaction
 
@@ -157,5 +157,5 @@ def split_files(source: Path) -> tuple[str, dict[str, Path]]:
             raise UserError(f"{source}: two files {paths[0].name} and {paths[1].name}; keep one data set a directory")
     prefixes = [paths[0].name.removesuffix(f"_{split}.txt") for split, paths in found.items()]
     if len(set(prefixes)) > 1:
-        raise UserError(f"{source}: files of different data sets ({', '.join(sorted(set(prefixes)))})")
+        raise UserError(f"{source}: files of different data sets ({listed(sorted(set(prefixes)))})")
     return prefixes[0], {split: paths[0] for split, paths in found.items()}

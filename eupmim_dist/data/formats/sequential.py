@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.formats.lines import OnStage, bad_line, blocks
+from eupmim_dist.data.formats.lines import OnStage, bad_line, blocks, optional_file
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.sequences import check_gaps, kept_ids_dataset
 from eupmim_dist.data.splits import LEAVE_ONE_OUT
 from eupmim_dist.data.writer import Dataset
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short, shown
+from eupmim_dist.files import read_text
 
 ID = "[1-9][0-9]{0,17}"
 
@@ -44,10 +47,10 @@ def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> 
         split_rule=LEAVE_ONE_OUT.name,
     )
     dataset.raw_users = pl.int_range(1, num_users + 1, eager=True).cast(pl.String)
-    maps = source / "datamaps.json"
-    if maps.exists():
-        dataset.raw_users = _raw_ids(maps, "id2user", num_users)
-        dataset.raw_items = _raw_ids(maps, "id2item", num_item_rows - 1)
+    if file := optional_file(source / "datamaps.json"):
+        maps = _read_maps(file)
+        dataset.raw_users = _raw_ids(file, maps, "id2user", num_users)
+        dataset.raw_items = _raw_ids(file, maps, "id2item", num_item_rows - 1)
     return dataset
 
 
@@ -75,17 +78,43 @@ def _problem(line: str) -> str:
     fields = line.split(" ")
     wrong = next((field for field in fields if not (field.isascii() and field.isdigit() and field[0] != "0")), None)
     if wrong is not None:
-        return f"{wrong!r} is no id: ids are integers from 1, single spaces between them"
+        return f"{shown(wrong)} is no id: ids are integers from 1, single spaces between them"
     return f"{len(fields)} ids, expected a user and at least one item" if len(fields) < 2 else "an id is too large"
 
 
-def _raw_ids(path: Path, key: str, count: int) -> pl.Series:
-    """Raw ids of ids 1..count from datamaps.json; null where it names none."""
+def _read_maps(path: Path) -> dict[str, object]:
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))[key]
-        raw_ids = [names.get(str(i)) for i in range(1, count + 1)]
-        if not {type(raw_id) for raw_id in raw_ids} <= {str, type(None)}:
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: no map of id to raw id (a string) under the key {key!r}; mend or remove it") from None
+        maps = json.loads(read_text(path).removeprefix("\ufeff"), object_pairs_hook=_distinct)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else short(error)
+        raise UserError(f"{path}: no map of ids: not a JSON file ({reason}); mend or remove it") from None
+    return maps if isinstance(maps, dict) else {}
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{shown(twice)} is given twice")
+    return names
+
+
+def _raw_ids(path: Path, maps: dict[str, object], key: str, count: int) -> pl.Series:
+    """Raw ids of ids 1..count from datamaps.json; null where it names none."""
+    names = maps.get(key)
+    raw_ids = [names.get(str(i)) for i in range(1, count + 1)] if isinstance(names, dict) else [names]
+    known = [raw_id for raw_id in raw_ids if raw_id is not None]
+    wrong = next((raw_id for raw_id in known if not isinstance(raw_id, str) or UNSEEN.search(raw_id)), None)
+    if wrong is not None or not isinstance(names, dict):
+        found = f" (there is {shown(wrong)})" if wrong is not None else ""
+        raise UserError(f"{path}: no map of id to raw id (a string) under the key {key!r}{found}; mend or remove it")
+    if len(set(known)) < len(known):
+        twice = Counter(known).most_common(1)[0][0]
+        raise UserError(f"{path}: two ids have the raw id {shown(twice)} under the key {key!r}; mend or remove it")
     return pl.Series(raw_ids, dtype=pl.String)
+
+
+UNSEEN = re.compile("^$|[\x00-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
+"""What no id may hold: nothing at all, control characters, byte-order marks, halves of a character."""

@@ -17,14 +17,20 @@ from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.splits import BY_USER, LEAVE_ONE_OUT, SplitRule
 from eupmim_dist.data.writer import Dataset
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, listed, short, shown
 
 TABLE_SPLITS: dict[str, SplitRule] = {rule.name: rule for rule in (BY_USER, LEAVE_ONE_OUT)}
 Locate = Callable[[int], str]  # 0-based data row -> "file:line" or "file: row n"
+UNSEEN = r"[\p{Cc}\x{feff}]"
+"""What no id may hold: whoever reads it does not see it."""
+STRAY = r"[\x00\x{feff}]|\r(?:[^\n]|$)"
+"""What no label may, which may have line ends."""
 
 
-def mapped_columns(source: Path, options: Options, present: list[str]) -> dict[str, str]:
-    """Which column of the source is what: user, item, time, title and `attribute NAME` by role.
+def mapped_columns(source: Path, options: Options, present: list[str]) -> dict[str, int]:
+    """Which column of the source, from 0, is what: user, item, time, title and `attribute NAME` by role.
+
+    By number, as polars takes a name such as `*` for a pattern, and some names of a file for others.
 
     Raises:
         UserError: an option is missing or out of range, or names a column the source has not.
@@ -32,21 +38,27 @@ def mapped_columns(source: Path, options: Options, present: list[str]) -> dict[s
     if options.min_count is not None and options.min_count < 1:
         raise UserError(f"--min-count {options.min_count}: give 1 or more")
     if options.split not in (None, *TABLE_SPLITS):
-        raise UserError(f"--split {options.split}: give one of {', '.join(TABLE_SPLITS)}")
+        raise UserError(f"--split {short(options.split)}: give one of {', '.join(TABLE_SPLITS)}")
     if options.seed is not None and not (rule := _split_rule(options)).draws:
         raise UserError(f"--seed: {rule.name} draws nothing; leave the option out")
     roles = {"user": options.user_column, "item": options.item_column}
     for role, column in roles.items():
         if column is None:
-            raise UserError(f"--{role}-column: say which column holds the {role} (there: {', '.join(present)})")
+            raise UserError(f"--{role}-column: say which column holds the {role} (there: {listed(present)})")
     roles |= {"time": options.time_column, "title": options.title_column}
     roles |= {f"attribute {name}": name for name in options.attributes}
     if len(set(options.attributes)) < len(options.attributes):
         raise UserError("--attribute: the same name is given twice")
-    for column in roles.values():
-        if column is not None and column not in present:
-            raise UserError(f"{source}: no column {column!r}; there are {', '.join(present)}")
-    return {role: column for role, column in roles.items() if column is not None}
+    return {role: column_number(f"{source}:", column, present) for role, column in roles.items() if column is not None}
+
+
+def column_number(where: str, column: str, present: list[str]) -> int:
+    """Which of the columns `present` it is, from 0. Raises UserError, beginning with `where`, unless one is."""
+    if column not in present:
+        raise UserError(f"{where} no column {shown(column)}; there are {listed(present)}")
+    if present.count(column) > 1:
+        raise UserError(f"{where} {present.count(column)} columns called {shown(column)}; rename all but one")
+    return present.index(column)
 
 
 def dataset_from_table(
@@ -81,14 +93,16 @@ def _check_values(table: pl.LazyFrame, columns: list[str], locate: Locate, progr
     progress("checking", 0, 0)
     checks = {}
     for column in columns:
-        value = pl.col(column)
+        value, name = pl.col(column), short(column.removeprefix("attribute "))
         if column == "time":
-            checks["time is missing or no integer"] = value.is_null()
+            checks["time is missing or no integer of 64 bits"] = value.is_null()
         elif column in ("user", "item"):  # " 3" beside "3" would make two of one
             bad = value.is_null() | (value == "") | (value != value.str.strip_chars())
-            checks[f"{column} is missing or has blanks around it"] = bad
+            checks[f"{name} is missing or has blanks around it"] = bad
+            checks[f"{name} holds a control character or a byte-order mark"] = value.str.contains(UNSEEN)
         elif column != "title":
-            checks[f"{column.removeprefix('attribute ')} is missing"] = value.is_null() | (value == "")
+            checks[f"{name} is missing"] = value.is_null() | (value == "")
+            checks[f"{name} holds a NUL, a carriage return or a byte-order mark"] = value.str.contains(STRAY)
     first_rows = (
         table.with_row_index("row")
         .select(pl.col("row").filter(bad).min().alias(problem) for problem, bad in checks.items())
@@ -114,10 +128,10 @@ def _profiles(table: pl.LazyFrame, source: Path, names: list[str], locate: Locat
             row, value = rows.filter(pl.col(name) != rows[name][0]).row(0)
             attribute = name.removeprefix("attribute ")
             raise UserError(
-                f"{locate(row)}: user {user} has {attribute} {value!r}, on an earlier row {rows[name][0]!r}; "
-                "a user has one value of an attribute"
+                f"{locate(row)}: user {short(user)} has {short(attribute)} {shown(value)}, on an earlier row "
+                f"{shown(rows[name][0])}; a user has one value of an attribute"
             )
-    return Profiles(source, frame.select("user", *(pl.col(n).alias(n.removeprefix("attribute ")) for n in names)))
+    return Profiles(source, frame.select("user", *names))
 
 
 def _titles(table: pl.LazyFrame, progress: OnStage) -> pl.DataFrame:
