@@ -26,7 +26,7 @@ class UserError(Exception):
     @property
     def as_typed(self) -> str:
         """The message in the words of the command line."""
-        return _cut(_printable(super().__str__()), LONGEST_MESSAGE)
+        return _cut(_printable(super().__str__().replace("\n", " ")), LONGEST_MESSAGE)
 
 
 def mistake_of(error: BaseException) -> UserError | None:
@@ -59,7 +59,7 @@ def listed(names: Iterable[object]) -> str:
 
 
 def _printable(text: str) -> str:
-    """One line, in which what would not be seen is: `\\n` of a line end, `\\ufeff` of a byte-order mark."""
+    """With what would not be seen: `\\n` of a line end, `\\ufeff` of a byte-order mark."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

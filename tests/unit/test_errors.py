@@ -38,8 +38,8 @@ def test_long_values_and_messages_are_cut_in_the_middle() -> None:
 
 
 def test_what_would_not_be_seen_is_shown() -> None:
-    assert UserError("a\nb\x1b[0m: \ufeffx\udcff é").as_typed == "a\\nb\\x1b[0m: \\ufeffx\\udcff é"
-    assert short("a\tb") == "a\\tb"
+    assert UserError("two\nlines \x1b[0m: \ufeffx\udcff é").as_typed == "two lines \\x1b[0m: \\ufeffx\\udcff é"
+    assert short("a\tb\n") == "a\\tb\\n"
     assert shown(10**5000) == "<int>"
     deep: list[object] = []
     for _ in range(100_000):
