@@ -79,6 +79,8 @@ def several(one_or_more: Any) -> list[Any]:
 
 def raw_ids(users: Any) -> list[str]:
     """The raw ids of one or more users."""
+    if len(getattr(users, "shape", ())) > 1:
+        raise UserError("users: give a column of the data frame, such as users['customer']")
     found = several(users)
     for user in found:
         if not isinstance(user, str | Integral):

@@ -150,6 +150,8 @@ def explain(error: ValidationError, values: dict[str, Any]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"]
     got = "" if isinstance(value, dict | BaseModel) else f" (got {shown(value)})"
+    if first["type"] == "finite_number" and key in known and known[key].default is None:
+        got += "; null is for none"
     return f"{short(key)}: {message[:1].lower()}{message[1:]}{got}"
 
 
@@ -165,6 +167,8 @@ def _unknown(key: str, values: dict[str, Any]) -> str:
         owners = [known for known in built_in(kind) if name in find(kind, known).config.model_fields]
         if owners:
             return f"{short(key)} is a key of {kind} {' and '.join(owners)}, not of the one chosen; leave it out"
+    if not name and (section := difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.7)):
+        return f"unknown key {short(key)}; did you mean {section[0]}?"
     nearest = difflib.get_close_matches(key, [known for known, _ in _known_fields(values)], n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]}?" if nearest else "; `eupmim-dist config show` lists the keys"
     return f"unknown key {short(key)}{hint}"

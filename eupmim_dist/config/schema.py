@@ -157,7 +157,7 @@ class TrainConfig(Section):
     """Largest norm of the global gradient, dense network and tables together; scaled down beyond it. null: no limit."""
     prefetch: bool = True
     """Sample the next batches and exchange their ids while a step computes; results are the same without."""
-    threads: int | None = Field(None, ge=1, le=1024)
+    threads: int | None = Field(None, ge=1, le=256)
     """Threads of a rank. If not given, on CPU ranks: those of the checkpoint that is gone on from, OMP_NUM_THREADS, or
     as many as are measured to be fastest."""
     l2: float = Field(1e-5, ge=0)

@@ -111,7 +111,8 @@ def write_manifest(
         report=dict(report or {}),
         files={file.name: StoreFile(bytes=file.stat().st_size, sha256=sha256(file)) for file in files},
     )
-    replace_text(directory / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    replace_text(directory / MANIFEST, text + "\n")
     return manifest
 
 

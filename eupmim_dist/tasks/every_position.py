@@ -21,7 +21,6 @@ from eupmim_dist.data.counter import random_bits, stream_key
 from eupmim_dist.tasks.interface import Setting, Task
 from eupmim_dist.tasks.users import draw_cuts
 
-
 UNLESS_CAUSAL = 4
 """P of a model that reads a history for each prediction: all places of a window would be as many samples."""
 

@@ -16,8 +16,8 @@ from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint import load, writer
 from eupmim_dist.checkpoint import save as saving
 from eupmim_dist.checkpoint.layout import TENSOR_FILE, complete_steps, resolve, step_dir
-from eupmim_dist.checkpoint.manifest import Damaged
 from eupmim_dist.checkpoint.load import load_model, load_training
+from eupmim_dist.checkpoint.manifest import Damaged
 from eupmim_dist.checkpoint.save import save_checkpoint
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.export.model_dir import consolidate

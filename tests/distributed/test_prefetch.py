@@ -101,7 +101,7 @@ def test_after_a_step_that_cannot_be_prepared_none_is() -> None:
             raise ValueError("no such user")
         return step
 
-    with pytest.raises(ValueError, match="no such user"), Prefetcher(prepare, WORLD, last_step=9) as ahead:
+    with pytest.raises(ValueError, match="no such user"), Prefetcher(prepare, WORLD, last_step=9) as ahead:  # noqa: PT012
         ahead.take(0)
         time.sleep(0.1)  # the thread would have gone on
         ahead.take(1)

@@ -15,8 +15,8 @@ from safetensors import safe_open
 
 from eupmim_dist.checkpoint import pieces as in_pieces
 from eupmim_dist.checkpoint.layout import complete_steps, resolve
-from eupmim_dist.checkpoint.manifest import STEP_MANIFEST
 from eupmim_dist.checkpoint.load import load_training
+from eupmim_dist.checkpoint.manifest import STEP_MANIFEST
 from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.save import save_checkpoint
 from eupmim_dist.checkpoint.state import row_views

@@ -37,6 +37,8 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
     [
         (["train.lerning_rate=1"], "unknown key train.lerning_rate; did you mean train.learning_rate?"),
         (["model.dimm=1"], "unknown key model.dimm; did you mean model.dim?"),
+        (["modle.name=sasrec"], "unknown key modle; did you mean model?"),
+        (["train.clip_norm=.inf"], r"train\.clip_norm: .*finite number \(got inf\); null is for none"),
         (["xyz=1"], "unknown key xyz; `eupmim-dist config show` lists the keys"),
         (
             ["model.name=eupmin"],
@@ -52,7 +54,7 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["train.weight_decay=0.1"], "weight_decay is served by optimizer adamw only"),
         (["objective.candidates=in_batch", "objective.num_negatives=9"], "num_negatives is served by candidates unif"),
         (["task.name=every_position", "task.num_positions=99"], "num_positions 99 exceeds history_length 50"),
-        (["objective.log_q=false"], "log_q false is served by candidates in_batch and mixed only"),
+        (["objective.log_q=false"], "log_q false is served by candidates in_batch and mixed"),
         (["train.l2=-1"], r"train.l2: .*\(got -1\)"),
         (["train.max_steps=many"], r"train.max_steps: .*\(got 'many'\)"),
         (["model.num_heads=5"], "num_heads 5 must divide dim 32"),

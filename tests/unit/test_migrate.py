@@ -13,8 +13,8 @@ import pytest
 
 from eupmim_dist.assemble import assemble_run, load_trained
 from eupmim_dist.checkpoint.layout import open_checkpoint
-from eupmim_dist.checkpoint.manifest import read_manifest
 from eupmim_dist.checkpoint.load import load_training
+from eupmim_dist.checkpoint.manifest import read_manifest
 from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.run_dir import find_start
 from eupmim_dist.config.migrate import migrated

@@ -16,8 +16,8 @@ import torch
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.contents import contents
 from eupmim_dist.checkpoint.layout import complete_steps, resolve
-from eupmim_dist.checkpoint.manifest import Damaged, write_manifest
 from eupmim_dist.checkpoint.load import load_training
+from eupmim_dist.checkpoint.manifest import Damaged, write_manifest
 from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.run_dir import find_start
 from eupmim_dist.checkpoint.verify import verify

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.contents import contents
 from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint, resolve
-from eupmim_dist.checkpoint.manifest import Damaged, write_manifest
 from eupmim_dist.checkpoint.load import load_training
+from eupmim_dist.checkpoint.manifest import Damaged, write_manifest
 from eupmim_dist.checkpoint.pieces import Piece, shape_of
 from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.verify import left_overs, to_verify, verify

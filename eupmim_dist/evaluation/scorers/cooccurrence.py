@@ -50,7 +50,7 @@ class Cooccurrence(Scorer):
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
         width = stop - start
-        least = query * self.rows + self.first + start  # no key is as small as that of padding
+        least = query * self.rows + self.first + start  # for padding smaller than any key
         low, high = torch.searchsorted(self.keys, least), torch.searchsorted(self.keys, least + width)
         lengths, shifts = high - low, torch.arange(len(query), device=query.device)[:, None] * width - least
         scores = self.weights.new_zeros(len(query) * width)
