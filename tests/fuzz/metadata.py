@@ -11,7 +11,7 @@ from tests.fuzz.fitting import WRONG, adopt_store, change_json, checkpoints, fit
 from tests.fuzz.place import Chosen, Place, Plan, words
 from tests.fuzz.tensors import change_header, change_release, change_values, set_values
 from tests.fuzz.text import changed
-from tests.fuzz.values import JSON_VALUES, changed_json
+from tests.fuzz.values import changed_json, json_value
 
 ANY = [
     "evaluate {path} --top-n 3 --json out.json",
@@ -136,7 +136,7 @@ def _change_entry(manifest: dict[str, Any], directory: Path, random: Random) -> 
         case 3:
             del files[name]
         case 4:
-            files[name][random.choice(["size", "sha256"])] = random.choice(JSON_VALUES)
+            files[name][random.choice(["size", "sha256"])] = json_value(random)
         case _:
             renamed = random.choice(
                 ["shard-x.safetensors", "a b.safetensors", "x[1].safetensors", ".hidden.safetensors", "x"]

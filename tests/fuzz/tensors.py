@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.fuzz.text import changed
-from tests.fuzz.values import JSON_VALUES, changed_json
+from tests.fuzz.values import changed_json, json_value
 
 NUMBERS = [math.nan, math.inf, -math.inf, 1e38, -1e38, 3.4e38, 1e30, 1e20, 1e-45, 0.0]
 DTYPES = [
@@ -48,7 +48,7 @@ def change_header(file: Path, random: Random) -> str:
     text = None
     match what:
         case "dtype":
-            entry["dtype"] = random.choice([*DTYPES, *JSON_VALUES])
+            entry["dtype"] = random.choice([*DTYPES, json_value(random)])
         case "shape":
             entry["shape"] = random.choice([*SHAPES, entry["shape"][::-1], [*entry["shape"], 1], entry["shape"][:-1]])
         case "offsets":

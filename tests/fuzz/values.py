@@ -1,5 +1,6 @@
 """Values that nobody would give on purpose: as YAML, as JSON, and as numbers on the command line."""
 
+import copy
 import json
 import math
 from random import Random
@@ -45,6 +46,11 @@ JSON_VALUES: list[Any] = [
     float("inf"), "", "x", "x" * 5000, "../x", "/dev/null", "a\0b", "\ud800", "1", "é\n", [], [[]], [0], [-1], [None],
     [1, "a"], {}, {"a": 1}, {"": {}}, [1] * 2000, 10**400,
 ]  # fmt: skip
+
+
+def json_value(random: Random) -> Any:
+    """One of them, as new: it may be changed in turn."""
+    return copy.deepcopy(random.choice(JSON_VALUES))
 
 
 class Doubled(dict):
@@ -97,14 +103,14 @@ def _change(holder: _Holder, random: Random) -> None:
         key = random.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
     value = parent[key]
     if parent is holder.__dict__:
-        parent[key] = random.choice(JSON_VALUES)
+        parent[key] = json_value(random)
         return
     siblings = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
     match random.choice(
         ["value", "value", "value", "nudge", "nudge", "delete", "rename", "swap", "copy", "wrap", "add", "double"]
     ):
         case "value":
-            parent[key] = random.choice(JSON_VALUES)
+            parent[key] = json_value(random)
         case "nudge":
             parent[key] = _nudged(value, random)
         case "delete":
@@ -119,12 +125,12 @@ def _change(holder: _Holder, random: Random) -> None:
         case "wrap":
             parent[key] = random.choice([[value], {"value": value}, [value, value], str(value)])
         case "add" if isinstance(parent, dict):
-            parent[random.choice(["x", "", "../x", "__class__", "a" * 2000])] = random.choice(JSON_VALUES)
+            parent[random.choice(["x", "", "../x", "__class__", "a" * 2000])] = json_value(random)
         case "double" if isinstance(value, dict) and value:
             twice = random.choice(list(value))
-            parent[key] = Doubled(value, twice, random.choice([value[twice], random.choice(JSON_VALUES)]))
+            parent[key] = Doubled(value, twice, random.choice([value[twice], json_value(random)]))
         case _:
-            parent[key] = random.choice(JSON_VALUES)
+            parent[key] = json_value(random)
 
 
 def _nudged(value: Any, random: Random) -> Any:
