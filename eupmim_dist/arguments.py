@@ -27,12 +27,8 @@ def path_of(argument: str, value: Any, wanted: str = "a path") -> Path:
     if problem := unnameable(value):
         raise UserError(f"{argument}: {short(value)}: {problem}")
     path = Path(value)
-    if path.parts and os.path.lexists(path.parts[0]):  # a name that begins like a home
-        return path
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        return path
+    at_home = path.parts[:1] == ("~",) and not os.path.lexists("~")
+    return Path(os.path.expanduser(path)) if at_home else path
 
 
 def store_dir(data: Any) -> Path:
