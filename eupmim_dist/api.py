@@ -95,8 +95,8 @@ def fit(
     with `finished` False; a second Ctrl-C is a KeyboardInterrupt at once. What a callback or `on_metrics` raises ends
     the training so too, and is raised then, on other ranks as a RuntimeError that tells it.
 
-    It logs to `logging.getLogger("eupmim_dist")`, and sets the seed of torch's generator. There is one training at a
-    time in a process.
+    It logs to `logging.getLogger("eupmim_dist")`, and sets the seed of torch's generator and, until its end, the number
+    of torch's threads (`train.threads`). There is one training at a time in a process.
 
     Raises UserError, on all ranks: an unknown or bad setting, a store that cannot be read, a run directory that holds
     something else, a training of other settings or one that is running, a full disk, a training that diverged.

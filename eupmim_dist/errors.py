@@ -9,8 +9,11 @@ LONGEST_VALUE, LONGEST_MESSAGE = 80, 700
 """Characters; what is longer is cut in the middle, as a message begins with the place and ends with the mend."""
 MOST_NAMES = 12
 
-_OF_THE_PROCESS = (errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What the system may say where a path is all right."""
+_OF_THE_SYSTEM = (
+    *(errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),  # of a disk or a server
+)
+"""What may be said where a path is all right, and another attempt may go well."""
 
 
 class UserError(Exception):
@@ -33,7 +36,7 @@ def mistake_of(error: BaseException) -> UserError | None:
     """The user's mistake that an exception is: itself, or a path that cannot be read or written; None for others."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, OSError) and isinstance(error.filename, str | bytes) and error.errno not in _OF_THE_PROCESS:
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes) and error.errno not in _OF_THE_SYSTEM:
         return UserError(f"{os.fsdecode(error.filename)}: {error.strerror or type(error).__name__}")
     return None
 

@@ -83,11 +83,12 @@ def begin(config: Config, run_dir: Path, resume: str, init_from: Path | None, wo
         log.info(f"going on from {start.checkpoint.path}, step {run.progress.step}")
         if init_from:
             log.info(f"{init_from}: not read again, this run has begun")
+    as_asked = config.model_copy(deep=True)
     with agreed(world):
         if told := settle_threads(run, start.checkpoint.config.train.threads if start.checkpoint else None):
             log.info(told)
         if world.is_main:
-            write_config(run_dir, config)
+            write_config(run_dir, as_asked)  # what was measured here is no order for elsewhere; checkpoints have it
             if taken:
                 write_text(run_dir / INIT_FILE, "\n".join(taken) + "\n")
     return run, start

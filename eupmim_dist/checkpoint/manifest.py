@@ -13,10 +13,10 @@ from eupmim_dist.hashing import sha256_of_json
 from eupmim_dist.metadata import Count, FileName, Metadata, Sha256, parse
 from eupmim_dist.train.state import Progress
 
-FORMAT_VERSION = 4
-STEP_VERSIONS, MODEL_VERSIONS = (2, 3, 4), (1, 2, 3, 4)
+FORMAT_VERSION = 5
+STEP_VERSIONS, MODEL_VERSIONS = (2, 3, 4, 5), (1, 2, 3, 4, 5)
 """That can be read: since 2 tables of steps are in their stored order, since 3 their manifests have a checksum, since 4
-a configuration has a task and an objective (config/migrate.py)."""
+a configuration has a task and an objective, since 5 no settings that do nothing (config/migrate.py)."""
 CHECKSUM_SINCE = 3
 STEP_MANIFEST, MODEL_MANIFEST = "manifest.json", "config.json"
 OTHERS = "use another (`eupmim-dist verify RUN` tells which are sound)"

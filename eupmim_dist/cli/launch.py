@@ -1,6 +1,7 @@
 """`eupmim-dist launch`: any subcommand on several ranks, through accelerate's own launcher."""
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from eupmim_dist.cli.attempts import run_attempts
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, short
 
 MODULE = "eupmim_dist"
 
@@ -179,6 +180,6 @@ def _endpoint(nnodes: int, node_rank: int | None, endpoint: str | None) -> tuple
     if not 0 <= node_rank < nnodes:
         raise UserError(f"--node-rank {node_rank}: must be 0 to {nnodes - 1} for --nnodes {nnodes}")
     host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"--rdzv-endpoint {endpoint}: must be HOST:PORT, such as node0:29500")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise UserError(f"--rdzv-endpoint {short(endpoint)}: must be HOST:PORT, such as node0:29500")
     return host, port

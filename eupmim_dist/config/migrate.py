@@ -12,6 +12,8 @@ REPLACED = {**MOVED, "model.hard_readout": "objective.readout (hard, or mean for
 """All keys of earlier versions -> what they are called now."""
 RENAMED = {("model", "comirec"): "comirec_dr"}
 """Kind and name of implementations -> the name since format 4."""
+CAUSAL = ("sasrec", "gru4rec")
+"""Models of format 4 for which `task.num_positions` may stay open."""
 
 
 def migrated(values: dict[str, Any], version: int) -> dict[str, Any]:
@@ -19,9 +21,31 @@ def migrated(values: dict[str, Any], version: int) -> dict[str, Any]:
 
     Raises KeyError, TypeError or AttributeError if they are not what that format holds.
     """
-    if version >= 4:
+    if version >= 5:
         return values
     found = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
+    if version < 4:
+        _with_task_and_objective(found)
+    _without_what_did_nothing(found["objective"])
+    task = found["task"]
+    if task["name"] == "every_position":
+        window = task.get("history_length", 50)
+        if (number := task.get("num_positions")) is not None:
+            task["num_positions"] = min(number, window)
+        elif found["model"].get("name") not in CAUSAL:  # whose default was the whole window too
+            task["num_positions"] = window
+    return found
+
+
+def _without_what_did_nothing(objective: dict[str, Any]) -> None:
+    """Settings that are refused since format 5."""
+    if objective["name"] == "sampled_softmax":
+        candidates = objective.get("candidates", "uniform")
+        if nothing := {"in_batch": "num_negatives", "uniform": "log_q"}.get(candidates):
+            objective.pop(nothing, None)
+
+
+def _with_task_and_objective(found: dict[str, Any]) -> None:
     found |= {"task": {"name": "next_item"}, "objective": {"name": "sampled_softmax", "candidates": "uniform"}}
     for before, after in MOVED.items():
         section, _, key = before.partition(".")
@@ -34,4 +58,3 @@ def migrated(values: dict[str, Any], version: int) -> dict[str, Any]:
         found["objective"]["readout"] = "target"
     else:
         found["objective"]["readout"] = "hard" if model.pop("hard_readout", True) else "mean"
-    return found

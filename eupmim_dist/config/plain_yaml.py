@@ -8,6 +8,8 @@ from eupmim_dist.errors import short, shown
 
 DEEPEST = 20
 """Levels of nesting; a configuration has three."""
+MOST_ALIASES = 20
+"""Of lists and mappings: of more, which stand for each other, a few lines make more than any memory holds."""
 
 
 def parse(text: str) -> Any:
@@ -25,7 +27,7 @@ def where_and_why(error: yaml.YAMLError) -> tuple[int | None, str]:
 class _PlainLoader(yaml.SafeLoader):
     """YAML's safe loader without keys given twice, of which PyYAML takes the last, and without what grows."""
 
-    depth = 0
+    depth = aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
@@ -35,8 +37,9 @@ class _PlainLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         if isinstance(event, yaml.AliasEvent) and not isinstance(node, yaml.ScalarNode):
-            # Of lists of such aliases a few lines make more than any memory holds.
-            raise _at(event.start_mark, f"*{event.anchor} stands for a list or mapping; write it out")
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                raise _at(event.start_mark, f"more than {MOST_ALIASES} lists or mappings by *name; write them out")
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

@@ -65,11 +65,11 @@ def _of_split(store: InteractionStore) -> str | None:
 def _of_times(store: InteractionStore) -> str | None:
     if store.timestamps is None:
         return None
-    starts = np.asarray(store.offsets[1:-1])
     for first, block in _blocks(store.timestamps, overlap=1):
         falls = first + 1 + np.flatnonzero(block[1:] < block[:-1])
         # From one user to the next they may.
-        inside = falls[~np.isin(falls, starts)]
+        users = np.searchsorted(store.offsets, [first, first + len(block)])
+        inside = falls[~np.isin(falls, store.offsets[users[0] : users[1] + 1])]
         if inside.size:
             return f"timestamps.npy: falls within a user, at interaction {int(inside[0])}"
     return None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +42,28 @@ def reading(what: Path | str, mend: str = "copy or write it again", kind: str = 
         raise UserError(f"{what}: {read} ({reason}); {mend}") from error
 
 
+_withheld = threading.Lock()
+
+
 @contextmanager
 def _without_panics() -> Iterator[None]:
-    """Keeps back what is written to stderr, and drops it at a panic, of which each thread of Rust tells in many lines.
+    """On the command line: keeps back what is written to stderr, and drops it at a panic, of which each thread of Rust
+    tells in many lines.
 
-    Not on a terminal, where progress is shown.
+    Not on a terminal, where progress is shown; nor from Python, where stderr is everybody's.
     """
-    try:
-        stderr = -1 if os.isatty(2) else os.dup(2)
-    except OSError:  # it is closed
-        stderr = -1
-    if stderr < 0:
+    kept = None
+    with suppress(OSError):  # where stderr is closed, or no temporary file can be written
+        if "eupmim_dist.cli.app" in sys.modules and not os.isatty(2) and _withheld.acquire(blocking=False):
+            try:
+                kept = tempfile.TemporaryFile()  # noqa: SIM115
+            except OSError:
+                _withheld.release()
+    if kept is None:
         yield
         return
     panicked = False
-    with os.fdopen(stderr, "wb") as stream, tempfile.TemporaryFile() as kept:
+    with kept, os.fdopen(os.dup(2), "wb") as stream:
         os.dup2(kept.fileno(), 2)
         try:
             yield
@@ -62,7 +71,8 @@ def _without_panics() -> Iterator[None]:
             panicked = True
             raise
         finally:
-            os.dup2(stderr, 2)
+            os.dup2(stream.fileno(), 2)
+            _withheld.release()
             if not panicked:
                 kept.seek(0)
                 shutil.copyfileobj(kept, stream)

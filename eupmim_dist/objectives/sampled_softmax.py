@@ -46,9 +46,9 @@ class SampledSoftmaxConfig(ObjectiveSection):
     def _served(self) -> "SampledSoftmaxConfig":
         default = SampledSoftmaxConfig.model_fields["num_negatives"].default
         if self.candidates == "in_batch" and self.num_negatives != default:
-            raise ValueError("num_negatives is served by candidates uniform and mixed, not by in_batch; leave it out")
+            raise ValueError(f"num_negatives is served by candidates uniform and mixed, not by in_batch; set {default}")
         if self.candidates == "uniform" and not self.log_q:
-            raise ValueError("log_q false is served by candidates in_batch and mixed, uniform has none; leave it out")
+            raise ValueError("log_q false is served by candidates in_batch and mixed, uniform has none; set true")
         return self
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from eupmim_dist.errors import UserError, mistake_of
-from eupmim_dist.parallel.world import World, collective_timeout
+from eupmim_dist.parallel.world import World, collective_timeout, parted
 
 GRACE_SECONDS = 3.0
 """How long ranks wait for one another once one of them is known to have failed."""
@@ -145,6 +145,7 @@ def _meet(world: World, regions: list[str], error: BaseException | None) -> tupl
     if arrived == world.size and not store.check([f"{region}/failed"]):
         return {}, 0
 
+    parted.set()
     ranks = range(world.size)
     failures: dict[int, dict] = {}
     for name in [region] if arrived == world.size else regions:

@@ -16,7 +16,8 @@ HUGE_PAGE = 2 << 20
 def available_bytes(device: torch.device) -> int | None:
     """Bytes that a process could still take, or None where that is not known."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # which torch gives out again
+        return torch.cuda.mem_get_info(device)[0] + cached
     with suppress(OSError, StopIteration), open("/proc/meminfo", encoding="utf-8") as lines:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     return None

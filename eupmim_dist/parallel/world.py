@@ -8,6 +8,7 @@ import atexit
 import ctypes
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from eupmim_dist.errors import UserError
 
 MMAP_THRESHOLD, KEPT_BYTES = 32 << 20, 1 << 30
 _LAUNCHER_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+parted = threading.Event()
+"""Set once this rank knows of a failure: the ranks may no longer be in step."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,8 @@ def init_world(cpu: bool = False) -> World:
 
 
 def _leave(world: World) -> None:
-    """Has the ranks of a script, which end by returning, meet as in `shutdown`; not one that ends by an exception."""
-    if getattr(sys, "last_value", None) is None:
+    """Has the ranks of a script, which end by returning, meet as in `shutdown`; not after a failure."""
+    if getattr(sys, "last_value", None) is None and not parted.is_set():
         with suppress(RuntimeError):  # another rank has gone already, by an exception
             shutdown(world)
 

@@ -37,7 +37,7 @@ def leaving_on_signal(run: "Run") -> Iterator[None]:
         if run.world.is_main and not run.stop_requested:
             again = ", a second Ctrl-C stops at once" if number == signal.SIGINT else ""
             with suppress(OSError):
-                os.write(2, f"stopping after this step, which is then saved{again}\n".encode())
+                os.write(2, f"stopping after one of the next steps, which is then saved{again}\n".encode())
         run.stop_requested = True
 
     for number in previous:

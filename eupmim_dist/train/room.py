@@ -54,12 +54,10 @@ def _without_memory(config: Config, shape: DataShape) -> Model | None:
         with torch.device("meta"):
             model: Model = build("model", config.model.name, Model, config.model, shape)
             return model
-    except RuntimeError as error:
+    except Exception as error:
         if "overflow" in str(error):  # of a tensor's size
             raise UserError(f"model {config.model.name}: no memory could hold it; lower its sizes") from None
-    except (TypeError, ValueError):
-        pass
-    return None
+        return None  # what is wrong with it, building it in earnest tells
 
 
 def _table_bytes(spec: TableSpec, config: Config, world: World, training: bool) -> int:

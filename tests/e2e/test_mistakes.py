@@ -127,7 +127,7 @@ CASES = [
     ("train --config none.yaml --run-dir new", "none.yaml: no such configuration file"),
     ("train --config store --run-dir new", "store: cannot be read as a configuration"),
     ("config show typo.yaml", "typo.yaml: unknown key train.max_stepz"),
-    ("bench step --data store --set trian.l2=1", "unknown key trian; did you mean train.l2?"),
+    ("bench step --data store --set trian.l2=1", "unknown key trian; did you mean train?"),
     (f"{BENCH} --json nowhere/a.json", "--json nowhere/a.json: cannot be written"),
     # training: data, settings that do not fit the data, run directories, other worlds
     (
@@ -178,9 +178,9 @@ CASES = [
     ("evaluate --baseline popularity --data store", "50 is larger than the catalogue of 30 items"),
     ("evaluate run --top-n 5 --json nowhere/a.json", "--json nowhere/a.json: cannot be written: No such file"),
     # checkpoints of another model, or damaged
-    ("evaluate model-newer", "model-newer/config.json: format version 7, this program reads 4; update"),
+    ("evaluate model-newer", "model-newer/config.json: format version 7, this program reads 5; update"),
     ("evaluate model-unknown-key", "model-unknown-key/config.json: unknown key model.width"),
-    ("evaluate model-no-manifest", "model-no-manifest/config.json: not a manifest of this program"),
+    ("evaluate model-no-manifest", "model-no-manifest/config.json: is no manifest of this program"),
     ("evaluate model-wider", "model-wider: is of another model: .* should be .*16.*, the checkpoint holds it as .*8"),
     ("evaluate model-deeper", "model-deeper: is of another model: .* the checkpoint does not hold it; use the"),
     ("recommend model-comirec --user u1 --top-n 5", "model-comirec: is of another model"),

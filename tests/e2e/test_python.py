@@ -332,7 +332,7 @@ def test_results_and_recommendations_are_frames(finished: Fitted) -> None:
     for mistake, message in (
         ({"users": "u99"}, "^users u99: no such user"),
         ({"users": "u1", "top_n": -1}, "^top_n -1: give whole numbers from 1"),
-        ({"users": pl.DataFrame({"user": ["u1"]})}, "^users: an id is text or an integer, and there is a Series"),
+        ({"users": pl.DataFrame({"user": ["u1"]})}, "^users: give a column of the data frame"),
         ({"users": 1.0}, "^users: an id is text or an integer, and there is a float"),
         ({"users": "u1", "top_n": 31}, "31 is larger than the catalogue"),
         ({"users": "u1", "data": "store"}, "this model is loaded already"),

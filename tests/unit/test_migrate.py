@@ -79,7 +79,7 @@ def test_what_tools_make_of_them_is_of_todays_format(name: str, store: Interacti
     consolidate(source, tmp_path / "model", store.path)
     shutil.copytree(FIXTURES / f"{name}-model", tmp_path / "before")
     for made in (tmp_path / "two", tmp_path / "model"):
-        assert read_manifest(made).format_version == 4
+        assert read_manifest(made).format_version == 5
         assert open_checkpoint(made).config == source.config
     weights = [(tmp_path / kind / "model.safetensors").read_bytes() for kind in ("before", "model")]
     assert weights[0] == weights[1]
@@ -89,4 +89,22 @@ def test_a_soft_read_out_and_a_hard_one_are_told_apart() -> None:
     old: dict[str, Any] = {"data": {}, "train": {}, "model": {"name": "eupmim", "hard_readout": True}}
     assert migrated(old, 3)["objective"]["readout"] == "hard"
     assert old["model"] == {"name": "eupmim", "hard_readout": True}  # untouched
-    assert migrated(old, 4) is old
+    assert migrated(old, 5) is old
+
+
+def test_what_did_nothing_is_left_out_and_all_places_stay_all() -> None:
+    def of(objective: dict[str, Any], task: dict[str, Any], model: str = "eupmim") -> dict[str, Any]:
+        old = {"model": {"name": model}, "objective": {"name": "sampled_softmax", **objective}, "task": task}
+        return migrated(old, 4)
+
+    task = {"name": "next_item"}
+    assert of({"candidates": "in_batch", "num_negatives": 20}, task)["objective"] == {
+        "name": "sampled_softmax",
+        "candidates": "in_batch",
+    }
+    assert "log_q" not in of({"candidates": "uniform", "log_q": False}, task)["objective"]
+    assert of({"candidates": "mixed", "log_q": False, "num_negatives": 20}, task)["objective"]["num_negatives"] == 20
+    task = {"name": "every_position", "history_length": 6, "num_positions": None}
+    assert of({}, task)["task"]["num_positions"] == 6
+    assert of({}, task, "sasrec")["task"]["num_positions"] is None
+    assert of({}, {**task, "num_positions": 9}, "sasrec")["task"]["num_positions"] == 6

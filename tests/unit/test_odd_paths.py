@@ -172,7 +172,7 @@ def test_json_and_cutoffs(here: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.EIO, "Input/output error", "data/items.npy"), "data/items.npy: Input/output error"),
+        (OSError(errno.EIO, "Input/output error", "data/items.npy"), None),  # a restart may find it well
         (PermissionError(errno.EACCES, "Permission denied", b"x\xff"), "x\\udcff: Permission denied"),
         (OSError(errno.EMFILE, "Too many open files", "data/items.npy"), None),
         (OSError(errno.ECONNRESET, "Connection reset"), None),

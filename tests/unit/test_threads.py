@@ -229,7 +229,7 @@ def test_a_run_that_is_gone_on_with_keeps_its_threads(
     cores(3)
     measured(2)
     assert trained(**{"train.max_steps": 4}) == [2] * 4
-    assert on_record() == (2, 2)
+    assert on_record() == (None, 2)
     assert "threads 2 of 3: fast" in capfd.readouterr().out
     measured(1)
     assert trained(**{"train.max_steps": 6}) == [2] * 2

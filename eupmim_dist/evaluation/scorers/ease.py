@@ -110,6 +110,8 @@ def _state_cost(rows: int, lengths: np.ndarray, own: int, world: World) -> None:
     matrix = f"a matrix of {rows:,} x {rows:,} items"
     if lack := lack_of_memory(memory, torch.device("cpu"), world):
         raise UserError(f"--baseline ease: {matrix} {lack}; choose another baseline, or a machine with more")
+    if world.device.type != "cpu" and (lack := lack_of_memory(8 * rows * own, world.device, world)):
+        raise UserError(f"--baseline ease: its weights of {own:,} items: {world.device.type} {lack}; use --cpu")
     seconds = INTERACTION_SECONDS * interactions + PAIR_SECONDS * pairs + ENTRY_SECONDS * rows**2
     if rows > TRIAL_ROWS:
         seconds += _seconds_to_invert(TRIAL_ROWS) * (rows / TRIAL_ROWS) ** 3

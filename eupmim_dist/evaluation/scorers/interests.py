@@ -15,6 +15,7 @@ from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 from eupmim_dist.models.interface import ITEM_TABLE
+from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.catalogue import ScoredRows
 
 USERS_AT_A_TIME = 128
@@ -39,7 +40,7 @@ class InterestScorer(Scorer):
         self.item_ids = part.ids
         self.weight = part.rows
         self.rows = part.places.to(self.weight.device)  # of `weight`, by position
-        self.longest = _longest(self.weight)
+        self.longest = everywhere(_longest(self.weight), self.world)  # of the rows of each rank
 
     def query(self, users: HeldOut) -> Tensor:
         """Interests [b, K, D]; collective."""
@@ -51,8 +52,10 @@ class InterestScorer(Scorer):
             rows = {name: values[start:stop] for name, values in lookup.rows[0].items()}
             parts.append(self.model.encode(rows, batch.samples(start, stop)).queries)
         interests = torch.cat(parts)  # not normalised: an interest's length does not change the order of its list
-        # No score is larger than the product of the longest vectors. A NaN is no smaller than anything.
-        if not _longest(interests) * self.longest < torch.finfo(torch.float32).max:
+        # No score is larger than the product of the longest vectors. A NaN is no smaller than anything. All ranks look
+        # at those of all, since one that raised alone would leave the others waiting.
+        longest = everywhere(_longest(interests), self.world)
+        if not all(one * other < torch.finfo(torch.float32).max for one in longest for other in self.longest):
             raise UserError(
                 f"{type(self.model).__name__}: its vectors are not finite, or so long that their products are not; its "
                 "training has diverged or its weights were damaged: train again with a lower train.learning_rate"
