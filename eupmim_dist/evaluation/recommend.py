@@ -9,7 +9,6 @@ from itertools import chain
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from eupmim_dist.data.heldout import HeldOut, held_out
 from eupmim_dist.data.store import InteractionStore
@@ -19,7 +18,7 @@ from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.topn import NO_ITEM
 from eupmim_dist.models.interface import ITEM_TABLE
-from eupmim_dist.telemetry.log import console
+from eupmim_dist.telemetry.progress import stage_progress
 from eupmim_dist.train.state import Assembled
 
 NUM_RECENT = 3
@@ -72,29 +71,43 @@ def recommend_items(
     check_cutoffs([num], store.num_item_rows)
     users = _found(store, raw_users)
     scorer, titles = _Remembering(InterestsConfig(), ranking_of(trained)), store.item_titles()
-    size, found = trained.config.evaluation.batch_size, []
-    shown = world.is_main and console(stderr=True).is_terminal
-    chunks = track(
-        range(0, len(users), size), "recommending", transient=True, console=console(stderr=True), disable=not shown
-    )
-    for first in chunks:
-        some = users[first : first + size]
-        held_out = whole_histories(trained, some)
-        excluded = excluded_items(held_out.seen, len(some), exclude_seen, exclude_padding=True)
-        with ranking_mode(model):
-            ranked = varied_top_n(scorer, held_out, excluded, num, len(some), world, variety)[:, 0]
-            rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
-            scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
-        lists = zip(ranked.tolist(), scores.tolist(), interest.tolist(), strict=True)
-        recent = _recent(store, some)
-        item = _labelled(store, [*ranked.flatten().tolist(), *chain.from_iterable(recent)], titles)
-        for raw_user, last, of_user in zip(raw_users[first : first + size], recent, lists, strict=True):
-            best = [
-                Recommended(item[i].raw_id, item[i].title, score, which + 1)
-                for i, score, which in zip(*of_user, strict=True)
-                if i != NO_ITEM
-            ]
-            found.append(Recommendations(raw_user, [item[i] for i in last], best))
+    size, found = trained.config.evaluation.batch_size, list[Recommendations]()
+    with stage_progress("recommending", len(users), world.is_main) as advance:
+        for first in range(0, len(users), size):
+            some = users[first : first + size]
+            found += _best(trained, scorer, some, raw_users[first : first + size], num, exclude_seen, variety, titles)
+            advance(len(some))
+    return found
+
+
+def _best(
+    trained: Assembled,
+    scorer: "_Remembering",
+    users: np.ndarray,
+    raw_users: Sequence[str],
+    num: int,
+    exclude_seen: bool,
+    variety: Variety | None,
+    titles: list[str | None] | None,
+) -> list[Recommendations]:
+    store, world = trained.store, trained.world
+    held_out = whole_histories(trained, users)
+    excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
+    with ranking_mode(trained.model):
+        ranked = varied_top_n(scorer, held_out, excluded, num, len(users), world, variety)[:, 0]
+        rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
+        scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
+    lists = zip(ranked.tolist(), scores.tolist(), interest.tolist(), strict=True)
+    recent = _recent(store, users)
+    item = _labelled(store, [*ranked.flatten().tolist(), *chain.from_iterable(recent)], titles)
+    found = []
+    for raw_user, last, of_user in zip(raw_users, recent, lists, strict=True):
+        best = [
+            Recommended(item[i].raw_id, item[i].title, score, which + 1)
+            for i, score, which in zip(*of_user, strict=True)
+            if i != NO_ITEM
+        ]
+        found.append(Recommendations(raw_user, [item[i] for i in last], best))
     return found
 
 
