@@ -138,7 +138,7 @@ def test_a_checkpoint_of_a_newer_program_is_not_gone_back_on(tmp_path: Path) -> 
         patch.setattr(manifest, "FORMAT_VERSION", 99)
         del content["format_version"]
         manifest.write_manifest(last, "manifest.json", content, files)
-    with pytest.raises(UserError, match="format version 99, this program reads 4; update eupmim-dist"):
+    with pytest.raises(UserError, match="format version 99, this program reads 5; update eupmim-dist"):
         find_start(tmp_path / "run", "auto", config, WORLD)
 
 
