@@ -25,9 +25,7 @@ CHOOSE_VARIABLE = "EUPMIM_CHOOSE_THREADS"
 SECONDS = 1.5
 """About what measuring may take, beside finding how much to measure."""
 ROUNDS, MOST_ROUNDS = 3, 10
-"""How often each number has its turn: other work on the machine should not decide."""
-HOPELESS = 3.0
-"""A number that took so many times the least has no further turn."""
+"""How often each number should have its turn: other work on the machine should not decide."""
 FIRST_SAMPLES = 16
 WORTH = 0.95
 """More threads must need less than this share of the time: those that are left prepare the next batches."""
@@ -91,34 +89,34 @@ def _fastest(run: Run, most: int) -> tuple[int, str]:
     """
     counts = sorted({1 << bits for bits in range(most.bit_length())} | {most})
     with threads_restored():
-        work, samples, rounds = _sized_work(run, len(counts))
-        if not rounds:
-            return most, f"threads {most}: forward and backward of {samples} samples take too long to try others"
-        times, left = dict.fromkeys(counts, float("inf")), counts
-        for _ in range(rounds):
-            for count in left:
-                torch.set_num_threads(count)
-                times[count] = min(times[count], _seconds(work), _seconds(work))  # threads start in the first
-            times = _of_main(run, times)
-            least = min(times.values())
-            left = [count for count in left if times[count] < HOPELESS * least]
-    fastest = min(count for count in counts if WORTH * times[count] <= least)
-    others = ", ".join(f"{1000 * times[count]:.1f} ms with {count}" for count in counts if count != fastest)
+        work, samples, times = _sized_work(run, counts)
+        for _ in range(min(MOST_ROUNDS, int(SECONDS / (2 * len(counts) * max(times.values()))))):
+            for count in counts:
+                times[count] = min(times.get(count, float("inf")), _least_seconds(work, count))
+        times = _of_main(run, times)
+    least = min(times.values())
+    fastest = min(count for count in times if WORTH * times[count] <= least)
+    others = ", ".join(f"{1000 * times[count]:.1f} ms with {count}" for count in sorted(times) if count != fastest)
     told = f"{1000 * times[fastest]:.1f} ms forward and backward of {samples} samples; {others}"
     return fastest, f"threads {fastest} of {most}: {told}"
 
 
-def _sized_work(run: Run, num_counts: int) -> tuple[Callable[[], None], int, int]:
-    """Work of a size that can be measured in time: it, of how many samples, and for how many rounds, perhaps none."""
-    accumulation, turn = run.config.train.accumulation, 2 * num_counts
+def _sized_work(run: Run, counts: list[int]) -> tuple[Callable[[], None], int, dict[int, float]]:
+    """Work of a size that can be measured in time, of how many samples it is, and what it takes the fewest and the most
+    threads: these may take a hundred times as long where other work has a core."""
+    accumulation = run.config.train.accumulation
     parts = max(accumulation, -(-run.task.sample(run.progress.step).capacity // FIRST_SAMPLES))
-    torch.set_num_threads(1)
     while True:
         work, samples = _forward_and_backward(run, parts)
-        seconds = _of_main(run, min(_seconds(work), _seconds(work)))  # the first one warms up
-        if parts == accumulation or 2 * seconds * turn * ROUNDS > SECONDS:
-            return work, samples, min(MOST_ROUNDS, int(SECONDS / (seconds * turn)))
+        times = _of_main(run, {count: _least_seconds(work, count) for count in (counts[0], counts[-1])})
+        if parts == accumulation or 2 * ROUNDS * 2 * len(counts) * max(times.values()) > SECONDS:
+            return work, samples, times
         parts = max(accumulation, parts // 2)
+
+
+def _least_seconds(work: Callable[[], None], count: int) -> float:
+    torch.set_num_threads(count)
+    return min(_seconds(work), _seconds(work))  # threads begin in the first, and what is not there yet is made
 
 
 def _forward_and_backward(run: Run, parts: int) -> tuple[Callable[[], None], int]:
