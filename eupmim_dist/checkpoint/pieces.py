@@ -3,7 +3,6 @@
 A step's tensor is cut by rows into pieces, one per rank that wrote some; a model's is one piece in one of its files.
 """
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from eupmim_dist.checkpoint.manifest import Damaged, gone, unreadable
 from eupmim_dist.errors import short, shown
@@ -98,7 +98,7 @@ def _pieces_of(file: Path) -> Iterator[tuple[str, Piece]]:
         begin, size = 8 + int.from_bytes(stream.read(8), "little"), file.stat().st_size
         if begin > size:
             raise ValueError("it has no header")
-        header = json.loads(stream.read(begin - 8))
+        header = from_json(stream.read(begin - 8), allow_inf_nan=False)
     if not isinstance(header, dict):
         raise ValueError("its header is no mapping")
     metadata = _METADATA.validate_python(header.pop("__metadata__", {}), strict=True)
@@ -107,13 +107,14 @@ def _pieces_of(file: Path) -> Iterator[tuple[str, Piece]]:
         raise ValueError(f"DCP_SHARDING_INFO is not of its tensors: {shown(min(saved.keys() ^ header.keys()))}")
     end = 0
     for name, entry in sorted(_HEADER.validate_python(header).items(), key=lambda item: item[1].data_offsets):
+        name.encode()  # raises where it is no text
         first, last = entry.data_offsets
         num_bytes = np.dtype(NUMPY_TYPES[entry.dtype]).itemsize * prod(entry.shape)
         if first != end or last - first != num_bytes:
             raise ValueError(f"{short(name)} lies at {first} to {last}, where {num_bytes} bytes from {end} on are its")
         end = last
         start = saved[name].saved_offsets if name in saved else []
-        if len(start) not in (0, len(entry.shape)) or any(start[1:]):
+        if (name in saved and len(start) != len(entry.shape)) or any(start[1:]):
             raise ValueError(f"{short(name)}: saved_offsets {shown(start)}")
         if num_bytes:
             yield name, Piece(file, entry.dtype, tuple(entry.shape), start[0] if start else 0, begin + first, num_bytes)

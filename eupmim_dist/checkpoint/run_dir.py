@@ -103,8 +103,8 @@ def _candidates(run_dir: Path, resume: str) -> list[Path]:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no file; move it away")
     for path in (run_dir / "checkpoints").glob("step-*"):
-        if path.is_file() and re.fullmatch(r"step-\d{9,}", path.name):
-            raise UserError(f"{path}: is a file in the place of a checkpoint; move it away")
+        if re.fullmatch(r"step-\d{9,}", path.name) and not path.is_dir():
+            raise UserError(f"{path}: is no directory, and in the place of a checkpoint; move it away")
     holds_run = _is_run(run_dir)
     if backups(run_dir):
         _occupy(run_dir)  # or a save that is under way would be disturbed

@@ -23,6 +23,7 @@ Protocol = Literal["strict", "comirec", "seed"]
 Probability = Annotated[float, Field(ge=0.0, le=0.99)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
 """Of what is done one after another, such as layers."""
+Interests = Annotated[int, Field(ge=1, le=100)]
 LARGEST = 10**15
 
 
@@ -63,7 +64,7 @@ class ModelSection(Choice):
 
     dim: int = Field(32, ge=2)
     """D: width of the embeddings."""
-    num_interests: Depth = 3
+    num_interests: Interests = 3
     """K: interest vectors per user."""
 
     def summary(self) -> str:
@@ -116,7 +117,7 @@ class TablesConfig(Section):
 
     optimizer: Literal["exact", "lazy_adam", "rowwise_adagrad", "sgd"] = "exact"
     """`exact`: dense Adam + L2 over each shard; the others move only the touched rows."""
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0, le=1e38)
     """Learning rate of the tables; train.learning_rate if not given."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled decay of the touched rows (AdamW's), for lazy_adam."""
@@ -147,7 +148,7 @@ class TrainConfig(Section):
     """Micro-batches that a rank cuts its share of a batch into, to need less memory; dropout aside, same results."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Of the dense network: Adam with l2 in the loss, or AdamW, which has weight_decay instead."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1e38)
     """Learning rate of the dense network and, unless tables.learning_rate is given, of the tables."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled decay of the dense network's weights, for adamw."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from eupmim_dist.config.registry import Registered
-from eupmim_dist.config.schema import Depth, ModelSection
+from eupmim_dist.config.schema import Interests, ModelSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows
@@ -26,7 +26,7 @@ class ComiRecDRConfig(ModelSection):
     """Which model; each has keys of its own."""
     dim: int = Field(64, ge=2)
     """D: width of the embeddings."""
-    num_interests: Depth = 4
+    num_interests: Interests = 4
     """K: interest vectors per user."""
     projection: bool = True
     """relu(Linear(D, D)) after the capsules; off for the authors' released weights, evaluated without it."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from eupmim_dist.config.registry import Registered
-from eupmim_dist.config.schema import Depth, ModelSection
+from eupmim_dist.config.schema import Interests, ModelSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.models.interface import (
     DataShape,
@@ -28,7 +28,7 @@ class ComiRecSAConfig(ModelSection):
     """ComiRec with self-attentive extraction."""
     dim: int = Field(64, ge=2)
     """D: width of the embeddings."""
-    num_interests: Depth = 4
+    num_interests: Interests = 4
     """K: interest vectors per user, one of each attention head."""
 
 

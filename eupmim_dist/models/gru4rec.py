@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from eupmim_dist.config.registry import Registered
-from eupmim_dist.config.schema import Depth, ModelSection, Probability
+from eupmim_dist.config.schema import Depth, Interests, ModelSection, Probability
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows
 from eupmim_dist.models.layers.causal import at_positions
@@ -29,7 +29,7 @@ class GRU4RecConfig(ModelSection):
     """A recurrent network over the history."""
     dim: int = Field(64, ge=2)
     """D: width of the embeddings."""
-    num_interests: Depth = 1
+    num_interests: Interests = 1
     """K: queries per prediction, linear in the state."""
     hidden_size: int = Field(128, ge=1)
     """Width of the state of each GRU layer."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from eupmim_dist.config.registry import Registered
-from eupmim_dist.config.schema import Depth, ModelSection
+from eupmim_dist.config.schema import Interests, ModelSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows
 from eupmim_dist.models.layers.attributes import AttributeEmbeddings
@@ -23,7 +23,7 @@ class MINDConfig(ModelSection):
     """Multi-interest network with dynamic routing."""
     dim: int = Field(64, ge=2)
     """D: width of the embeddings."""
-    num_interests: Depth = 4
+    num_interests: Interests = 4
     """K: interest vectors per user."""
     dynamic_interests: bool = False
     """Give a history of n items max(1, min(K, log2 n)) interests instead of K."""

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from eupmim_dist.config.registry import Registered
-from eupmim_dist.config.schema import Depth, ModelSection, Probability
+from eupmim_dist.config.schema import Depth, Interests, ModelSection, Probability
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows
 from eupmim_dist.models.layers.causal import CausalTransformer
@@ -33,7 +33,7 @@ class SASRecConfig(ModelSection):
     """Self-attention over the history."""
     dim: int = Field(64, ge=2)
     """D: width of the embeddings and of the Transformer."""
-    num_interests: Depth = 1
+    num_interests: Interests = 1
     """K: queries per prediction, linear in what the Transformer gives."""
     num_layers: Depth = 2
     """Transformer blocks."""
