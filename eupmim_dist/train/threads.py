@@ -90,9 +90,12 @@ def _fastest(run: Run, most: int) -> tuple[int, str]:
     counts = sorted({1 << bits for bits in range(most.bit_length())} | {most})
     with threads_restored():
         work, samples, times = _sized_work(run, counts)
+        started = time.perf_counter()
         for _ in range(min(MOST_ROUNDS, int(SECONDS / (2 * len(counts) * max(times.values()))))):
             for count in counts:
                 times[count] = min(times.get(count, float("inf")), _least_seconds(work, count))
+            if _of_main(run, time.perf_counter() - started) > SECONDS:
+                break
         times = _of_main(run, times)
     least = min(times.values())
     fastest = min(count for count in times if WORTH * times[count] <= least)

@@ -104,6 +104,23 @@ def test_measuring_takes_about_two_seconds_whatever_a_sample_takes(
         assert run.config.train.threads in ((1,) if with_several >= 1 else (2, most)), what
 
 
+def test_other_work_that_begins_meanwhile_ends_the_measuring(
+    tmp_path: Path, cores: Cores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores(2)
+    run, passes, clock = start(config_of(tmp_path)), [0], [0.0]
+
+    def timed(work: Callable[[], None]) -> float:
+        passes[0] += 1
+        clock[0] += 0.001 if passes[0] <= 4 else 2.0
+        return 0.001 * torch.get_num_threads()
+
+    monkeypatch.setattr(threads, "_seconds", timed)
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: clock[0])
+    settle_threads(run)
+    assert (passes[0], run.config.train.threads) == (8, 1)
+
+
 @pytest.mark.parametrize(
     ("setting", "before", "asked", "expected"),
     [
