@@ -21,6 +21,7 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.runner import check_cutoffs
+from eupmim_dist.evaluation.topn import ITEM_BLOCK
 from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
 from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.optim.dense import make_dense_optimizer
@@ -50,6 +51,11 @@ def shape_of_data(config: Config, store: InteractionStore) -> DataShape:
         attributes={attribute.name: attribute.cardinality for attribute in store.attributes},
         history_length=config.task.history_length,
     )
+
+
+def _ranked(store: InteractionStore) -> tuple[int, int]:
+    """The most users that an evaluation ranks for, and items that are scored at a time."""
+    return max(len(store.users(split)) for split in ("valid", "test")), ITEM_BLOCK
 
 
 def make_model(config: Config, shape: DataShape) -> Model:
@@ -82,7 +88,7 @@ def without_model(config: Config, world: World, store: InteractionStore) -> Setu
 def assemble(config: Config, world: World, store: InteractionStore) -> Assembled:
     """A model with initial weights and its tables, to rank with."""
     shape = shape_of_data(config, store)
-    check_room(config, shape, world, training=False)
+    check_room(config, shape, _ranked(store), world, training=False)
     model = make_model(config, shape)
     return _with_tables(config, world, store, make_task(config, world, store, model), model, None)
 
@@ -119,7 +125,7 @@ def assemble_run(
     for key, cutoffs in (("metric", [config.evaluation.cutoff]), ("top_n", config.evaluation.top_n)):
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
     shape = shape_of_data(config, store)
-    check_room(config, shape, world, training=True)
+    check_room(config, shape, _ranked(store), world, training=True)
     model = make_model(config, shape)
     task = make_task(config, world, store, model)
     objective: Objective = build("objective", config.objective.name, Objective, config.objective, model, task)

@@ -48,5 +48,5 @@ def explain(error: ValidationError) -> str:
         return f"no key {short(key)}"
     if not key:
         return short(message)
-    got = f" (got {shown(first['input'])})" if first["type"] != "value_error" else ""
+    got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {shown(first['input'])})"
     return f"{short(key)}: {message[:1].lower()}{short(message[1:])}{got}"

@@ -1,5 +1,7 @@
 """Small runs on one rank, for tests."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint.load import load_training
 from eupmim_dist.checkpoint.run_dir import find_start, write_config
+from eupmim_dist.cli.app import main
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.parallel.world import World
@@ -38,6 +41,19 @@ def config_of(tmp_path: Path, **changes: Any) -> Config:
         else:
             values[section] = value
     return parse_config(values, "test")
+
+
+def command_line(line: str) -> int:
+    """The exit code of `eupmim-dist` in this process."""
+    before = sys.argv
+    sys.argv = ["eupmim-dist", *shlex.split(line)]
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        sys.argv = before
+    raise AssertionError("main() exits")
 
 
 def start(config: Config) -> Run:

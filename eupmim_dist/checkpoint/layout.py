@@ -76,8 +76,12 @@ def step_dir(run_dir: Path, step: int) -> Path:
 
 def step_dirs(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, complete or not, oldest first; no copies of them under names of a user's own."""
-    found = (run_dir / "checkpoints").glob("step-*")
-    return sorted(path for path in found if path.is_dir() and re.fullmatch(r"step-\d{9,}", path.name))
+    return [path for path in called_steps(run_dir) if path.is_dir()]
+
+
+def called_steps(run_dir: Path) -> list[Path]:
+    """Whatever has the name of a checkpoint of a run, oldest first."""
+    return sorted(p for p in (run_dir / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{9,}", p.name))
 
 
 def backups(run_dir: Path) -> dict[Path, Path]:

@@ -9,6 +9,7 @@ from eupmim_dist.checkpoint.stream import Part, shard_metadata, write_parts
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.files import out_directory
 from eupmim_dist.hashing import OnBytes, ignore_bytes
+from eupmim_dist.parallel.placement import is_replicated
 
 
 def reshard(checkpoint: Checkpoint, num_ranks: int, out: Path, on_bytes: OnBytes = ignore_bytes) -> None:
@@ -54,12 +55,12 @@ def _dealt(checkpoint: Checkpoint, num_ranks: int) -> list[list[Part]]:
 
 
 def _is_sharded(checkpoint: Checkpoint, name: str, num_ranks: int) -> bool:
-    """Whether ranks would hold a tensor in shards: parallel/placement.py has the rule for tables."""
+    """Whether ranks would hold a tensor in shards."""
     kind, _, rest = name.partition(".")
     if num_ranks == 1 or kind not in ("table", "table_optimizer"):
         return False
     table = rest if kind == "table" else rest.rpartition(".")[0]
-    return checkpoint.tables[table][0] >= checkpoint.config.tables.replicate_below
+    return not is_replicated(checkpoint.tables[table][0], num_ranks, checkpoint.config.tables)
 
 
 def _part(name: str, pieces: list[Piece], first: int = 0, stop: int | None = None) -> Part:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from eupmim_dist.checkpoint.layout import (
     Checkpoint,
     backups,
+    called_steps,
     complete_steps,
     open_checkpoint,
     resolve,
@@ -102,8 +102,8 @@ def _candidates(run_dir: Path, resume: str) -> list[Path]:
     for path in [run_dir / name for name in (CONFIG_FILE, LOCK_FILE, "metrics.jsonl")]:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no file; move it away")
-    for path in (run_dir / "checkpoints").glob("step-*"):
-        if re.fullmatch(r"step-\d{9,}", path.name) and not path.is_dir():
+    for path in called_steps(run_dir):
+        if not path.is_dir():
             raise UserError(f"{path}: is no directory, and in the place of a checkpoint; move it away")
     holds_run = _is_run(run_dir)
     if backups(run_dir):

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from eupmim_dist import metadata
 from eupmim_dist.config import plain_yaml
 from eupmim_dist.config.migrate import REPLACED
 from eupmim_dist.config.registry import built_in, find, origin
@@ -147,12 +148,8 @@ def explain(error: ValidationError, values: dict[str, Any]) -> str:
     if first["type"] == "string_pattern_mismatch" and key in known:
         described = known[key].description or ""
         return f"{key}: {shown(first['input'])} does not fit: {described[:1].lower()}{described[1:]}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = first["input"]
-    got = "" if isinstance(value, dict | BaseModel) else f" (got {shown(value)})"
-    if first["type"] == "finite_number" and key in known and known[key].default is None:
-        got += "; null is for none"
-    return f"{short(key)}: {message[:1].lower()}{message[1:]}{got}"
+    none = first["type"] == "finite_number" and key in known and known[key].default is None
+    return metadata.explain(error) + ("; null is for none" if none else "")
 
 
 def _unknown(key: str, values: dict[str, Any]) -> str:

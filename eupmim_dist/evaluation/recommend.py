@@ -18,7 +18,7 @@ from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.topn import NO_ITEM
 from eupmim_dist.models.interface import ITEM_TABLE
-from eupmim_dist.telemetry.progress import stage_progress
+from eupmim_dist.telemetry.progress import task_progress
 from eupmim_dist.train.state import Assembled
 
 NUM_RECENT = 3
@@ -72,7 +72,7 @@ def recommend_items(
     users = _found(store, raw_users)
     scorer, titles = _Remembering(InterestsConfig(), ranking_of(trained)), store.item_titles()
     size, found = trained.config.evaluation.batch_size, list[Recommendations]()
-    with stage_progress("recommending", len(users), world.is_main) as advance:
+    with task_progress("recommending", len(users), world.is_main) as advance:
         for first in range(0, len(users), size):
             some = users[first : first + size]
             found += _best(trained, scorer, some, raw_users[first : first + size], num, exclude_seen, variety, titles)

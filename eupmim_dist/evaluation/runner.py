@@ -16,7 +16,7 @@ from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_score
 from eupmim_dist.evaluation.topn import scored_top_n, top_n
 from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.world import World
-from eupmim_dist.telemetry.progress import stage_progress
+from eupmim_dist.telemetry.progress import task_progress
 from eupmim_dist.train.state import Assembled, Setup
 
 
@@ -61,7 +61,7 @@ def evaluate_scorer(
         raise UserError(f"--categories: protocol {protocol.name} has a list for each interest; use strict or comirec")
     sums = MetricSums(protocol, cutoffs, store.num_item_rows, None if variety is None else variety.categories)
     description = f"{name}: {users.split} split, protocol {protocol.name}"
-    with stage_progress(description, len(users), progress and world.is_main) as advance:
+    with task_progress(description, len(users), progress and world.is_main) as advance:
         for index in range(len(users)):
             chunk = users.chunk(index)
             block = -(-min(users.chunk_size, len(users.users) - index * users.chunk_size) // world.size)

@@ -6,6 +6,7 @@ ones move the touched rows only, for tables too large for that (design 3.2).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ State = dict[str, Tensor]
 class TableOptimizer(ABC):
     """One optimizer for all tables. `l2` adds l2 * row to a row's gradient."""
 
+    held: ClassVar[int] = 0
+    """Tensors as large as the rows that it holds beside them; numbers for each row do not count."""
     num_steps: Tensor
     """Float32 scalar, the steps that were not skipped; with `row_state` all there is to save."""
 
@@ -63,6 +66,8 @@ class TableOptimizer(ABC):
 
 class ExactAdam(TableOptimizer):
     """torch.optim.Adam over all rows: untouched ones move too. Holds a gradient as large as the rows."""
+
+    held = 3
 
     def __init__(self, tables: ShardedTables, config: TablesConfig, learning_rate: float, l2: float) -> None:
         super().__init__(tables, config, learning_rate, l2)
@@ -139,6 +144,7 @@ class RowwiseAdagrad(TableOptimizer):
 class LazyAdam(TableOptimizer):
     """Adam whose moments move with the touched rows only; bias correction by the common step count."""
 
+    held = 2
     beta1, beta2, eps = 0.9, 0.999, 1e-8
 
     def _new_state(self, weight: Tensor) -> State:

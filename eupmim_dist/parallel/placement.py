@@ -118,6 +118,11 @@ class TableGroup:
         return Shard(member.spec, member.order, start, weight, self.replicated)
 
 
+def is_replicated(rows: int, num_ranks: int, config: TablesConfig) -> bool:
+    """Whether each of several ranks holds all of a table, and not a shard of it."""
+    return num_ranks > 1 and rows < config.replicate_below
+
+
 def build_groups(
     specs: Sequence[TableSpec], config: TablesConfig, seed: int, world: World, alone: str | None = None
 ) -> list[TableGroup]:
@@ -127,7 +132,7 @@ def build_groups(
     """
     kinds: dict[tuple[int, bool, bool], list[TableSpec]] = {}
     for spec in specs:
-        replicated = world.size > 1 and spec.rows < config.replicate_below
+        replicated = is_replicated(spec.rows, world.size, config)
         kinds.setdefault((spec.dim, replicated, spec.name == alone), []).append(spec)
     groups = []
     for (dim, replicated, _), members_of_kind in kinds.items():

@@ -114,7 +114,7 @@ def byte_progress(what: str, total: int, is_main: bool = True) -> Iterator[Calla
 
 
 @contextmanager
-def stage_progress(what: str, total: float | None = None, is_main: bool = True) -> Iterator[Callable[[float], None]]:
+def task_progress(what: str, total: float | None = None, is_main: bool = True) -> Iterator[Callable[[float], None]]:
     """A function to tell of what is done of `total` since the last time; with no total it cannot be known.
 
     On a terminal rank 0 shows a bar until it ends, with the time left; without a total it pulses, with the time taken.

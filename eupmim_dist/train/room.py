@@ -10,24 +10,25 @@ from eupmim_dist.config.registry import build
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import DataShape, Model, TableSpec
+from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
 from eupmim_dist.parallel.memory import lack_of_memory
+from eupmim_dist.parallel.placement import is_replicated
 from eupmim_dist.parallel.world import World
 
 FLOAT = 4
-COPIES = {"exact": 3, "lazy_adam": 3, "rowwise_adagrad": 1, "sgd": 1}
-"""Of a table, by its optimizer: the rows, and states as large as these."""
-SCORED_ITEMS = 8192
-"""That evaluations score at a time (evaluation/topn.py), for all users of a chunk."""
 
 
-def check_room(config: Config, shape: DataShape, world: World, *, training: bool) -> None:
-    """Raises UserError, on all ranks, if it cannot be; collective. Without `training` to rank only."""
+def check_room(config: Config, shape: DataShape, ranked: tuple[int, int], world: World, *, training: bool) -> None:
+    """Raises UserError, on all ranks, if it cannot be; collective. Without `training` to rank only.
+
+    `ranked`: users that there are to rank for, and items of a rank's that are scored at a time.
+    """
     network = _without_memory(config, shape)
     tables = sum(_table_bytes(spec, config, world, training) for spec in network.tables()) if network else 0
     dense = sum(p.numel() for p in network.parameters()) * FLOAT * (4 if training else 1) if network else 0
-    users = -(-min(config.evaluation.batch_size, shape.num_users) // world.size)
+    users, items = min(config.evaluation.batch_size, ranked[0]), min(ranked[1], -(-shape.num_item_rows // world.size))
     width = config.task.history_length * config.model.dim * FLOAT
-    batch = users * max(width, min(SCORED_ITEMS, shape.num_item_rows) * FLOAT)
+    batch = max(-(-users // world.size) * width, users * items * FLOAT)  # each rank scores for the users of all
     if training:
         samples = -(-config.train.global_batch_size // (world.size * config.train.accumulation))
         batch = max(batch, 2 * samples * width)  # rows and their gradients
@@ -61,6 +62,7 @@ def _without_memory(config: Config, shape: DataShape) -> Model | None:
 
 
 def _table_bytes(spec: TableSpec, config: Config, world: World, training: bool) -> int:
-    whole = world.size == 1 or spec.rows < config.tables.replicate_below
+    whole = is_replicated(spec.rows, world.size, config.tables)
     rows = spec.rows if whole else -(-spec.rows // world.size)
-    return rows * spec.dim * FLOAT * (COPIES[config.tables.optimizer] if training else 1)
+    held = TABLE_OPTIMIZERS[config.tables.optimizer].held if training else 0
+    return rows * spec.dim * FLOAT * (1 + held)

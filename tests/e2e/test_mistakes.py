@@ -21,8 +21,9 @@ import pytest
 import torch
 import yaml
 
-from eupmim_dist.cli.app import DEBUG_VARIABLE, main
+from eupmim_dist.cli.app import DEBUG_VARIABLE
 from tests.distributed.spawn import run_ranks
+from tests.runs import command_line
 from tests.stores import small_store
 
 SETTINGS = {
@@ -35,19 +36,6 @@ SETTINGS = {
 }
 RELEASED = {"mid_embeddings_var.weight": torch.zeros(31, 8), "capsule_network.weights": torch.zeros(1, 6, 16, 8)}
 """A ComiRec for `store`."""
-
-
-def command_line(line: str) -> int:
-    """The exit code of `eupmim-dist` in this process."""
-    before = sys.argv
-    sys.argv = ["eupmim-dist", *shlex.split(line)]
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    finally:
-        sys.argv = before
-    raise AssertionError("main() exits")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 
 from eupmim_dist import prepare, synthesize
 from eupmim_dist.arguments import path_of, store_dir
-from eupmim_dist.cli.app import main
 from eupmim_dist.cli.options import check_json, cutoffs
 from eupmim_dist.data.formats import Options
 from eupmim_dist.data.frames import reading
@@ -21,23 +19,11 @@ from eupmim_dist.data.prepare import prepare_store
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError, mistake_of
 from eupmim_dist.export.imported import read_release
+from tests.runs import command_line
 from tests.unit.test_odd_text import COLUMNS, GOOD, raw_ids, refused, told
 
 LONG = "n" * 300
 CSV = "--format csv --user-column user --item-column item --min-count 1"
-
-
-def command_line(line: str) -> int:
-    """The exit code of `eupmim-dist` in this process."""
-    before = sys.argv
-    sys.argv = ["eupmim-dist", *line.split(" ")]
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    finally:
-        sys.argv = before
-    raise AssertionError("main() exits")
 
 
 @pytest.fixture

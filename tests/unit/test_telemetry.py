@@ -19,7 +19,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.telemetry import progress as progress_module
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
-from eupmim_dist.telemetry.progress import StepProgress, stage_progress
+from eupmim_dist.telemetry.progress import StepProgress, task_progress
 from eupmim_dist.telemetry.throughput import Throughput
 
 
@@ -180,13 +180,13 @@ def test_progress_is_silent_on_other_ranks(capsys):
 
 @pytest.mark.parametrize(("total", "share"), [(4, ", 25 %"), (None, "")])
 def test_a_long_stage_says_so_now_and_then_and_a_quick_one_nothing(monkeypatch, capsys, total, share):
-    with stage_progress("quick", total) as advance:
+    with task_progress("quick", total) as advance:
         advance(1)
     monkeypatch.setattr(progress_module, "QUICK_SECONDS", 0.01)
-    with stage_progress("of another rank", total, is_main=False):
+    with task_progress("of another rank", total, is_main=False):
         time.sleep(0.05)
     assert capsys.readouterr().out == ""
-    with suppress(KeyboardInterrupt), stage_progress("inverting", total) as advance:
+    with suppress(KeyboardInterrupt), task_progress("inverting", total) as advance:
         advance(1)
         time.sleep(0.2)  # lines after 0.01, 0.03, 0.07, 0.15
         raise KeyboardInterrupt
@@ -201,7 +201,7 @@ def test_a_stage_is_a_bar_on_a_terminal(monkeypatch, capsys):
     screen = Console(file=io.StringIO(), force_terminal=True, width=80)
     monkeypatch.setattr(progress_module, "console", lambda: screen)
     monkeypatch.setattr(progress_module, "QUICK_SECONDS", 0.01)
-    with stage_progress("inverting"):
+    with task_progress("inverting"):
         time.sleep(0.15)
     shown = screen.file.getvalue()
     assert "inverting" in shown

@@ -15,7 +15,7 @@ from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
-from eupmim_dist.telemetry.progress import stage_progress
+from eupmim_dist.telemetry.progress import task_progress
 
 WINDOW = 10
 """An item follows another if it comes at most so many positions after it."""
@@ -35,7 +35,7 @@ class Cooccurrence(Scorer):
         self.first, last = block_range(self.rows, world.rank, world.size)
         self.item_ids = torch.arange(self.first, last, device=world.device)
         user, items = training_interactions(store)
-        with stage_progress(f"{config.name}: counting what followed what", is_main=world.is_main):
+        with task_progress(f"{config.name}: counting what followed what", is_main=world.is_main):
             keys, counts = followers(user, items, self.rows, self.first, last)
             weights = self.weights_of(keys, counts, items)
         self.keys = torch.from_numpy(keys).to(world.device)

@@ -21,7 +21,7 @@ from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 from eupmim_dist.parallel.memory import lack_of_memory
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
-from eupmim_dist.telemetry.progress import QUICK_SECONDS, stage_progress
+from eupmim_dist.telemetry.progress import QUICK_SECONDS, task_progress
 
 REGULARISATION = 1000.0
 """lambda: added to the diagonal of the items' Gram matrix."""
@@ -54,7 +54,7 @@ class EASE(Scorer):
         _state_cost(rows, np.bincount(user), last - first, world)
         gram = gram_matrix(user, items, rows, world.is_main)
         gram.diagonal().add_(REGULARISATION)
-        with stage_progress(f"ease: inverting a matrix of {rows:,} x {rows:,}", is_main=world.is_main):
+        with task_progress(f"ease: inverting a matrix of {rows:,} x {rows:,}", is_main=world.is_main):
             invert(gram)
         weights = gram if world.size == 1 else gram[:, first:last].clone()
         weights /= -gram.diagonal()[first:last].clone()
@@ -84,7 +84,7 @@ def gram_matrix(user: np.ndarray, items: np.ndarray, rows: int, is_main: bool = 
     by_item = np.argsort(items, kind="stable")
     takers = np.split(user[by_item], np.searchsorted(items[by_item], np.arange(1, rows)))
     gram = np.zeros((rows, rows))
-    with stage_progress("ease: counting which items were taken together", rows, is_main) as advance:
+    with task_progress("ease: counting which items were taken together", rows, is_main) as advance:
         for item, users in enumerate(takers):
             if len(users):
                 together = np.concatenate([histories[user] for user in users.tolist()])
