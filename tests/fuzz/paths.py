@@ -47,7 +47,7 @@ def plan_of(place: Place, role: Role, name: str, how: str = "itself") -> Plan:
     if name in PATTERNS:
         _write_decoy(place.here / PATTERNS[name], path)
     typed = {"absolute": str(place.here / path), "dot": f"./{path}"}.get(how, str(path))
-    if typed.startswith("-"):
+    if typed.startswith("-") or Path(typed).parts[:1] == ("~",):  # an option, the home
         typed = f"./{typed}"
     must = None if name in EITHER else 0
     if "={path}" in role.line:  # in YAML

@@ -20,8 +20,8 @@ MODELS = {
     "sasrec": ["model.dim=8", "model.num_interests=1", "task.name=every_position", "objective.name=full_softmax"],
     "gru4rec": ["model.dim=8", "model.num_interests=1", "task.name=every_position"],
 }
-LONG = ("train.max_steps",)
-"""A large one is no mistake, and takes its time."""
+LONG = ("train.max_steps", "train.global_batch_size=1000000")
+"""Large ones are no mistakes, and take their time: not trained with."""
 RATES = [
     "train.learning_rate",
     "tables.learning_rate",
