@@ -28,6 +28,9 @@ def print_results(results: Sequence[Result]) -> None:
                 cells = [_cell(row.metrics[name], is_best) for name, is_best in zip(names, bold, strict=True)]
                 table.add_row(row.model, cutoff, *cells, end_section=len(rows) > 1 and row is rows[-1])
         console.print(table)
+        for row in rows:
+            if row.interests is not None:
+                console.print(f"{row.model}: {row.interests}", highlight=False)
 
 
 def _cell(value: float, is_best: bool) -> str:

@@ -1,6 +1,8 @@
 """Evaluates the valid split every so many steps; early stopping and `best` go by its protocol and metric."""
 
+from eupmim_dist.evaluation.interest_use import InterestUse
 from eupmim_dist.evaluation.runner import Result, evaluate_model
+from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.throughput import Throughput
 from eupmim_dist.train.state import Outcome, Run
@@ -9,6 +11,7 @@ from eupmim_dist.train.state import Outcome, Run
 class EvaluationHook:
     def __init__(self, writer: MetricsWriter, throughput: Throughput) -> None:
         self.writer, self.throughput = writer, throughput
+        self._warned = False
 
     def after_step(self, run: Run, outcome: Outcome) -> None:
         if run.progress.step % run.config.evaluation.every == 0:
@@ -24,7 +27,18 @@ class EvaluationHook:
         with self.throughput.pause():
             result = evaluate_model(run, "valid", config.protocol, [config.cutoff])
         self.writer.log(run.progress.step, _tags(result))
+        self._look_at(run, result.interests)
         self._judge(run, result.metrics[config.metric])
+
+    def _look_at(self, run: Run, interests: InterestUse | None) -> None:
+        """Warns once where interests do not differ any more; not at the first evaluation, when they may not yet."""
+        first = run.progress.best_value is None
+        if interests is not None and interests.collapsed and not first and not self._warned:
+            self._warned = True
+            get_logger(run.world.rank).warning(
+                f"step {run.progress.step}: {interests}: one does the work of all; docs/results.md (Interests) says "
+                "what helps"
+            )
 
     def _judge(self, run: Run, value: float) -> None:
         progress, patience = run.progress, run.config.evaluation.patience
@@ -37,4 +51,6 @@ class EvaluationHook:
 
 
 def _tags(result: Result) -> dict[str, float]:
-    return {f"{result.split}/{result.protocol}/{name}": value for name, value in result.metrics.items()}
+    metrics = {f"{result.split}/{result.protocol}/{name}": value for name, value in result.metrics.items()}
+    used = {} if result.interests is None else result.interests.tags()
+    return {**metrics, **{f"interests/{name}": value for name, value in used.items()}}

@@ -28,8 +28,14 @@ class MetricSums:
         self.sums = torch.zeros(len(self.metrics) * len(self.cutoffs), dtype=torch.float64)
         self.num_users = 0
 
-    def add(self, ranked: Tensor, targets: Ragged) -> None:
-        """ranked [b, S, N] item ids, best first (NO_ITEM for none); `targets` of the same users."""
+    @property
+    def names(self) -> list[str]:
+        """Such as `recall@10`, in the order of the columns of `add`."""
+        return [f"{name}@{cutoff}" for cutoff in self.cutoffs for name in self.metrics]
+
+    def add(self, ranked: Tensor, targets: Ragged) -> Tensor:
+        """ranked [b, S, N] item ids, best first (NO_ITEM for none); `targets` of the same users -> each user's own
+        metrics, float64 [b, names]."""
         ranked = ranked.cpu()
         num_users = len(ranked)
         num_targets = torch.bincount(targets.user, minlength=num_users).double()
@@ -50,16 +56,16 @@ class MetricSums:
             }
             if self.categories is not None:
                 by_name["diversity"] = diversity(ranked[:, 0, :cutoff], self.categories)
-            columns += [by_name[name].sum() for name in self.metrics]
-        self.sums += torch.stack(columns)
+            columns += [by_name[name] for name in self.metrics]
+        self.sums += torch.stack([column.sum() for column in columns])
         self.num_users += num_users
+        return torch.stack(columns, dim=1)
 
     def reduce(self, world: World) -> tuple[dict[str, float], int]:
         """Means over the users of all ranks by `metric@N`, and the number of those users; collective."""
         everything = torch.cat([self.sums, torch.tensor([self.num_users], dtype=torch.float64)]).to(world.device)
         *sums, num_users = sum_(everything, world).tolist()
-        names = [f"{name}@{cutoff}" for cutoff in self.cutoffs for name in self.metrics]
-        return {name: total / num_users for name, total in zip(names, sums, strict=True)}, int(num_users)
+        return {name: total / num_users for name, total in zip(self.names, sums, strict=True)}, int(num_users)
 
 
 def discounts(length: int) -> Tensor:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 
 import numpy as np
-import torch
 
 from eupmim_dist.data.heldout import HeldOut, held_out
 from eupmim_dist.data.store import InteractionStore
@@ -17,7 +16,6 @@ from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking_mode, ranking_of, varied_top_n
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.topn import NO_ITEM
-from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.telemetry.progress import task_progress
 from eupmim_dist.train.state import Assembled
 
@@ -70,7 +68,7 @@ def recommend_items(
         raise UserError(f"model {name}: is ranked by {model.scorer}, and items are recommended by interests only")
     check_cutoffs([num], store.num_item_rows)
     users = _found(store, raw_users)
-    scorer, titles = _Remembering(InterestsConfig(), ranking_of(trained)), store.item_titles()
+    scorer, titles = InterestScorer(InterestsConfig(), ranking_of(trained)), store.item_titles()
     size, found = trained.config.evaluation.batch_size, list[Recommendations]()
     with task_progress("recommending", len(users), world.is_main) as advance:
         for first in range(0, len(users), size):
@@ -82,7 +80,7 @@ def recommend_items(
 
 def _best(
     trained: Assembled,
-    scorer: "_Remembering",
+    scorer: InterestScorer,
     users: np.ndarray,
     raw_users: Sequence[str],
     num: int,
@@ -95,8 +93,7 @@ def _best(
     excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
     with ranking_mode(trained.model):
         ranked = varied_top_n(scorer, held_out, excluded, num, len(users), world, variety)[:, 0]
-        rows = trained.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [B, N, D]
-        scores, interest = (scorer.interests @ rows.transpose(1, 2)).max(1)
+        scores, interest = scorer.served(ranked)
     lists = zip(ranked.tolist(), scores.tolist(), interest.tolist(), strict=True)
     recent = _recent(store, users)
     item = _labelled(store, [*ranked.flatten().tolist(), *chain.from_iterable(recent)], titles)
@@ -115,16 +112,6 @@ def whole_histories(trained: Assembled, users: np.ndarray) -> HeldOut:
     """Users [B] with all that they had as their history, and no targets."""
     lengths = trained.store.lengths(users)
     return held_out(trained.store, users, lengths, lengths, trained.task.to_rank)
-
-
-class _Remembering(InterestScorer):
-    """Keeps the interests that it ranked by."""
-
-    interests: torch.Tensor
-
-    def query(self, users: HeldOut) -> torch.Tensor:
-        self.interests = super().query(users)
-        return self.interests
 
 
 def _found(store: InteractionStore, raw_users: Sequence[str]) -> np.ndarray:

@@ -2,22 +2,35 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eupmim_dist.data.heldout import HeldOut, HeldOutUsers, Ragged
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.diversity import CANDIDATES, Variety, diversify
+from eupmim_dist.evaluation.interest_use import InterestSums, InterestUse
 from eupmim_dist.evaluation.metrics import MetricSums
 from eupmim_dist.evaluation.protocols import PROTOCOLS, Protocol
+from eupmim_dist.evaluation.scorers.interests import InterestScorer
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_scorer
-from eupmim_dist.evaluation.topn import scored_top_n, top_n
+from eupmim_dist.evaluation.topn import gather_rows, scored_top_n, top_n
 from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.progress import task_progress
 from eupmim_dist.train.state import Assembled, Setup
+
+
+@dataclass(frozen=True)
+class PerUser:
+    """What each user got, in the order of the split's users; the same on all ranks."""
+
+    users: np.ndarray  # int64 [n], as in the store
+    metrics: dict[str, np.ndarray]  # float64 [n] each, by the names of Result.metrics
+    ranked: np.ndarray  # int64 [n, S, N], best first, NO_ITEM past the end
 
 
 @dataclass(frozen=True)
@@ -29,9 +42,15 @@ class Result:
     split: str
     users: int
     metrics: dict[str, float]
+    interests: InterestUse | None = None
+    """How a model with several interests uses them; None for others."""
+    per_user: PerUser | None = field(default=None, repr=False, compare=False)
+    """If asked for."""
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: all but `per_user`, and `interests` where there are several."""
+        content = {name: getattr(self, name) for name in ("model", "protocol", "split", "users", "metrics")}
+        return content | ({} if self.interests is None else {"interests": asdict(self.interests)})
 
 
 @torch.no_grad()
@@ -46,10 +65,12 @@ def evaluate_scorer(
     exclude_seen: bool = True,
     variety: Variety | None = None,
     progress: bool = False,
+    per_user: bool = False,
 ) -> Result:
     """Ranks the catalogue for every user of the split and averages the metrics; collective.
 
-    With `variety` lists are re-ranked for it, and their Diversity@N is one of the metrics.
+    With `variety` lists are re-ranked for it, and their Diversity@N is one of the metrics. `per_user` keeps what each
+    user got, on every rank.
 
     Raises UserError if the split has no users or an N is larger than the catalogue.
     """
@@ -60,6 +81,8 @@ def evaluate_scorer(
     if variety is not None and protocol.per_interest:
         raise UserError(f"--categories: protocol {protocol.name} has a list for each interest; use strict or comirec")
     sums = MetricSums(protocol, cutoffs, store.num_item_rows, None if variety is None else variety.categories)
+    used = InterestSums(scorer) if isinstance(scorer, InterestScorer) and not protocol.per_interest else None
+    kept: list[tuple[Tensor, Tensor]] = []
     description = f"{name}: {users.split} split, protocol {protocol.name}"
     with task_progress(description, len(users), progress and world.is_main) as advance:
         for index in range(len(users)):
@@ -71,11 +94,29 @@ def evaluate_scorer(
                 protocol.exclude_history and exclude_seen,
                 protocol.exclude_padding,
             )
-            sums.add(varied_top_n(scorer, chunk, excluded, max(cutoffs), block, world, variety), chunk.targets)
+            ranked = varied_top_n(scorer, chunk, excluded, max(cutoffs), block, world, variety)
+            of_users = sums.add(ranked, chunk.targets)
+            if used is not None:
+                used.add(ranked[:, 0])
+            if per_user:
+                kept.append((gather_rows(of_users, block, world), gather_rows(ranked, block, world)))
             advance(1)
     metrics, num_users = sums.reduce(world)
     assert num_users == len(users.users), f"{num_users} users evaluated, the split has {len(users.users)}"
-    return Result(name, protocol.name, users.split, num_users, metrics)
+    return Result(
+        name,
+        protocol.name,
+        users.split,
+        num_users,
+        metrics,
+        None if used is None else used.reduce(world),
+        _per_user(users.users, sums.names, kept) if per_user else None,
+    )
+
+
+def _per_user(users: np.ndarray, names: Sequence[str], kept: Sequence[tuple[Tensor, Tensor]]) -> PerUser:
+    values, ranked = (torch.cat(parts).cpu().numpy() for parts in zip(*kept, strict=True))
+    return PerUser(users, dict(zip(names, values.T, strict=True)), ranked)
 
 
 def varied_top_n(
@@ -125,6 +166,7 @@ def evaluate_model(
     *,
     variety: Variety | None = None,
     progress: bool = False,
+    per_user: bool = False,
 ) -> Result:
     """Evaluates a model's current weights; collective. The model is left in the mode it was in."""
     config = assembled.config
@@ -139,6 +181,7 @@ def evaluate_model(
             exclude_seen=config.evaluation.exclude_seen,
             variety=variety,
             progress=progress,
+            per_user=per_user,
         )
 
 

@@ -47,6 +47,15 @@ def scored_top_n(
     return scores[:number], ids.masked_fill(scores == -torch.inf, NO_ITEM)[:number]
 
 
+def gather_rows(own: Tensor, block: int, world: World) -> Tensor:
+    """[b, ...] of each rank, b <= block -> those of all users of the chunk in their order, on every rank."""
+    device = own.device
+    number = torch.tensor([len(own)], device=world.device)
+    counts = all_gather(number, world).tolist()
+    parts = all_gather(_pad(own.to(world.device), block), world).split(block)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(device)
+
+
 def best_of(scores: Tensor, ids: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """The `num` best of the last dimension by falling score, ties by smaller id."""
     by_id = ids.argsort(dim=-1)

@@ -16,7 +16,8 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation import topn
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import evaluate_model, evaluate_scorer, held_out_users, ranking_of
+from eupmim_dist.evaluation.runner import evaluate_model, evaluate_scorer, held_out_users, ranking_of, scorer_of
+from eupmim_dist.evaluation.scorers.interests import InterestScorer
 from eupmim_dist.evaluation.scorers.interface import Scorer, baselines, make_scorer
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Assembled
@@ -84,6 +85,52 @@ def test_metrics_equal_the_naive_ones(assembled: Assembled, protocol: str, split
         expected |= {f"{name}@{cutoff}": value for name, value in plain.average(per_user).items()}
     assert result.users == len(per_user) == 8
     assert result.metrics == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_what_each_user_got_is_averaged(assembled: Assembled, protocol: str) -> None:
+    result = evaluate_model(assembled, "test", protocol, [5, 20], per_user=True)
+    of = result.per_user
+    assert of is not None
+    assert of.users.tolist() == assembled.store.users("test").tolist()
+    assert len(of.ranked) == result.users > 3  # in chunks of 3
+    assert of.metrics.keys() == result.metrics.keys()
+    for name, values in of.metrics.items():
+        assert values.mean() == pytest.approx(result.metrics[name], abs=1e-12), name
+    assert of.metrics["recall@5"].std() > 0
+    targets = [set(after) for _, after in histories(assembled.store, "test")]
+    hits = [len(set(lists.flatten().tolist()) & wanted) for lists, wanted in zip(of.ranked, targets, strict=True)]
+    assert ((np.array(hits) > 0) == (of.metrics["hit_rate@20"] > 0)).all()
+
+
+def test_how_interests_are_used(assembled: Assembled) -> None:
+    """Against users one by one."""
+    interests = evaluate_model(assembled, "test", "strict", [5], per_user=True).interests
+    assert interests is not None
+    scorer = scorer_of(assembled)
+    assert isinstance(scorer, InterestScorer)
+    shard = assembled.tables.shards["item"]
+    rows = shard.weight[shard.ids().argsort()]
+    users = held_out_users(assembled, "test")
+    served, norms, cosines = [0, 0, 0], torch.zeros(3), []
+    assembled.model.eval()
+    for index in range(len(users)):
+        chunk = users.chunk(index)
+        with torch.no_grad():
+            vectors = scorer.query(chunk)
+        seen = [set(chunk.seen.item[chunk.seen.user == user].tolist()) for user in range(len(vectors))]
+        for three, before in zip(vectors, seen, strict=True):
+            scores = three @ rows.T
+            scores[:, [0, *before]] = -torch.inf
+            best = scores.amax(0).argsort(descending=True)[:5]
+            for item in best.tolist():
+                served[int(scores[:, item].argmax())] += 1
+            norms += three.norm(dim=1)
+            cosines += [float(torch.cosine_similarity(three[i], three[j], 0)) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert interests.share == pytest.approx([number / sum(served) for number in served])
+    assert interests.norm == pytest.approx((norms / len(users.users)).tolist(), rel=1e-5)
+    assert interests.cosine == pytest.approx(sum(cosines) / len(cosines), rel=1e-5)
+    assert evaluate_model(assembled, "test", "seed", [5]).interests is None  # a list for each: nothing to share
 
 
 @pytest.mark.parametrize("name", baselines())

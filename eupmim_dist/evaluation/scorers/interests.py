@@ -31,6 +31,8 @@ class InterestsConfig(ScorerSection):
 class InterestScorer(Scorer):
     """A cosine list per interest, where the protocol has it so; else one list by the best dot product over them."""
 
+    interests: Tensor
+
     def __init__(self, config: InterestsConfig, ranking: Ranking) -> None:
         assert ranking.model is not None, "interests are a model's"
         assert ranking.tables is not None
@@ -43,7 +45,7 @@ class InterestScorer(Scorer):
         self.longest = everywhere(_longest(self.weight), self.world)  # of the rows of each rank
 
     def query(self, users: HeldOut) -> Tensor:
-        """Interests [b, K, D]; collective."""
+        """Interests [b, K, D]; collective. They are kept as `interests` until the next ones."""
         batch = users.batch.to(self.world.device)
         lookup = self.tables.lookup(self.model.uses(users.batch))
         parts = []
@@ -60,7 +62,16 @@ class InterestScorer(Scorer):
                 f"{type(self.model).__name__}: its vectors are not finite, or so long that their products are not; its "
                 "training has diverged or its weights were damaged: train again with a lower train.learning_rate"
             )
+        self.interests = interests
         return interests
+
+    def served(self, ranked: Tensor) -> tuple[Tensor, Tensor]:
+        """Of items [b, N] ranked for the users of the last `query`: the best dot product over the interests, and which
+        interest has it, int64 from 0; [b, N] each, of no meaning where there is no item. Collective.
+        """
+        rows = self.tables.lookup({"ranked": (ITEM_TABLE, ranked.clamp(min=0))}).rows[0]["ranked"]  # [b, N, D]
+        best = (self.interests @ rows.transpose(1, 2)).max(1)
+        return best.values, best.indices
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
         rows = self.weight.index_select(0, self.rows[start:stop]).to(query.device)
