@@ -6,12 +6,13 @@ TORCH  ?= torch
 NPROC  ?=
 # The authors' movielens_{train,valid,test}.txt, for `make results`.
 ML1M   ?= downloads/movielens-1m
-# More arguments for pytest: make test ARGS="-k launch".
+# make test ARGS="-k launch" runs some tests only.
 ARGS   ?=
 
 VENV   := .venv
 EUPMIM := $(VENV)/bin/eupmim-dist
 LAUNCH := $(EUPMIM) launch $(if $(NPROC),--nproc $(NPROC)) --
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest
 STAMP  := $(VENV)/installed
 DATA   := data/example
 RUN    := runs/example
@@ -42,8 +43,14 @@ train: $(STAMP) $(DATA)  ## Train on example data, compare with baselines, recom
 $(DATA): | $(STAMP)
 	$(EUPMIM) synth --users 4000 --items 1000 --out $@
 
+# Unit tests run side by side; those that start ranks of their own come after them, one by one.
 test: $(STAMP)  ## Run all tests
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest $(ARGS)
+ifdef ARGS
+	$(PYTEST) $(ARGS)
+else
+	status=0; $(PYTEST) tests/unit -n logical --maxprocesses 4 --dist worksteal || status=1; \
+	  $(PYTEST) tests/distributed tests/e2e || status=1; exit $$status
+endif
 
 crash-test: $(STAMP)  ## Kill two trainings 20 times each and compare with one that was left alone; some 10 minutes
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.crash $(ARGS)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -32,6 +32,7 @@ class Evaluation(Metadata):
     users: Count
     step: Count
     metrics: dict[Annotated[str, Field(pattern="^[a-z_]+@[0-9]+$")], float]
+    interests: dict[Literal["share", "norm", "cosine"], list[float] | float] | None = None
 
 
 def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes = ignore_bytes) -> dict[str, Any]:

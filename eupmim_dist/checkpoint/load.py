@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from eupmim_dist.checkpoint.layout import Checkpoint, check_files, num_bytes
 from eupmim_dist.checkpoint.manifest import Damaged, gone
-from eupmim_dist.checkpoint.pieces import read_pieces, shape_of
+from eupmim_dist.checkpoint.pieces import FLOATS, read_pieces, shape_of
 from eupmim_dist.checkpoint.state import model_tensors, not_finite, readable_failures, training_tensors
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import agreed, decided_by_main, everywhere
@@ -115,6 +115,8 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shar
                 f"{checkpoint.path}: is of another model: {name} should be {tuple(tensor.shape)}, the checkpoint "
                 f"{found}; use the configuration and data it was trained with"
             )
+        if tensor.is_floating_point() and pieces[name][0].dtype not in FLOATS:
+            raise Damaged(f"{pieces[name][0].file}: {name} holds {pieces[name][0].dtype}, not floats")
     if checkpoint.is_model:
         for name, shard in shards.items():
             whole, *others = pieces[f"table.{name}"]

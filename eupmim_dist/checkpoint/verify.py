@@ -17,7 +17,7 @@ from eupmim_dist.checkpoint.layout import (
     step_dirs,
 )
 from eupmim_dist.checkpoint.manifest import MODEL_MANIFEST, STEP_MANIFEST, Damaged, read_manifest
-from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
+from eupmim_dist.checkpoint.pieces import FLOATS, Piece, as_numbers, read_pieces, shape_of, stored_blocks
 from eupmim_dist.errors import UserError
 from eupmim_dist.files import beside, read_text
 from eupmim_dist.hashing import OnBytes, ignore_bytes
@@ -112,6 +112,8 @@ def _misfits(path: Path, tables: dict[str, tuple[int, int]], pieces: dict[str, l
         shape = shape_of(of_tensor)
         if kind == "table" and shape != tables.get(rest):
             yield f"{name} is {shape}, the manifest says {tables.get(rest)}"
+        elif kind == "table" and of_tensor[0].dtype not in FLOATS:
+            yield f"{name} holds {of_tensor[0].dtype}, not floats"
         elif kind == "table_optimizer" and shape[:1] != tables.get(rest.rpartition(".")[0], ())[:1]:
             yield f"{name} is {shape}, which is not an entry for each row of its table"
         elif kind == "dense_optimizer":

@@ -29,12 +29,20 @@ class _PlainLoader(yaml.SafeLoader):
 
     depth = aliases = 0
 
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.around: list[str | None] = []  # the names of what a node stands in
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) and event.anchor in self.around:
+            raise _at(event.start_mark, f"*{short(event.anchor)} stands within itself")
         self.depth += 1
         if self.depth > DEEPEST:
             raise _at(event.start_mark, f"nested more than {DEEPEST} levels deep")
+        self.around.append(getattr(event, "anchor", None))
         node = super().compose_node(parent, index)
+        self.around.pop()
         self.depth -= 1
         if isinstance(event, yaml.AliasEvent) and not isinstance(node, yaml.ScalarNode):
             self.aliases += 1

@@ -33,6 +33,10 @@ class Progress:
     stopped: bool = False
     """Early stopping has ended the training."""
 
+    def __post_init__(self) -> None:
+        if (self.best_value is None) != (self.best_step is None):
+            raise ValueError("best_value and best_step are given together")
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import torch
 
-from eupmim_dist.parallel.agreement import decided_by_main
+from eupmim_dist.errors import UserError
+from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.state import Run
@@ -47,10 +48,15 @@ def settle_threads(run: Run, before: int | None = None) -> str | None:
     It is, the first that there is: the setting; `before`, what the checkpoint was trained with, where this node has as
     many for each rank; OMP_NUM_THREADS; the fastest. On a GPU only the setting counts. All ranks have the same.
 
-    Returns a line for the log where the user has not chosen it.
+    Returns a line for the log where the user has not chosen it. Raises UserError for more threads than CPUs.
     """
     settings, world = run.config.train, run.world
-    line = None
+    line, cpus = None, os.cpu_count() or 1
+    with agreed(world):
+        if (settings.threads or 1) > cpus:  # of which each would wait for the others in every operation
+            raise UserError(
+                f"train.threads: {settings.threads}, and this machine has {cpus} CPUs; give {cpus} or fewer"
+            )
     if settings.threads is None and world.device.type == "cpu":
         most, asked, cores = decided_by_main(world, lambda: (_most(world), _is_asked(), _cores(world)))
         if before is not None and before <= max(cores, most):

@@ -20,12 +20,12 @@ PATTERNS = {
 }
 """With a name that each would match as a pattern."""
 NAMES = [
-    "plain", "a b", " a", "a ", "~", "~x", "~root", "it's", '"q"', "`x`", "$HOME", "a;b", "a&b", "(x)", "<x>", "a|b",
+    "plain", "a b", " a", "a ", "~x", "~root", "it's", '"q"', "`x`", "$HOME", "a;b", "a&b", "(x)", "<x>", "a|b",
     "#x", "x#y", "%20", "a%b", "a:b", "file:x", "s3:x", "a=b", "a,b", "!x", "@x", "+x", "^x", "é", "日本", "🙂",
     "e\u0301", "..x", "...", ".hidden", "x.", "a\\b", "null", "true", "1", "1e3", "-x", "--out", "-", "x" * 100,
 ]  # fmt: skip
-EITHER = ["a\nb", "a\tb", "\x1b[31m", "\x7f", "\u2028", "x" * 230, "\u202e", "a\rb"]
-"""That may also be refused."""
+EITHER = ["~", "a\nb", "a\tb", "\x1b[31m", "\x7f", "\u2028", "x" * 230, "\u202e", "a\rb"]
+"""That may also be refused; the first one is the home directory."""
 HOW = ("itself", "itself", "inside", "absolute", "dot")
 
 
@@ -47,7 +47,7 @@ def plan_of(place: Place, role: Role, name: str, how: str = "itself") -> Plan:
     if name in PATTERNS:
         _write_decoy(place.here / PATTERNS[name], path)
     typed = {"absolute": str(place.here / path), "dot": f"./{path}"}.get(how, str(path))
-    if typed.startswith("-") or Path(typed).parts[:1] == ("~",):  # an option, the home
+    if typed.startswith("-"):
         typed = f"./{typed}"
     must = None if name in EITHER else 0
     if "={path}" in role.line:  # in YAML

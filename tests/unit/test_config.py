@@ -144,7 +144,7 @@ MERGES = "x0: &x0 {k: 1}\n" + "".join(f"x{i}: &x{i} {{<<: [{f'*x{i - 1}, ' * 9}]
     [
         (BOMB, r"c\.yaml:4: not valid YAML: more than 20 lists or mappings by \*name; write them out"),
         (MERGES, r"c\.yaml:4: not valid YAML: more than 20 lists or mappings"),
-        ("seed: &a [*a]", r"c\.yaml: seed: input should be a valid integer"),
+        ("seed: &a [*a]", r"c\.yaml:1: not valid YAML: \*a stands within itself"),
         ("seed: " + "[" * 100_000, r"c\.yaml:1: not valid YAML: nested more than 20 levels deep"),
         ("{a: " * 50_000, r"c\.yaml:1: not valid YAML: nested more than 20 levels deep"),
         ("".join(" " * n + "a:\n" for n in range(500)), r"c\.yaml:20: not valid YAML: nested more than 20"),
@@ -200,6 +200,7 @@ def test_a_mark_at_the_start_and_aliases_of_numbers_are_read(tmp_path: Path) -> 
         ("seed=" + "[" * 50_000, "the value is not valid YAML: nested more than 20 levels deep"),
         ("seed=[&a [1], *a]", "seed: input should be a valid integer"),
         ("train={l2: 1, l2: 2}", "key l2 is given twice"),
+        ("train=&a {l2: *a}", r"\*a stands within itself"),
         ("train={[1]: 2}", "a key is a list or mapping"),
         (LONG, "overrides kkk.*100,000 characters.*k: write it as key=value"),
         (f"seed={LONG}", r"seed: .*\(got 'kkk.*100,002 characters"),

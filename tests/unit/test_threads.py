@@ -12,6 +12,7 @@ import yaml
 from eupmim_dist import Callback, fit
 from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.config.registry import names
+from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train import threads
 from eupmim_dist.train.state import Run
@@ -32,6 +33,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cores]:
 
     def give(number: int) -> None:
         monkeypatch.setattr(threads, "_cores", lambda world: number)
+        monkeypatch.setattr(threads.os, "cpu_count", lambda: number)
         torch.set_num_threads(number)
 
     with threads_restored():
@@ -132,7 +134,7 @@ def test_other_work_that_begins_meanwhile_ends_the_measuring(
         (None, 9, None, 5),  # on a machine with more cores
         (None, 9, 4, 4),
         (None, 9, 9, 9),
-        (9, None, None, 9),
+        (7, None, None, 7),
     ],
 )
 def test_who_decides(
@@ -153,6 +155,12 @@ def test_who_decides(
     line = settle_threads(run, before)
     assert run.config.train.threads == torch.get_num_threads() == expected
     assert line == {5: "threads 5 of 8", 2: "threads 2, with which its checkpoint was trained"}.get(expected)
+
+
+def test_more_threads_than_cpus_are_refused(tmp_path: Path, cores: Cores) -> None:
+    cores(2)
+    with pytest.raises(UserError, match=r"train.threads: 3, and this machine has 2 CPUs"):
+        settle_threads(start(config_of(tmp_path, train__threads=3)))
 
 
 def test_what_the_launcher_sets_is_the_most(tmp_path: Path, cores: Cores, monkeypatch: pytest.MonkeyPatch) -> None:

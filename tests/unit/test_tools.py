@@ -214,6 +214,10 @@ HARMS: list[tuple[Callable[[Path], object], str]] = [
         lambda model: rewritten(model, lambda t: t.update({"table_optimizer.item.sum": torch.ones(7)}), TENSORS),
         r"table_optimizer.item.sum is \(7,\), which is not an entry for each row of its table",
     ),
+    (
+        lambda model: rewritten(model, lambda t: t.update({"table.item": t["table.item"].int()}), TENSORS),
+        "table.item holds I32, not floats",
+    ),
     (lambda model: rewritten(model, lambda t: t.update({"other.x": torch.ones(7)}), TENSORS), "other.x is no tensor"),
 ]
 
