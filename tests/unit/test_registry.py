@@ -267,7 +267,7 @@ class Picky(ToyConfig):
         (ToyConfig, ["model.name=toi"], r"model.name: 'toi' is no model; did you mean toy\?"),
         (ToyConfig, ["model.name=Toy"], r"model.name: 'Toy' is no model; did you mean toy\?"),
         (ToyConfig, ["model={1: 2, name: toy}"], "unknown key model.1"),
-        (Required, [], "model.width: field required"),
+        (Required, [], "no key model.width"),
         (Required, ["model.dimm=3", "model.width=3"], r"unknown key model.dimm; did you mean model.dim\?"),
         (Picky, ["model.code=aa"], r"model: Picky cannot check its settings \(KeyError: 'aa'\)"),
     ],
