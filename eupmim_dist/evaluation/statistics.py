@@ -18,14 +18,22 @@ def bootstrap_interval(
     """The percentile bootstrap interval of the mean of float64 [n] over users (Efron and Tibshirani, "An Introduction
     to the Bootstrap", 1993, chapter 13). A single value has an interval without width.
     """
+    [(low, high)] = bootstrap_intervals(values[:, None], level=level, draws=draws, seed=seed)
+    return low, high
+
+
+def bootstrap_intervals(
+    values: np.ndarray, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> list[tuple[float, float]]:
+    """The same of each column of float64 [n, m], of the same draws of users: for the time of one."""
     random, number = np.random.default_rng(seed), len(values)
     means = []
     for block in _blocks(draws, number):
-        # How often each user is drawn: the same in law as drawing n users with replacement.
-        counts = random.multinomial(number, np.full(number, 1.0 / number), size=block)
-        means.append(counts @ values / number)
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        drawn = random.integers(0, number, size=(block, number)) + np.arange(0, block * number, number)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=block * number).reshape(block, number)
+        means.append(times @ values / number)
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def paired_p_value(one: np.ndarray, other: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eupmim_dist.evaluation import statistics
-from eupmim_dist.evaluation.statistics import bootstrap_interval, holm, paired_p_value
+from eupmim_dist.evaluation.statistics import bootstrap_interval, bootstrap_intervals, holm, paired_p_value
 
 
 def test_an_interval_is_that_of_the_normal_distribution_where_there_are_many_users() -> None:
@@ -56,3 +56,8 @@ def test_holm() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_intervals_of_several_columns_are_those_of_each() -> None:
+    values = np.random.default_rng(6).random((60, 3))
+    assert bootstrap_intervals(values) == [pytest.approx(bootstrap_interval(column)) for column in values.T]
