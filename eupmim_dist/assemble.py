@@ -96,29 +96,24 @@ def assemble(config: Config, world: World, store: InteractionStore) -> Assembled
 def _with_tables(
     config: Config, world: World, store: InteractionStore, task: Task, model: Model, objective: Objective | None
 ) -> Assembled:
-    if config.world_size not in (None, world.size):
-        raise UserError(
-            f"world_size: the configuration is for {config.world_size} ranks and {world.size} were started; "
-            f"use `eupmim-dist launch --nproc {config.world_size} -- ...`"
-        )
+    _check_ranks(config, world)
     whole = ITEM_TABLE if objective is not None and objective.whole_catalogue else None
-    if whole and config.tables.memory == "host":
-        raise UserError(
-            f"tables.memory: host cannot serve objective {config.objective.name}, which needs every row in every step: "
-            "use device, or objective.name=sampled_softmax"
-        )
     model.to(world.device)
     tables = ShardedTables(model.tables(), config.seed, world, config.tables, whole)
     return Assembled(config, world, store, task, model, tables)
 
 
-def assemble_run(
-    config: Config,
-    world: World,
-    store: InteractionStore,
-    set_weights: Callable[[Assembled], None] = lambda initial: None,
-) -> Run:
-    """Everything a training needs, at step 0; `set_weights` may change the initial ones."""
+def _check_ranks(config: Config, world: World) -> None:
+    if config.world_size not in (None, world.size):
+        raise UserError(
+            f"world_size: the configuration is for {config.world_size} ranks and {world.size} were started; "
+            f"use `eupmim-dist launch --nproc {config.world_size} -- ...`"
+        )
+
+
+def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Model, Task, Objective]:
+    """The parts of a training, without its tables. Raises UserError where it could not be made, or not be judged."""
+    _check_ranks(config, world)
     for split in ("valid", "test"):
         if not len(store.users(split)):
             raise UserError(f"{store.path}: split {split} has no users, so training could not be judged")
@@ -129,7 +124,23 @@ def assemble_run(
     model = make_model(config, shape)
     task = make_task(config, world, store, model)
     objective: Objective = build("objective", config.objective.name, Objective, config.objective, model, task)
+    if objective.whole_catalogue and config.tables.memory == "host":
+        raise UserError(
+            f"tables.memory: host cannot serve objective {config.objective.name}, which needs every row in every step: "
+            "use device, or objective.name=sampled_softmax"
+        )
     check_parts(config, store, model, objective, task)
+    return model, task, objective
+
+
+def assemble_run(
+    config: Config,
+    world: World,
+    store: InteractionStore,
+    set_weights: Callable[[Assembled], None] = lambda initial: None,
+) -> Run:
+    """Everything a training needs, at step 0; `set_weights` may change the initial ones."""
+    model, task, objective = trainable(config, world, store)
     base = _with_tables(config, world, store, task, model, objective)
     set_weights(base)  # before the dense network is handed to what may copy it
     rate, l2 = config.train.learning_rate, config.train.l2

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eupmim_dist.assemble import assemble_run, open_store
-from eupmim_dist.bench.gauges import cpu_name, peak_bytes, start_of_peak
+from eupmim_dist.bench.gauges import peak_bytes, start_of_peak
 from eupmim_dist.checkpoint.layout import open_checkpoint, step_dir
 from eupmim_dist.checkpoint.load import load_training, open_sound
 from eupmim_dist.checkpoint.save import Saving, save_checkpoint
@@ -29,6 +29,7 @@ from eupmim_dist.parallel.collectives import barrier
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.telemetry.machine import cpu_name
 from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import prepare_step, train_step
 

@@ -2,8 +2,6 @@
 
 import ctypes
 import gc
-import os
-import platform
 import statistics
 import time
 from contextlib import suppress
@@ -80,12 +78,3 @@ def copy_bandwidth(device: torch.device) -> float:
         target.copy_(source)
         taken.append(now(device) - started)
     return 2 * COPIED_BYTES / statistics.median(taken)
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores"

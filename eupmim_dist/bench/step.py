@@ -8,13 +8,13 @@ from functools import partial
 import torch
 
 from eupmim_dist.assemble import assemble_run, open_store
-from eupmim_dist.bench.gauges import cpu_name
 from eupmim_dist.config.schema import Config
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.parallel.collectives import barrier
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.telemetry.machine import cpu_name
 from eupmim_dist.train.step import prepare_step, train_step
 from eupmim_dist.train.threads import settle_threads, threads_restored
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from eupmim_dist.bench.gauges import copy_bandwidth, cpu_name, now, peak_bytes, start_of_peak
+from eupmim_dist.bench.gauges import copy_bandwidth, now, peak_bytes, start_of_peak
 from eupmim_dist.bench.ids import IdKind, random_ids
 from eupmim_dist.bench.rivals import (
     LEARNING_RATE,
@@ -39,6 +39,7 @@ from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.telemetry.machine import cpu_name
 
 SystemName = Literal["ours", "torchrec", "torchrec-dedup", "torchrec-bags", "ddp", "ddp-dense"]
 SYSTEMS = get_args(SystemName)

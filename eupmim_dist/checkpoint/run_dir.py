@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from eupmim_dist.files import read_text, write_text
 from eupmim_dist.parallel.agreement import decided_by_main
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.telemetry.machine import commit
 from eupmim_dist.train.state import Run
 
 CONFIG_FILE = "config.yaml"
@@ -145,7 +145,7 @@ def forget_lost_best(run: Run, run_dir: Path) -> None:
 def write_config(run_dir: Path, config: Config) -> None:
     """The resolved configuration, with what it ran under as comments."""
     others = "".join(f", {package} {number}" for package, number in origins(config).items())
-    header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {_commit()}{others}\n"
+    header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {commit()}{others}\n"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -214,11 +214,3 @@ def _fixed(config: Config) -> dict[str, object]:
         inner = value if isinstance(value, dict) else {}
         flat.update({f"{name}.{key}": v for key, v in inner.items()} or {name: value})
     return {key: value for key, value in flat.items() if key not in FREE_KEYS}
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
