@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from eupmim_dist.api import Fitted, evaluate, fit, load, recommend
+    from eupmim_dist.auditing.audit import audit
+    from eupmim_dist.auditing.findings import Audit
     from eupmim_dist.config.schema import Config
     from eupmim_dist.errors import UserError
     from eupmim_dist.evaluation.frames import Results
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
     from eupmim_dist.train.callbacks import Callback
 
 _HOMES = {
+    "Audit": "auditing.findings",
     "Callback": "train.callbacks",
     "Config": "config.schema",
     "Fitted": "api",
     "Results": "evaluation.frames",
     "UserError": "errors",
+    "audit": "auditing.audit",
     "evaluate": "api",
     "fit": "api",
     "load": "api",
@@ -35,11 +39,13 @@ _HOMES = {
 """The module that each of them is in."""
 
 __all__ = [
+    "Audit",
     "Callback",
     "Config",
     "Fitted",
     "Results",
     "UserError",
+    "audit",
     "evaluate",
     "fit",
     "load",

@@ -10,6 +10,7 @@ import typer
 
 from eupmim_dist import __version__
 from eupmim_dist.cli.attempts import end_with_launcher
+from eupmim_dist.cli.audit import audit
 from eupmim_dist.cli.bench import bench
 from eupmim_dist.cli.config import config
 from eupmim_dist.cli.consolidate import consolidate
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(synth)
 app.command()(prepare)
+app.command()(audit)
 app.command()(train)
 app.command()(evaluate)
 app.command()(recommend)
@@ -55,7 +57,7 @@ app.add_typer(config, name="config")
 app.add_typer(bench, name="bench")
 
 
-ONE_RANK = ("synth", "prepare", "recommend", "consolidate", "reshard", "verify", "inspect", "import", "export")
+ONE_RANK = ("synth", "prepare", "audit", "recommend", "consolidate", "reshard", "verify", "inspect", "import", "export")
 """Subcommands that write or print one thing: several ranks of them would do it several times at once."""
 
 

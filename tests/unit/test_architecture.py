@@ -26,7 +26,7 @@ LAYERS = [
     ["assemble"],
     ["training"],
     ["api", "stores", "convert"],
-    ["audit", "compare", "report", "tune"],
+    ["auditing", "compare", "report", "tune"],
     ["bench"],
     ["cli"],
     ["__main__"],
