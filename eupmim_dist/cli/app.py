@@ -12,6 +12,7 @@ from eupmim_dist import __version__
 from eupmim_dist.cli.attempts import end_with_launcher
 from eupmim_dist.cli.audit import audit
 from eupmim_dist.cli.bench import bench
+from eupmim_dist.cli.compare import compare
 from eupmim_dist.cli.config import config
 from eupmim_dist.cli.consolidate import consolidate
 from eupmim_dist.cli.evaluate import evaluate
@@ -45,6 +46,7 @@ app.command()(prepare)
 app.command()(audit)
 app.command()(train)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(recommend)
 app.command()(consolidate)
 app.command()(reshard)

@@ -1,0 +1,51 @@
+"""What a training took: seconds and steps, as the run itself recorded them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from eupmim_dist.checkpoint.layout import Checkpoint, resolve
+from eupmim_dist.files import read_text
+
+
+@dataclass(frozen=True)
+class Effort:
+    """None for what is not known."""
+
+    seconds: float | None = None
+    """Without the time of evaluations and checkpoints."""
+    steps: int | None = None
+
+
+def effort_of(path: Path, checkpoint: Checkpoint) -> Effort:
+    """Of the training that `checkpoint` is of, which `path` led to: of a run directory all its steps, of a checkpoint
+    those before it. A model tells its steps only, and nothing if it was trained elsewhere."""
+    if checkpoint.is_model:
+        return Effort(steps=None if checkpoint.manifest.imported_from else checkpoint.step)
+    within = checkpoint.path.absolute().parent
+    if within.name != "checkpoints":
+        return Effort(steps=checkpoint.step)
+    whole = path.resolve() == within.parent.resolve()
+    steps = resolve(path, "last").step if whole else checkpoint.step
+    return Effort(training_seconds(within.parent, steps, checkpoint.config.train.global_batch_size), steps)
+
+
+def training_seconds(run_dir: Path, steps: int, batch_size: int) -> float | None:
+    """Seconds of the first `steps`, from the speeds in the run's metrics.jsonl; None if it holds none.
+
+    Each line speaks of the steps since the one before it. Steps that were done again after a crash count once.
+    """
+    try:
+        lines = read_text(run_dir / "metrics.jsonl").splitlines()
+    except (OSError, ValueError):
+        return None
+    seconds, done = 0.0, 0
+    for line in lines:
+        try:
+            content = json.loads(line)
+            step, rate = int(content["step"]), float(content["samples_per_second"])
+        except (ValueError, KeyError, TypeError, RecursionError):  # an evaluation's, or one that a crash cut short
+            continue
+        if done < step <= steps and rate > 0:
+            seconds, done = seconds + (step - done) * batch_size / rate, step
+    return seconds if done else None

@@ -1,0 +1,102 @@
+"""What a comparison gives, and the files it leaves: `comparison.json` and `comparison.md`."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from eupmim_dist.comparison.rows import METRICS, Figure, Row
+from eupmim_dist.comparison.text import cost, in_one_line, markdown, quality
+from eupmim_dist.files import write_text
+
+JSON_FILE, MARKDOWN_FILE = "comparison.json", "comparison.md"
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Models side by side; the same on all ranks."""
+
+    rows: list[Row]
+    """Best first, by recall; none if not finished."""
+    split: str
+    top_n: int
+    users: int
+    made_by: dict[str, Any] = field(default_factory=dict)
+    """Store, seeds, history of the baselines, versions and machine; the command line, if it was one."""
+    finished: bool = True
+    """False if a training was asked to stop (Ctrl-C, SIGTERM): the same call goes on with it."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.split} split, protocol strict, N = {self.top_n}, {self.users:,} users"
+
+    @property
+    def notes(self) -> list[str]:
+        """How to read the figures."""
+        deviation = "; ± is the standard deviation over seeds" if any(len(row.seeds) > 1 for row in self.rows) else ""
+        lines = [f"Ranges are 95 % bootstrap intervals over users{deviation}."]
+        if len(self.rows) > 1:
+            lines.append(
+                "p: paired randomisation test of recall against the best, over users, Holm-corrected for "
+                f"{len(self.rows) - 1}."
+            )
+        if any(row.kind == "baseline" for row in self.rows):
+            lines.append(f"Baselines read the last {self.made_by['baseline_history']} items of a history.")
+        return lines
+
+    def frame(self) -> pl.DataFrame:
+        """A row for each model, with every figure: recall, recall_low, recall_high, recall_std and so on."""
+        return pl.DataFrame([_flat(row) for row in self.rows], infer_schema_length=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        content = asdict(self)
+        del content["finished"]
+        return {"protocol": "strict", **content}
+
+    def write(self, directory: Path) -> None:
+        """Raises UserError where it cannot be written."""
+        write_text(directory / JSON_FILE, json.dumps(self.as_dict(), indent=1) + "\n")
+        write_text(directory / MARKDOWN_FILE, self.markdown())
+
+    def markdown(self) -> str:
+        """Both tables, how to read them, and what they were made by."""
+        made = {"command": "`" + self.made_by["command"] + "`"} if self.made_by.get("command") else {}
+        made |= {key: value for key, value in self.made_by.items() if key not in ("command", "store")}
+        made["store"] = "{name}, fingerprint {fingerprint}".format(**self.made_by["store"])
+        told = "".join(f"- {key.replace('_', ' ')}: {_plain(value)}\n" for key, value in made.items() if value)
+        parts = [f"# {self.title}", markdown(quality(self.rows, in_one_line)), markdown(cost(self.rows))]
+        return "\n".join([*parts, " ".join(self.notes) + "\n", told])
+
+    def _shown(self) -> pl.DataFrame:
+        pairs = zip(quality(self.rows, in_one_line), cost(self.rows), strict=True)
+        return pl.DataFrame([good | costly for good, costly in pairs])
+
+    def __repr__(self) -> str:
+        if not self.finished:
+            return "Comparison(not finished: the same call goes on)"
+        with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=250, tbl_hide_dataframe_shape=True):
+            return f"{self.title}\n{self._shown()}"
+
+    def _repr_html_(self) -> str:
+        if not self.finished:
+            return repr(self)
+        with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True):
+            return f"{self.title}{self._shown()._repr_html_()}"
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in vars(row).items():
+        if name in METRICS and isinstance(value, Figure):
+            flat[name] = value.mean
+            flat |= {f"{name}_{part}": getattr(value, part) for part in ("low", "high", "std")}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

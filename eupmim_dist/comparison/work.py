@@ -1,0 +1,152 @@
+"""What is done for one model after another: trained or loaded, and evaluated."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from eupmim_dist import api, assemble
+from eupmim_dist.checkpoint.layout import resolve
+from eupmim_dist.checkpoint.run_dir import find_start
+from eupmim_dist.comparison.effort import Effort, effort_of
+from eupmim_dist.comparison.entries import Entry, ToTrain, Trained, is_finished, named
+from eupmim_dist.comparison.rows import Kind, Measured, measured
+from eupmim_dist.config.schema import Config
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.evaluation.diversity import Variety
+from eupmim_dist.evaluation.protocols import PROTOCOLS
+from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users, ranking_of
+from eupmim_dist.evaluation.scorers.interface import make_scorer
+from eupmim_dist.parallel.agreement import agreed, decided_by_main
+from eupmim_dist.parallel.world import World
+from eupmim_dist.train.state import Assembled, Setup
+from eupmim_dist.training import the_only_training
+
+PROTOCOL = "strict"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What all are judged by."""
+
+    world: World
+    store: InteractionStore
+    split: str
+    top_n: int
+    variety: Variety | None
+    """Of categories, to measure only."""
+    cpu: bool
+
+
+@dataclass(frozen=True)
+class Training:
+    """A configuration with one seed, and where its run is."""
+
+    entry: ToTrain
+    seed: int
+    run_dir: Path
+    finished: bool
+    """By an earlier comparison."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry.name} seed {self.seed}"
+
+    @property
+    def config(self) -> Config:
+        return self.entry.config.model_copy(update={"seed": self.seed})
+
+
+def trainings_of(entries: Sequence[Entry], seeds: Sequence[int], out: Path, rules: Rules) -> list[Training]:
+    """What is to be trained or was, each configuration found to be trainable; collective."""
+    world, trainings = rules.world, []
+    for entry in entries:
+        if not isinstance(entry, ToTrain):
+            continue
+        with named(entry.name):
+            assemble.trainable(entry.config, world, rules.store)
+            if (source := entry.config.train.init_from) is not None:
+                decided_by_main(world, partial(resolve, source))
+        for seed in seeds or [entry.config.seed]:
+            run_dir = out / f"{entry.name}-seed{seed}"
+            training = Training(entry, seed, run_dir, finished=False)
+            with named(training.name), the_only_training():
+                last = find_start(run_dir, "auto", training.config, world).checkpoint
+            finished = last is not None and is_finished(last, entry.config)
+            trainings.append(Training(entry, seed, run_dir, finished))
+    return trainings
+
+
+def setup_of_baselines(entries: Sequence[Entry], rules: Rules) -> Setup:
+    """They read as much of a history as any of the models, and leave out what these do."""
+    config = Config()
+    if entries:
+        config.task.history_length = max(entry.config.task.history_length for entry in entries)
+        config.evaluation.exclude_seen = entries[0].config.evaluation.exclude_seen
+    return assemble.without_model(config, rules.world, rules.store)
+
+
+def of_trained(entry: Trained, rules: Rules, say: Say) -> Measured:
+    say(f"{entry.name}: evaluating")
+    with named(entry.name):
+        model = api.load(entry.path, data=rules.store, cpu=rules.cpu)
+        return _evaluated(model, entry.name, None, entry.effort, rules)
+
+
+def of_training(training: Training, rules: Rules, say: Say) -> Measured | None:
+    with named(training.name):
+        if training.finished:
+            say(f"{training.name}: finished before, evaluating")
+            model = api.load(training.run_dir, data=rules.store, cpu=rules.cpu)
+        else:
+            say(f"{training.name}: training")
+            fitted = api.fit(training.config, training.run_dir, data=rules.store, cpu=rules.cpu)
+            if not fitted.finished:
+                return None
+            model = fitted.model
+        effort = decided_by_main(rules.world, lambda: effort_of(training.run_dir, resolve(training.run_dir, "best")))
+        return _evaluated(model, training.entry.name, training.seed, effort, rules)
+
+
+def _evaluated(model: Assembled, name: str, seed: int | None, effort: Effort, rules: Rules) -> Measured:
+    dense = sum(parameter.numel() for parameter in model.model.parameters())
+    tables = sum(shard.spec.rows * shard.spec.dim for shard in model.tables.shards.values())
+    result, seconds = _timed(
+        lambda: evaluate_model(
+            model, rules.split, PROTOCOL, [rules.top_n], variety=rules.variety, progress=True, per_user=True
+        )
+    )
+    kind: Kind = "trained" if seed is None else "configuration"
+    items = rules.store.num_item_rows - 1
+    return measured(name, kind, seed, result, items, (dense, tables), effort, seconds)
+
+
+def of_baseline(name: str, setup: Setup, rules: Rules, say: Say) -> Measured:
+    say(f"{name}: evaluating")
+    with agreed(rules.world):
+        started = time.perf_counter()
+        scorer = make_scorer(name, ranking_of(setup))
+        effort = Effort(time.perf_counter() - started)
+        result, seconds = _timed(
+            lambda: evaluate_scorer(
+                scorer,
+                name,
+                held_out_users(setup, rules.split),
+                PROTOCOLS[PROTOCOL],
+                [rules.top_n],
+                rules.world,
+                exclude_seen=setup.config.evaluation.exclude_seen,
+                variety=rules.variety,
+                progress=True,
+                per_user=True,
+            )
+        )
+    return measured(name, "baseline", None, result, rules.store.num_item_rows - 1, None, effort, seconds)
+
+
+def _timed(evaluate: Callable[[], Result]) -> tuple[Result, float]:
+    started = time.perf_counter()
+    result = evaluate()
+    return result, time.perf_counter() - started
