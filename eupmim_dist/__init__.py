@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from eupmim_dist.api import Fitted, evaluate, fit, load, recommend
     from eupmim_dist.auditing.audit import audit
     from eupmim_dist.auditing.findings import Audit
+    from eupmim_dist.comparison.compare import compare
+    from eupmim_dist.comparison.results import Comparison
     from eupmim_dist.config.schema import Config
     from eupmim_dist.errors import UserError
     from eupmim_dist.evaluation.frames import Results
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Audit": "auditing.findings",
     "Callback": "train.callbacks",
+    "Comparison": "comparison.results",
     "Config": "config.schema",
     "Fitted": "api",
     "Results": "evaluation.frames",
     "UserError": "errors",
     "audit": "auditing.audit",
+    "compare": "comparison.compare",
     "evaluate": "api",
     "fit": "api",
     "load": "api",
@@ -41,11 +45,13 @@ _HOMES = {
 __all__ = [
     "Audit",
     "Callback",
+    "Comparison",
     "Config",
     "Fitted",
     "Results",
     "UserError",
     "audit",
+    "compare",
     "evaluate",
     "fit",
     "load",

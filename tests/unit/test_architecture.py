@@ -26,7 +26,7 @@ LAYERS = [
     ["assemble"],
     ["training"],
     ["api", "stores", "convert"],
-    ["auditing", "compare", "report", "tune"],
+    ["auditing", "comparison", "report", "tune"],
     ["bench"],
     ["cli"],
     ["__main__"],
