@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from eupmim_dist.api import Fitted, evaluate, fit, load, recommend
+    from eupmim_dist.api import Fitted, evaluate, fit, load
     from eupmim_dist.auditing.audit import audit
     from eupmim_dist.auditing.findings import Audit
     from eupmim_dist.comparison.compare import compare
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from eupmim_dist.config.schema import Config
     from eupmim_dist.errors import UserError
     from eupmim_dist.evaluation.frames import Results
+    from eupmim_dist.recommending import recommend, recommend_batches
     from eupmim_dist.stores import prepare, synthesize
     from eupmim_dist.train.callbacks import Callback
 
@@ -37,7 +38,8 @@ _HOMES = {
     "fit": "api",
     "load": "api",
     "prepare": "stores",
-    "recommend": "api",
+    "recommend": "recommending",
+    "recommend_batches": "recommending",
     "synthesize": "stores",
 }
 """The module that each of them is in."""
@@ -57,6 +59,7 @@ __all__ = [
     "load",
     "prepare",
     "recommend",
+    "recommend_batches",
     "synthesize",
 ]
 

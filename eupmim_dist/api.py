@@ -6,26 +6,24 @@ ranks call it alike; a mistake is a UserError, on all ranks. docs/python.md show
 
 import gc
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 
 from eupmim_dist import assemble
-from eupmim_dist.arguments import ConfigLike, StoreLike, config_of, cutoffs_of, path_of, raw_ids, several, store_dir
+from eupmim_dist.arguments import ConfigLike, StoreLike, config_of, cutoffs_of, path_of, several, store_dir
 from eupmim_dist.config.load import Overrides
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.categories import read_categories
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.diversity import Variety
-from eupmim_dist.evaluation.frames import Results, recommendations_frame
+from eupmim_dist.evaluation.frames import Results
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.recommend import Recommendations, recommend_items
 from eupmim_dist.evaluation.runner import evaluate_model, evaluate_scorer, held_out_users, ranking_of
 from eupmim_dist.evaluation.scorers.interface import check_baselines, make_scorer
 from eupmim_dist.parallel.agreement import agreed
@@ -191,8 +189,8 @@ def evaluate(
         if model is None:
             setting = assemble.without_model(Config(), world, assemble.open_store(store_dir(data), world))
         else:
-            setting = _loaded(model, data, which, cpu)
-        variety = _variety(diversity, categories, setting.store)
+            setting = loaded(model, data, which, cpu)
+        variety = variety_of(diversity, categories, setting.store)
         results = Results()
         if isinstance(setting, Assembled):
             for protocol in names:
@@ -218,67 +216,8 @@ def evaluate(
     return results
 
 
-def recommend(
-    model: Assembled | Fitted | Path | str,
-    users: str | int | Iterable[str | int],
-    top_n: int = 10,
-    *,
-    exclude_seen: bool = True,
-    diversity: float = 0.0,
-    categories: Any = None,
-    data: StoreLike | None = None,
-    which: str = "best",
-) -> pl.DataFrame:
-    """The best items for users, from their whole history; collective, each rank gives the same users.
-
-    Args:
-        model: what `fit` or `load` gave; or a path as for `load`, which is then loaded on the CPU.
-        users: raw ids, as in the source data: one, or a list or column of them.
-        top_n: items per user.
-        exclude_seen: leave out what a user had already.
-        diversity, categories: re-rank for variety, as for `evaluate`.
-        data, which: of a path, as for `load`.
-
-    Returns a data frame of polars with a row for each recommended item, users in the order given, best first: user
-    (String), rank (Int64, from 1), item (String, raw id), title (String, null where unknown), score (Float64),
-    interest (Int64, from 1: the one of the user's interest vectors that scores it highest).
-
-    Raises UserError for an unknown user, or for more items than there are.
-    """
-    return recommendations_frame(
-        recommendations(
-            model,
-            users,
-            top_n,
-            exclude_seen=exclude_seen,
-            diversity=diversity,
-            categories=categories,
-            data=data,
-            which=which,
-        )
-    )
-
-
-def recommendations(
-    model: Assembled | Fitted | Path | str,
-    users: str | int | Iterable[str | int],
-    top_n: int = 10,
-    *,
-    exclude_seen: bool = True,
-    diversity: float = 0.0,
-    categories: Any = None,
-    data: StoreLike | None = None,
-    which: str = "best",
-) -> list[Recommendations]:
-    """As `recommend`, as objects, with what each user had last."""
-    trained = _loaded(model, data, which, cpu=True)
-    with agreed(trained.world):
-        [num] = cutoffs_of(top_n)
-        variety = _variety(diversity, categories, trained.store)
-        return recommend_items(trained, raw_ids(users), num, exclude_seen=exclude_seen, variety=variety)
-
-
-def _loaded(model: Assembled | Fitted | Path | str, data: StoreLike | None, which: str, cpu: bool) -> Assembled:
+def loaded(model: Assembled | Fitted | Path | str, data: StoreLike | None, which: str, cpu: bool) -> Assembled:
+    """A model that may be a path, loaded. Raises UserError as `load`, or where `data` and `which` are of none."""
     if not isinstance(model, Assembled | Fitted):
         return load(model, data=data, which=which, cpu=cpu)
     if data is not None or which != "best":
@@ -286,7 +225,8 @@ def _loaded(model: Assembled | Fitted | Path | str, data: StoreLike | None, whic
     return model.model if isinstance(model, Fitted) else model
 
 
-def _variety(strength: float, categories: Any, store: InteractionStore) -> Variety | None:
+def variety_of(strength: float, categories: Any, store: InteractionStore) -> Variety | None:
+    """How lists are to be varied, None for not at all. Raises UserError."""
     if not 0 <= strength < math.inf:
         raise UserError(f"--diversity {strength}: give a number from 0")
     if categories is None:

@@ -3,15 +3,20 @@
 import copy
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from eupmim_dist.config.load import Overrides, apply_overrides, load_config, parse_config
 from eupmim_dist.config.schema import Choice, Config, Section
+from eupmim_dist.data.formats.parquet import LABELS, as_text
+from eupmim_dist.data.frames import lazy_frame
+from eupmim_dist.data.requests import HISTORY, Requests
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.errors import UserError, short, shown
+from eupmim_dist.errors import UserError, listed, short, shown
 from eupmim_dist.files import unnameable
 
 ConfigLike = Config | Mapping[str, Any] | Path | str | None
@@ -73,15 +78,41 @@ def several(one_or_more: Any) -> list[Any]:
     return [one_or_more]
 
 
-def raw_ids(users: Any) -> list[str]:
-    """The raw ids of one or more users."""
-    if len(getattr(users, "shape", ())) > 1:
-        raise UserError("users: give a column of the data frame, such as users['customer']")
-    found = several(users)
-    for user in found:
-        if not isinstance(user, str | Integral):
-            raise UserError(f"users: an id is text or an integer, and there is a {type(user).__name__}")
-    return [str(user) for user in found]
+def raw_ids(ids: Any, argument: str = "users") -> list[str]:
+    """The raw ids of one or more users or items, which were given as `argument`."""
+    if len(getattr(ids, "shape", ())) > 1:
+        raise UserError(f"{argument}: give a column of the data frame, such as {argument}['customer']")
+    found = several(ids)
+    for each in found:
+        if not isinstance(each, str | Integral):
+            raise UserError(f"{argument}: an id is text or an integer, and there is a {type(each).__name__}")
+    return [str(each) for each in found]
+
+
+def requests_of(users: Any, histories: Any, attributes: Any, names: Collection[str]) -> Requests:
+    """Users with what is told of them, a row each; `names` are the attributes that there are.
+
+    Without `users` they are called 1, 2, ...
+    """
+    columns: dict[str, pl.Series] = {}
+    if histories is not None:
+        told = None if isinstance(histories, str) else several(histories)
+        if told is None or any(isinstance(of_user, str | Integral) for of_user in told):
+            raise UserError("histories: give a list of lists, the items of each user")
+        lists = [None if of_user is None else raw_ids(of_user, "histories") for of_user in told]
+        columns[HISTORY] = pl.Series(lists, dtype=pl.List(pl.String))
+    ids = [str(n) for n in range(1, len(columns[HISTORY]) + 1)] if users is None else raw_ids(users)
+    if attributes is not None:
+        table = lazy_frame(attributes).collect()
+        for number, (name, dtype) in enumerate(table.schema.items()):
+            if name not in names:
+                raise UserError(f"--profile {short(name)}: no such attribute; there are {listed(names)}")
+            columns[name] = table.select(as_text("attributes", pl.nth(number), name, dtype, LABELS[0])).to_series()
+    for name, column in columns.items():
+        if len(column) != len(ids):
+            raise UserError(f"{name}: there are {len(column):,} of them, and {len(ids):,} users; give one for each")
+    rows = pl.DataFrame({"user": ids, **columns}, schema_overrides={"user": pl.String})
+    return Requests(rows, lambda row: f"user {short(ids[row])}")
 
 
 def cutoffs_of(top_n: int | Iterable[int]) -> list[int]:

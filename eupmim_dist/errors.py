@@ -76,6 +76,8 @@ _OPTION = re.compile(r"`[^`]*`|(?<![\w-])--([a-z][a-z-]*)")  # what is quoted is
 _ARGUMENTS = {
     "attribute": "attributes",
     "baseline": "baselines",
+    "history": "histories",
+    "profile": "attributes",
     "protocol": "protocols",
     "set": "overrides",
     "user": "users",

@@ -1,58 +1,165 @@
 """`eupmim-dist recommend`."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eupmim_dist.cli.options import CategoriesOption, DataOption, DiversityOption, LastOption, check_json, write_json
+from eupmim_dist.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from eupmim_dist.evaluation.recommend import Item, Recommendations, Recommended
+
+MOST_TABLES = 100
+"""Users whose items are shown; a file is for more."""
 
 
 def recommend(
     run_or_checkpoint: Annotated[
         Path, typer.Argument(help="A run directory, a checkpoint, or a consolidated or imported model.")
     ],
-    user: Annotated[list[str], typer.Option(help="Raw user id, as in the source data; may be repeated.")],
+    user: Annotated[list[str] | None, typer.Option(help="Raw user id, as in the source data; may be repeated.")] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV, Parquet or JSONL with a column user, and perhaps history and attributes; or a list of ids.",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="All users of train, valid or test, or all with a history.")
+    ] = None,
+    history: Annotated[
+        str | None, typer.Option(metavar='"ID ID ..."', help="Items of somebody new, oldest first, in place of a user.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An attribute of that somebody, as in the source; may be repeated."),
+    ] = None,
     top_n: Annotated[int, typer.Option(min=1, help="Items per user.")] = 10,
-    data: DataOption = None,
-    last: LastOption = False,
+    items: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Recommend only these: a list of raw ids, or a table with a column item."),
+    ] = None,
     include_seen: Annotated[bool, typer.Option(help="Recommend also what the user had already.")] = False,
+    why: Annotated[bool, typer.Option("--why", help="Show which of the user's own items speak for each.")] = False,
+    per_interest: Annotated[
+        bool, typer.Option("--per-interest", help="A list for each of the user's interests.")
+    ] = False,
     diversity: DiversityOption = 0.0,
     categories: CategoriesOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write to this .parquet, .jsonl or .csv instead of showing tables."),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the recommendations to this file.")] = None,
+    data: DataOption = None,
+    last: LastOption = False,
 ) -> None:
     """Recommend items to users, from their whole history, with the interest that each item answers to.
 
     **Examples**
 
-    `eupmim-dist recommend runs/example --user 42 --top-n 5`
+    `eupmim-dist recommend runs/example --user 42 --top-n 5 --why`
 
     `eupmim-dist recommend runs/example --user 42 --categories items.csv --diversity 0.5`
 
-    `eupmim-dist recommend models/released --user 17 --user 23 --json recommendations.json`
+    `eupmim-dist recommend runs/shop --history "177 844 386" --profile age=25 --profile region=north`
+
+    `eupmim-dist recommend runs/example --split all --out recommendations.parquet`
+
+    `eupmim-dist recommend models/released --users users.csv --items in-stock.txt --out recommendations.jsonl`
     """
+    from eupmim_dist import recommending
+
+    _check_who(user, users, split, history, profile)
+    if out is not None and json_file is not None:
+        raise UserError("--json: --out has all of it; give one of them, such as --out recommendations.jsonl")
+    check_json(json_file)
+    wanted: dict[str, Any] = {
+        "users": users or user or None,
+        "split": split,
+        "histories": None if history is None else [history.split()],
+        "attributes": _profile(profile),
+        "top_n": top_n,
+        "items": items,
+        "exclude_seen": not include_seen,
+        "why": why,
+        "per_interest": per_interest,
+        "diversity": diversity,
+        "categories": categories,
+        "data": data,
+        "which": "last" if last else "best",
+    }
+    if out is not None:
+        typer.echo(f"{out}: {recommending.write_recommendations(run_or_checkpoint, out, **wanted)}")
+        return
+    found = recommending.recommendations(run_or_checkpoint, **wanted)
+    for entry in found:
+        _show(entry, "given history" if history is not None else f"user {entry.user}")
+    write_json(json_file, [entry.as_dict() for entry in found], ensure_ascii=False)
+
+
+def _check_who(
+    user: list[str] | None, users: Path | None, split: str | None, history: str | None, profile: list[str] | None
+) -> None:
+    given = {"--user": user or None, "--users": users, "--split": split, "--history": history}
+    chosen = [option for option, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        problem = f"{chosen[1]}: cannot go with {chosen[0]}; give" if chosen else "recommend: say to whom, by"
+        raise UserError(f"{problem} one of --user ID, --users FILE, --split NAME and --history IDS")
+    if profile and history is None:
+        raise UserError("--profile: describes whom --history is of; for others give a file of --users with attributes")
+
+
+def _profile(given: list[str] | None) -> dict[str, list[str]] | None:
+    if not given:
+        return None
+    values: dict[str, list[str]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--profile {shown(text)}: give NAME=VALUE, such as age=25")
+        if name in values:
+            raise UserError(f"--profile {shown(text)}: {name} is given twice")
+        values[name] = [value]
+    return values
+
+
+def _show(entry: Recommendations, who: str) -> None:
     from rich.table import Table
 
-    from eupmim_dist import api
     from eupmim_dist.telemetry.log import console
 
-    check_json(json_file)
-    found = api.recommendations(
-        run_or_checkpoint,
-        user,
-        top_n,
-        exclude_seen=not include_seen,
-        diversity=diversity,
-        categories=categories,
-        data=data,
-        which="last" if last else "best",
-    )
-    for entry in found:
-        recent = ", ".join(item.label for item in entry.recent) or "nothing"
-        table = Table(title=f"user {entry.user}, after {recent}", title_justify="left")
-        for column in ("#", "item", "title", "score", "interest"):
+    def labels(items: list[Item]) -> str:
+        return ", ".join(item.label for item in items) or "nothing"
+
+    title = f"{who}, after {labels(entry.recent)}"
+    lists = [(title, entry.items)]
+    if entry.nearest is not None:
+        console().print(title)
+        lists = [
+            (f"interest {number}, near {labels(near)}", [item for item in entry.items if item.interest == number])
+            for number, near in enumerate(entry.nearest, start=1)
+        ]
+    for heading, items in lists:
+        table = Table(title=heading, title_justify="left")
+        explained = any(item.because is not None for item in items)
+        columns = ["#", "item", "title", "score", *([] if entry.nearest else ["interest"])]
+        for column in [*columns, *(["because of"] if explained else [])]:
             table.add_column(column, justify="right" if column in ("#", "score", "interest") else "left")
-        for rank, item in enumerate(entry.items, start=1):
-            table.add_row(str(rank), item.raw_id, item.title or "", f"{item.score:.3f}", str(item.interest))
+        for rank, item in enumerate(items, start=1):
+            table.add_row(*_cells(rank, item, len(columns) == 5, explained))
         console().print(table)  # titles are not markup
-    write_json(json_file, [entry.as_dict() for entry in found], ensure_ascii=False)
+
+
+def _cells(rank: int, item: Recommended, with_interest: bool, explained: bool) -> list[str]:
+    cells = [str(rank), item.raw_id, item.title or "", f"{item.score:.3f}"]
+    return [
+        *cells,
+        *([str(item.interest)] if with_interest else []),
+        *(["\n".join(reason.label for reason in item.because or [])] if explained else []),
+    ]

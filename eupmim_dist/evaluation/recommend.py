@@ -1,25 +1,133 @@
-"""Recommendations for people: raw ids, titles, and which interest an item answers to.
+"""Recommendations, a block of users at a time, as arrays of numbers; and as objects, for people.
 
-B users, K interests, N items each.
+b users of a block, S lists each (1, or one for each of K interests), N items of a list, M reasons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import chain
 
 import numpy as np
+import polars as pl
+import torch
 
-from eupmim_dist.data.heldout import HeldOut, held_out
+from eupmim_dist.data.audience import Audience, asked
+from eupmim_dist.data.heldout import HeldOut, Ragged, held_out
+from eupmim_dist.data.requests import Requests
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.tables import has_titles, read_table
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.diversity import Variety
+from eupmim_dist.evaluation.interest_lists import InterestListScorer
 from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking_mode, ranking_of, varied_top_n
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.topn import NO_ITEM
+from eupmim_dist.evaluation.why import Reasons, left_out, nearest
+from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.telemetry.progress import task_progress
 from eupmim_dist.train.state import Assembled
 
 NUM_RECENT = 3
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be recommended to each user."""
+
+    num: int
+    exclude_seen: bool = True
+    variety: Variety | None = None
+    only: np.ndarray | None = None
+    """Items, int64; None for all."""
+    why: bool = False
+    """Which of his own items speak for each."""
+    per_interest: bool = False
+    """The best `num` for each interest, and which of his own items are nearest to it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What users first..first + b - 1 of an audience get."""
+
+    first: int
+    items: np.ndarray  # int64 [b, S, N], best first, NO_ITEM past the end
+    scores: np.ndarray  # float32 [b, S, N]
+    interests: np.ndarray  # int64 [b, S, N], from 0
+    reasons: Reasons | None = None
+    """[b, 1, N, M] of each item where it is asked why, [b, K, M] of each interest where each has a list."""
+
+
+def check_wanted(trained: Assembled, wanted: Wanted) -> None:
+    """Raises UserError for a model that is not ranked by interests, a list longer than the catalogue, or for what does
+    not go together."""
+    if trained.model.scorer != "interests":  # another list than `evaluate` judges would be recommended
+        name = trained.config.model.name
+        raise UserError(
+            f"model {name}: is ranked by {trained.model.scorer}, and items are recommended by interests only"
+        )
+    check_cutoffs([wanted.num], trained.store.num_item_rows)
+    if wanted.per_interest and wanted.why:
+        raise UserError(
+            "--why: explains one list, and --per-interest gives several, with what is near to each; give one"
+        )
+    if wanted.per_interest and wanted.variety is not None and wanted.variety.strength:
+        raise UserError("--diversity: re-ranks one list, and --per-interest gives several; leave one of them out")
+
+
+def ranked_blocks(trained: Assembled, audience: Audience, wanted: Wanted) -> Generator[Block]:
+    """The best items for each user, from the whole history, `evaluation.batch_size` users at a time; collective.
+
+    Raises UserError if the model's vectors are not finite.
+    """
+    ranking, size = ranking_of(trained), trained.config.evaluation.batch_size
+    scorer = (InterestListScorer if wanted.per_interest else InterestScorer)(InterestsConfig(), ranking)
+    if wanted.only is not None:
+        scorer.only(torch.from_numpy(wanted.only))
+    with task_progress("recommending", len(audience), trained.world.is_main) as advance:
+        for first in range(0, len(audience), size):
+            with agreed(trained.world), ranking_mode(trained.model):
+                block = _ranked(trained, scorer, audience, first, min(first + size, len(audience)), wanted)
+            yield block
+            advance(len(block.items))
+
+
+def _ranked(
+    trained: Assembled, scorer: InterestScorer, audience: Audience, first: int, stop: int, wanted: Wanted
+) -> Block:
+    users, number = _histories(trained, audience, first, stop), stop - first
+    excluded = excluded_items(users.seen, number, wanted.exclude_seen, exclude_padding=True)
+    ranked = varied_top_n(scorer, users, excluded, wanted.num, number, trained.world, wanted.variety)
+    reasons = None
+    if wanted.per_interest:
+        scores, interests = scorer.served(ranked)
+        reasons = nearest(scorer, users.batch).cpu()
+    else:
+        scores, interests = (part[:, None] for part in scorer.served(ranked[:, 0]))
+        if wanted.why:
+            found = left_out(scorer, users.batch, ranked[:, 0], scores[:, 0]).cpu()
+            reasons = Reasons(found.items[:, None], found.weights[:, None])
+    return Block(first, ranked.cpu().numpy(), scores.cpu().numpy(), interests.cpu().numpy(), reasons)
+
+
+def _histories(trained: Assembled, audience: Audience, first: int, stop: int) -> HeldOut:
+    users, given = audience.users[first:stop], audience.given
+    if given is None:
+        return whole_histories(trained, users)
+    starts, stops = given.offsets[first:stop], given.offsets[first + 1 : stop + 1]
+    attributes = torch.from_numpy(given.attributes[first:stop])
+    items = given.items if len(given.items) else np.zeros(1, dtype=np.int64)  # where nobody had anything
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return HeldOut(
+        batch=trained.task.to_rank_by(items, starts, stops - starts, users, attributes),
+        seen=Ragged.of(items, starts, stops),
+        targets=Ragged(nothing, nothing),
+    )
+
+
+def whole_histories(trained: Assembled, users: np.ndarray) -> HeldOut:
+    """Users [B] with all that they had as their history, and no targets."""
+    lengths = trained.store.lengths(users)
+    return held_out(trained.store, users, lengths, lengths, trained.task.to_rank)
 
 
 @dataclass(frozen=True)
@@ -33,10 +141,35 @@ class Item:
 
 
 @dataclass(frozen=True)
+class ItemLabels:
+    """By item id; String [item rows] each."""
+
+    raw: pl.Series
+    titles: pl.Series
+
+    def items(self, numbers: np.ndarray) -> list[Item]:
+        """Those of some numbers that are items."""
+        return [Item(self.raw[number], self.titles[number]) for number in numbers.tolist() if number != NO_ITEM]
+
+
+def item_labels(store: InteractionStore) -> ItemLabels:
+    """What a store's items are called: their number where no raw id is known, null where no title is."""
+    file = store.path / "items.parquet"
+    table = read_table(file, ["id", "raw_id", *(["title"] if has_titles(file) else [])])
+    rows = pl.DataFrame({"id": np.arange(store.num_item_rows)})
+    found = rows.join(table, on="id", how="left", maintain_order="left")
+    raw = found.select(pl.col("raw_id").fill_null(pl.col("id").cast(pl.String))).to_series()
+    nothing = pl.Series([None], dtype=pl.String).new_from_index(0, len(found))
+    return ItemLabels(raw, found["title"] if "title" in found.columns else nothing)
+
+
+@dataclass(frozen=True)
 class Recommended(Item):
     score: float
     interest: int
     """1..K: the user's interest vector that scores it highest."""
+    because: list[Item] | None = None
+    """His own items whose absence would lower the score most, if it was asked why."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +177,17 @@ class Recommendations:
     user: str
     recent: list[Item]
     items: list[Recommended]
+    nearest: list[list[Item]] | None = None
+    """Where each interest has a list: his own items that are nearest to each."""
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        """For JSON, without what was not asked for."""
+        content = asdict(self)
+        for part in (content, *content["items"]):
+            for name in ("because", "nearest"):
+                if part.get(name, 0) is None:
+                    del part[name]
+        return content
 
 
 def recommend_items(
@@ -57,78 +198,45 @@ def recommend_items(
     exclude_seen: bool,
     variety: Variety | None = None,
 ) -> list[Recommendations]:
-    """The best `num` items for each user, from the whole history; re-ranked where variety is wanted.
+    """The best `num` items for each user, as objects. Raises as `ranked_blocks`, and UserError for an unknown user."""
+    requests = Requests(pl.DataFrame({"user": raw_users}, schema={"user": pl.String}), str)
+    audience = asked(trained.store, requests, (), source="users", skip=False)
+    wanted = Wanted(num, exclude_seen, variety)
+    check_wanted(trained, wanted)
+    return recommendations(trained, audience, wanted)
 
-    `evaluation.batch_size` users are ranked at a time. Raises UserError for an unknown user, a `num` larger than the
-    catalogue, or a model that is not ranked by interests.
-    """
-    store, model, world = trained.store, trained.model, trained.world
-    if model.scorer != "interests":  # another list than `evaluate` judges would be recommended
-        name = trained.config.model.name
-        raise UserError(f"model {name}: is ranked by {model.scorer}, and items are recommended by interests only")
-    check_cutoffs([num], store.num_item_rows)
-    users = _found(store, raw_users)
-    scorer, titles = InterestScorer(InterestsConfig(), ranking_of(trained)), store.item_titles()
-    size, found = trained.config.evaluation.batch_size, list[Recommendations]()
-    with task_progress("recommending", len(users), world.is_main) as advance:
-        for first in range(0, len(users), size):
-            some = users[first : first + size]
-            found += _best(trained, scorer, some, raw_users[first : first + size], num, exclude_seen, variety, titles)
-            advance(len(some))
+
+def recommendations(trained: Assembled, audience: Audience, wanted: Wanted) -> list[Recommendations]:
+    """What `ranked_blocks` gives, as objects, with what each user had last."""
+    labels = item_labels(trained.store)
+    found: list[Recommendations] = []
+    with closing(ranked_blocks(trained, audience, wanted)) as blocks:
+        for block in blocks:
+            names = audience.names[block.first : block.first + len(block.items)]
+            for row, name in enumerate(names):
+                recent = labels.items(_recent(trained, audience, block.first + row))
+                near = None
+                if wanted.per_interest and block.reasons is not None:
+                    near = [labels.items(of) for of in block.reasons.items[row].numpy()]
+                found.append(Recommendations(name, recent, _best(block, row, labels, wanted), near))
     return found
 
 
-def _best(
-    trained: Assembled,
-    scorer: InterestScorer,
-    users: np.ndarray,
-    raw_users: Sequence[str],
-    num: int,
-    exclude_seen: bool,
-    variety: Variety | None,
-    titles: list[str | None] | None,
-) -> list[Recommendations]:
-    store, world = trained.store, trained.world
-    held_out = whole_histories(trained, users)
-    excluded = excluded_items(held_out.seen, len(users), exclude_seen, exclude_padding=True)
-    with ranking_mode(trained.model):
-        ranked = varied_top_n(scorer, held_out, excluded, num, len(users), world, variety)[:, 0]
-        scores, interest = scorer.served(ranked)
-    lists = zip(ranked.tolist(), scores.tolist(), interest.tolist(), strict=True)
-    recent = _recent(store, users)
-    item = _labelled(store, [*ranked.flatten().tolist(), *chain.from_iterable(recent)], titles)
-    found = []
-    for raw_user, last, of_user in zip(raw_users, recent, lists, strict=True):
-        best = [
-            Recommended(item[i].raw_id, item[i].title, score, which + 1)
-            for i, score, which in zip(*of_user, strict=True)
-            if i != NO_ITEM
-        ]
-        found.append(Recommendations(raw_user, [item[i] for i in last], best))
-    return found
+def _best(block: Block, row: int, labels: ItemLabels, wanted: Wanted) -> list[Recommended]:
+    best = []
+    for at in zip(*(block.items[row] != NO_ITEM).nonzero(), strict=True):
+        [item] = labels.items(block.items[row][at][None])
+        because = None
+        if wanted.why and block.reasons is not None:
+            because = labels.items(block.reasons.items[row][at].numpy())
+        score, interest = float(block.scores[row][at]), int(block.interests[row][at]) + 1
+        best.append(Recommended(item.raw_id, item.title, score, interest, because))
+    return best
 
 
-def whole_histories(trained: Assembled, users: np.ndarray) -> HeldOut:
-    """Users [B] with all that they had as their history, and no targets."""
-    lengths = trained.store.lengths(users)
-    return held_out(trained.store, users, lengths, lengths, trained.task.to_rank)
-
-
-def _found(store: InteractionStore, raw_users: Sequence[str]) -> np.ndarray:
-    users = store.users_of_raw_ids(raw_users)
-    for raw, user in zip(raw_users, users, strict=True):
-        if user is None:
-            raise UserError(f"--user {raw}: no such user in {store.path}; `users.parquet` there lists the raw ids")
-    return np.array(users, dtype=np.int64)
-
-
-def _recent(store: InteractionStore, users: np.ndarray) -> list[list[int]]:
-    """What each user had last, the last first."""
-    spans = zip(store.offsets[users].tolist(), store.offsets[users + 1].tolist(), strict=True)
-    return [store.items[max(start, stop - NUM_RECENT) : stop][::-1].tolist() for start, stop in spans]
-
-
-def _labelled(store: InteractionStore, ids: Sequence[int], titles: list[str | None] | None) -> dict[int, Item]:
-    distinct = sorted(set(ids) - {NO_ITEM})
-    raw = store.raw_item_ids(np.array(distinct, dtype=np.int64))
-    return {i: Item(r or str(i), titles[i] if titles else None) for i, r in zip(distinct, raw, strict=True)}
+def _recent(trained: Assembled, audience: Audience, number: int) -> np.ndarray:
+    """What a user had last, the last first."""
+    given, store, user = audience.given, trained.store, audience.users[number]
+    items, offsets, at = (store.items, store.offsets, user) if given is None else (given.items, given.offsets, number)
+    start, stop = int(offsets[at]), int(offsets[at + 1])
+    return items[max(start, stop - NUM_RECENT) : stop][::-1]

@@ -89,7 +89,7 @@ def write_parquet(vectors: Vectors, store: Path, out: Path) -> None:
             yield frame.with_columns(vector=pl.Series(flat, dtype=vector))
 
     # Vectors hardly compress.
-    _sink(out / f"{vectors.kind}.parquet", frames(), schema, "uncompressed")
+    sink_frames(out / f"{vectors.kind}.parquet", frames(), schema, "uncompressed")
 
 
 def _write_ids(vectors: Vectors, store: Path, out: Path, take: Callable[[np.ndarray, np.ndarray], Any]) -> None:
@@ -105,7 +105,7 @@ def _write_ids(vectors: Vectors, store: Path, out: Path, take: Callable[[np.ndar
             yield _named(ids, table).insert_column(0, rows.alias("row"))
 
     schema: dict[str, Any] = {"row": pl.Int64, "id": pl.Int64, "raw_id": pl.String}
-    _sink(out / table.name, frames(), schema | ({"title": pl.String} if titled else {}), "zstd")
+    sink_frames(out / table.name, frames(), schema | ({"title": pl.String} if titled else {}), "zstd")
 
 
 def _named(ids: np.ndarray, table: Path) -> pl.DataFrame:
@@ -114,7 +114,7 @@ def _named(ids: np.ndarray, table: Path) -> pl.DataFrame:
     return pl.DataFrame({"id": ids}).join(near, on="id", how="left", maintain_order="left")
 
 
-def _sink(file: Path, frames: Iterator[pl.DataFrame], schema: dict[str, Any], compression: Any) -> None:
+def sink_frames(file: Path, frames: Iterator[pl.DataFrame], schema: dict[str, Any], compression: Any) -> None:
     """Writes frames as they come, in memory that does not grow with their number."""
 
     def source(*_: Any) -> Iterator[pl.DataFrame]:

@@ -94,15 +94,22 @@ class Task(ABC):
 
     def to_rank(self, users: np.ndarray, cuts: np.ndarray) -> UserBatch:
         """Users [B] with what they had before the cuts [B], without anything to learn."""
-        starts = torch.from_numpy(self.store.offsets[users].astype(np.int64))
-        history = histories(self.store.items, starts, torch.from_numpy(cuts), self.history_length)
-        trained = self.store.train_lengths(users) > self.least
+        starts = self.store.offsets[users].astype(np.int64)
+        return self.to_rank_by(self.store.items, starts, cuts, users, self.attributes(users))
+
+    def to_rank_by(
+        self, items: np.ndarray, starts: np.ndarray, cuts: np.ndarray, users: np.ndarray, attributes: Tensor
+    ) -> UserBatch:
+        """The same of histories items[start:start + cut] that need not be the store's, nor need the users: NO_ROW."""
+        history = histories(items, torch.from_numpy(starts), torch.from_numpy(cuts), self.history_length)
+        known = users != NO_ROW
+        trained = known & (self.store.train_lengths(np.where(known, users, 0)) > self.least)
         ids = np.where(trained, users, NO_ROW) if self.zero_untrained else users.astype(np.int64)
         return UserBatch(
             num_predictions=len(users),
             capacity=len(users),
             user=torch.from_numpy(ids),
-            attributes=self.attributes(users),
+            attributes=attributes,
             history=history,
             position=last_position(history),
         )

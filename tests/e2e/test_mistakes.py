@@ -104,7 +104,7 @@ CASES = [
     ("trian", "No such command 'trian'. Did you mean 'train'?"),
     ("train --stes seed=1", "No such option: --stes"),
     ("prepare log.csv --out new", "Missing option '--format'"),
-    ("recommend run", "Missing option '--user'"),
+    ("recommend run", "recommend: say to whom, by one of --user ID, --users FILE"),
     ("recommend run --user u1 --top-n many", "'--top-n': Input should be a valid integer"),
     # configuration
     (f"{TRAIN} --set model.dims=3", "unknown key model.dims; did you mean model.dim?"),

@@ -26,7 +26,7 @@ LAYERS = [
     ["assemble"],
     ["training"],
     ["api", "stores", "convert"],
-    ["auditing", "comparison", "report", "tune"],
+    ["auditing", "comparison", "recommending", "report", "tune"],
     ["bench"],
     ["cli"],
     ["__main__"],

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from eupmim_dist.api import evaluate, recommend
+from eupmim_dist.api import evaluate
 from eupmim_dist.errors import UserError
+from eupmim_dist.recommending import recommend
 from tests.runs import config_of, train_in
 
 NUM_ITEMS = 30

@@ -44,6 +44,11 @@ class InterestScorer(Scorer):
         self.rows = part.places.to(self.weight.device)  # of `weight`, by position
         self.longest = everywhere(_longest(self.weight), self.world)  # of the rows of each rank
 
+    def only(self, items: Tensor) -> None:
+        """Ranks none but these of its items, int64."""
+        kept = torch.isin(self.item_ids, items.to(self.item_ids.device))
+        self.item_ids, self.rows = self.item_ids[kept], self.rows[kept.to(self.rows.device)]
+
     def query(self, users: HeldOut) -> Tensor:
         """Interests [b, K, D]; collective. They are kept as `interests` until the next ones."""
         batch = users.batch.to(self.world.device)

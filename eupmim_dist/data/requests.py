@@ -1,0 +1,148 @@
+"""Who is to be recommended to, and what may be: rows of text from a file or from Python, not yet looked up in a store.
+
+A row has the column `user` or `item`, and of users perhaps `history` and attributes by their names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from eupmim_dist.data.formats.csv import WHOLE_LINES, reading_csv
+from eupmim_dist.data.formats.lines import blocks
+from eupmim_dist.data.formats.parquet import as_text
+from eupmim_dist.data.formats.records import check_line_ends, header, line_of
+from eupmim_dist.data.formats.table import column_number
+from eupmim_dist.data.frames import reading, scan_csv, scan_parquet
+from eupmim_dist.errors import UserError, short, shown
+from eupmim_dist.files import regular_file
+
+HISTORY = "history"
+"""The column with a user's items, oldest first: a list of raw ids, or in text ids with blanks between them."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    rows: pl.DataFrame
+    """Every column String, but `history` List(String)."""
+    locate: Callable[[int], str]
+    """What messages call a row, counted from 0."""
+
+
+def read_requests(file: Path, needed: str, others: Collection[str] = ()) -> Requests:
+    """The rows of a CSV, Parquet or JSONL file, by its ending; any other is a list of ids, one a line.
+
+    Column `needed`, without gaps, and those of `others` that the file has. Raises UserError.
+    """
+    regular_file(file, f"give a CSV, Parquet or JSONL file with a column {needed}, or a list of ids")
+    readers = {".csv": _from_csv, ".parquet": _from_parquet, ".jsonl": _from_jsonl}
+    found = readers.get(file.suffix.lower(), _from_list)(file, needed, others)
+    ids = found.rows[needed]
+    if not len(ids):
+        raise UserError(f"{file}: has no {needed}s; give at least one")
+    if (gaps := (ids.is_null() | (ids == "")).arg_true()).len():
+        raise UserError(f"{found.locate(gaps[0])}: the {needed} is missing; mend or delete the row")
+    return found
+
+
+def _from_list(file: Path, needed: str, others: Collection[str]) -> Requests:
+    lines = [(number, line) for number, line in _lines(file) if line]
+    rows = pl.DataFrame({needed: [line for _, line in lines]}, schema={needed: pl.String})
+    return Requests(rows, lambda row: f"{file}:{lines[row][0]}")
+
+
+def _from_csv(file: Path, needed: str, others: Collection[str]) -> Requests:
+    names = header(file)
+    check_line_ends(file, len(names))
+    columns = _columns(file, names, needed, others)
+    with reading_csv(file, names):
+        table = scan_csv(file).select(pl.nth(number).alias(name) for name, number in columns.items())
+        rows = table.collect(optimizations=WHOLE_LINES)
+    if HISTORY in columns:
+        rows = rows.with_columns(_split(pl.col(HISTORY)))
+    return Requests(rows, lambda row: f"{file}:{line_of(file, row)}")
+
+
+def _from_parquet(file: Path, needed: str, others: Collection[str]) -> Requests:
+    with reading(file):
+        table = scan_parquet(file)
+        schema = table.collect_schema()
+        names = schema.names()
+        columns = _columns(file, names, needed, others)
+        rows = table.select(
+            _converted(file, pl.nth(number), names[number], schema[names[number]], name).alias(name)
+            for name, number in columns.items()
+        ).collect()
+    return Requests(rows, lambda row: f"{file}: row {row + 1}")
+
+
+def _columns(file: Path, names: list[str], needed: str, others: Collection[str]) -> dict[str, int]:
+    wanted = [needed, *(name for name in others if name in names and name != needed)]
+    return {name: column_number(f"{file}:", name, names) for name in wanted}
+
+
+def _converted(file: Path, value: pl.Expr, column: str, dtype: pl.DataType, name: str) -> pl.Expr:
+    if name != HISTORY:
+        role = name if name in ("user", "item") else f"attribute {name}"
+        return as_text(file, value, column, dtype, role)
+    if isinstance(dtype, pl.List | pl.Array) and (dtype.inner.is_integer() or dtype.inner == pl.String):
+        return value.cast(pl.List(dtype.inner)).cast(pl.List(pl.String))
+    if dtype == pl.String:
+        return _split(value)
+    raise UserError(f"{file}: column {HISTORY} is {short(dtype)}; give lists of ids, or text with blanks between ids")
+
+
+def _split(value: pl.Expr) -> pl.Expr:
+    return value.str.extract_all(r"\S+")
+
+
+def _from_jsonl(file: Path, needed: str, others: Collection[str]) -> Requests:
+    names = [needed, *(name for name in others if name != needed)]
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    numbers = []
+    for number, line in _lines(file):
+        if not line:
+            continue
+        for name, value in _fields(f"{file}:{number}", line, names).items():
+            columns[name].append(value)
+        numbers.append(number)
+    kept = {name: values for name, values in columns.items() if name == needed or any(v is not None for v in values)}
+    schema = {name: pl.List(pl.String) if name == HISTORY else pl.String() for name in kept}
+    return Requests(pl.DataFrame(kept, schema=schema), lambda row: f"{file}:{numbers[row]}")
+
+
+def _fields(where: str, line: str, names: list[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+        line.encode() if line.isascii() else json.dumps(content, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is no line of JSON ({short(error)}); mend or delete it") from None
+    if not isinstance(content, dict):
+        raise UserError(f'{where}: is {shown(content)}, not an object such as {{"{names[0]}": ...}}')
+    return {name: _value(where, name, content.get(name)) for name in names}
+
+
+def _value(where: str, name: str, value: Any) -> Any:
+    if name == HISTORY and isinstance(value, str):
+        return value.split()
+    if name == HISTORY and isinstance(value, list):
+        return [_value(where, "an item of the history", item) for item in value]
+    if value is None and not name.startswith("an item"):
+        return None
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    raise UserError(f"{where}: {name} is {shown(value)}; give text or an integer")
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, and their numbers from 1."""
+    number = 0
+    for lines in blocks(file):
+        for line in lines:
+            number += 1
+            yield number, line
