@@ -29,6 +29,7 @@ def prepare(
     seed: int | None = None,
     format: str | None = None,
     name: str | None = None,
+    permute_items: int | None = None,
     force: bool = False,
     cpu: bool = False,
     **misspelt: Never,
@@ -49,6 +50,7 @@ def prepare(
         seed: of the split by user.
         format: of a path, as `eupmim-dist prepare --format`: csv, parquet, movielens and others (docs/data.md).
         name: of the data set; that of `out` if not given.
+        permute_items: seed of a random numbering of the items, so that their ids tell nothing (see `audit`).
         force: replace the store that `out` holds.
         cpu: on several ranks, that they use the CPU, as for `fit`.
 
@@ -68,12 +70,12 @@ def prepare(
             if format is None:
                 raise UserError(f"prepare: say which format {short(source)} has, such as format='csv'")
             path = path_of("source", source)
-            prepare_store(path, place, format, chosen, name=name, force=force, progress=no_progress)
+            prepare_store(path, place, format, chosen, name=name, permute_items=permute_items, force=force)
         else:
             if format is not None:
                 raise UserError(f"prepare: a data frame has no format; leave out format={shown(format)}")
             frame = lazy_frame(source, columns)
-            prepare_frame(frame, place, chosen, name=name, force=force)
+            prepare_frame(frame, place, chosen, name=name, permute_items=permute_items, force=force)
 
     return _made(make, place, cpu)
 

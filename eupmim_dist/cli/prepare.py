@@ -17,6 +17,10 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Directory of the new store.")],
     name: Annotated[str | None, typer.Option(help="Name of the data set; the directory's if left out.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the store that OUT already holds.")] = False,
+    permute_items: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="Number the items anew by chance, so that ids tell nothing (see audit)."),
+    ] = None,
     user_column: Annotated[str | None, typer.Option(help="csv, parquet: the column of user ids.")] = None,
     item_column: Annotated[str | None, typer.Option(help="csv, parquet: the column of item ids.")] = None,
     time_column: Annotated[
@@ -45,7 +49,7 @@ def prepare(
 
     `eupmim-dist prepare downloads/ml-1m --format movielens --out data/ml-1m`
 
-    `eupmim-dist prepare amazon/beauty --format sequential --out data/beauty`
+    `eupmim-dist prepare amazon/beauty --format sequential --permute-items 1 --out data/beauty`
 
     `eupmim-dist prepare log.csv --format csv --user-column user --item-column item --time-column time --out data/log`
     """
@@ -64,5 +68,7 @@ def prepare(
         seed=seed,
     )
     with stage_progress() as progress:
-        manifest = prepare_store(source, out, format_name, options, name=name, force=force, progress=progress)
+        manifest = prepare_store(
+            source, out, format_name, options, name=name, permute_items=permute_items, force=force, progress=progress
+        )
     print_store(out, manifest)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +17,11 @@ from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES, SPLITS
 from eupmim_dist.data.writer import Dataset, check_replaceable, write_dataset
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.files import check_out, unnameable
+
+PERMUTED = "item_ids_permuted_by_seed"
+"""In a store's report: its ids are not those of the source."""
+MOST_SEEDS = 1 << 63
+"""A report counts up to there."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -28,12 +35,14 @@ def prepare_store(
     options: Options | None = None,
     *,
     name: str | None = None,
+    permute_items: int | None = None,
     force: bool = False,
     progress: OnStage = no_progress,
 ) -> StoreManifest:
     """Read `source` and write the store `out` (named `name`, else as its directory); return its manifest.
 
-    `force` replaces an earlier store at `out`. On any failure `out` is as it was before.
+    `permute_items` is the seed of a random numbering of the items. `force` replaces an earlier store at `out`. On any
+    failure `out` is as it was before.
 
     Raises:
         UserError: a wrong option, a bad source (names file and line) or an `out` that is in use.
@@ -44,6 +53,7 @@ def prepare_store(
     if not FORMATS[format_name].takes_options and (given := _given(options)):
         takers = ", ".join(name for name, known in FORMATS.items() if known.takes_options)
         raise UserError(f"{given}: does not apply to --format {format_name}, only to {takers}; leave it out")
+    seed = _seed_of(permute_items)
     _check_source(source)
     check_out(out)
     check_replaceable(out, force=force)
@@ -55,7 +65,7 @@ def prepare_store(
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
     with workspace:
         dataset = FORMATS[format_name].read(source, options, Path(workspace.name), progress)
-    return _written(dataset, out, f"{format_name} {source.name}", source, name, force, progress)
+    return _written(dataset, out, f"{format_name} {source.name}", source, name, seed, force, progress)
 
 
 def prepare_frame(
@@ -64,23 +74,45 @@ def prepare_frame(
     options: Options,
     *,
     name: str | None = None,
+    permute_items: int | None = None,
     force: bool = False,
     progress: OnStage = no_progress,
 ) -> StoreManifest:
     """As `prepare_store`, of a data frame with a row for each interaction; messages count rows from 0, as frames do."""
+    seed = _seed_of(permute_items)
     check_out(out)
     check_replaceable(out, force=force)
     dataset = parquet.read_frame(frame, options, progress)
-    return _written(dataset, out, "data frame", Path("data frame"), name, force, progress)
+    return _written(dataset, out, "data frame", Path("data frame"), name, seed, force, progress)
 
 
 def _written(
-    dataset: Dataset, out: Path, origin: str, source: Path, name: str | None, force: bool, progress: OnStage
+    dataset: Dataset,
+    out: Path,
+    origin: str,
+    source: Path,
+    name: str | None,
+    permute_items: int | None,
+    force: bool,
+    progress: OnStage,
 ) -> StoreManifest:
     _check_splits(source, dataset)
+    if permute_items is not None:
+        permute(dataset, permute_items)
     dataset.report |= unseen_items(dataset)
     progress("writing", 0, 0)
     return write_dataset(dataset, out, name=name or out.absolute().name, source=origin, force=force)
+
+
+def permute(dataset: Dataset, seed: int) -> None:
+    """Numbers the items anew, by chance, so that their ids tell nothing; the report says so."""
+    order = np.random.default_rng(seed).permutation(len(dataset.raw_items))  # item i + 1 was order[i] + 1
+    new_id = np.zeros(len(order) + 1, np.int64)
+    new_id[order + 1] = np.arange(1, len(order) + 1)
+    dataset.items = new_id[dataset.items]
+    dataset.raw_items = dataset.raw_items[order]
+    dataset.titles = None if dataset.titles is None else dataset.titles[order]
+    dataset.report[PERMUTED] = seed
 
 
 def unseen_items(dataset: Dataset) -> dict[str, int]:
@@ -94,6 +126,18 @@ def unseen_items(dataset: Dataset) -> dict[str, int]:
         for code, name in enumerate(SPLITS)
         if code
     }
+
+
+def _seed_of(permute_items: Any) -> int | None:
+    if permute_items is None:
+        return None
+    try:
+        seed = operator.index(permute_items)
+    except TypeError:
+        seed = -1
+    if not 0 <= seed < MOST_SEEDS or isinstance(permute_items, bool):
+        raise UserError(f"--permute-items {short(permute_items)}: give a seed from 0, such as 1")
+    return seed
 
 
 def _check_source(source: Path) -> None:
