@@ -14,6 +14,7 @@ from eupmim_dist.checkpoint.origin import store_of
 from eupmim_dist.checkpoint.save import describe
 from eupmim_dist.checkpoint.state import model_tensors
 from eupmim_dist.config.load import apply_overrides, parse_config
+from eupmim_dist.data.prepare import PERMUTED
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.export.exported import item_vectors, write_authors
@@ -86,6 +87,8 @@ def import_release(file: Path, data: Path, out: Path, overrides: Sequence[str] =
     apply_overrides(settings, overrides)
     assembled = assemble.assemble(parse_config(settings, source="--set"), WORLD, assemble.open_store(data, WORLD))
     name = assembled.config.model.name
+    if PERMUTED in assembled.store.manifest.report:
+        raise UserError(f"{data}: its item ids are permuted, and a release goes by the source's; prepare it as it is")
     expected = model_tensors(assembled.model, assembled.tables)
     tensors = renamed(released, name, [p for p, _ in assembled.model.named_parameters()], assembled.store)
     for key, tensor in tensors.items():
