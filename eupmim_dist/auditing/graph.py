@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from eupmim_dist.auditing.findings import Finding, Group, graded, how_many, percent, share_of
-from eupmim_dist.auditing.reading import Block, Targets
+from eupmim_dist.auditing.reading import Block, Targets, among, distinct
 
 LOOK_EDGES, BAD_EDGES = 0.01, 0.1
 """Of targets that are edges of the graph of training: an untrained graph model finds nearly all of those first."""
@@ -17,9 +15,9 @@ class Graph:
         self._trained = self._edges = 0
 
     def see(self, block: Block) -> None:
-        targets = np.unique(block.keys[block.target])
+        targets = distinct(block.keys[block.target])
         self._edges += len(targets)
-        self._trained += how_many(np.isin(targets, block.keys[block.train]))
+        self._trained += how_many(among(targets, block.keys[block.train]))
 
     def group(self) -> Group:
         split, edges = self._targets.split, self._edges

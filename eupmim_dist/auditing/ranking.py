@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eupmim_dist.auditing.reading import Targets, spans
+from eupmim_dist.auditing.reading import Targets, distinct, spans
 from eupmim_dist.data.store import InteractionStore
 
 
@@ -17,7 +17,7 @@ class Unseen:
     """Counts what a user has not had, by any numbering 1..M of the items: `number` int64 [h] is what `user` had."""
 
     def __init__(self, user: np.ndarray, number: np.ndarray, num_item_rows: int) -> None:
-        self._rows, self._had = num_item_rows, np.unique(user * num_item_rows + number)
+        self._rows, self._had = num_item_rows, distinct(user * num_item_rows + number)
 
     def between(self, user: np.ndarray, low: np.ndarray | int, high: np.ndarray | int) -> np.ndarray:
         """How many of the numbers from `low` to `high` each of `user` has not had, int64 of its shape."""
@@ -41,7 +41,7 @@ class HeldOutSample:
         self._had = np.asarray(store.items[places], np.int64)
         self.unseen = Unseen(self._had_by, self._had, self.rows)
         by, places = spans(starts + cuts, starts + ends)
-        self.by, self.target = np.divmod(np.unique(by * self.rows + store.items[places]), self.rows)
+        self.by, self.target = np.divmod(distinct(by * self.rows + store.items[places]), self.rows)
         """int64 [t]: whose target (0..H-1), and which item."""
         self._possible = self.unseen.between(self.by, self.target, self.target) == 1
         last = np.asarray(store.items[np.maximum(starts + cuts - 1, 0)], np.int64)

@@ -26,6 +26,19 @@ def spans(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return number, np.arange(len(number)) + np.repeat(starts - np.cumsum(counts) + counts, counts)
 
 
+def distinct(values: np.ndarray) -> np.ndarray:
+    """Ascending, without repeats, of a 1-D array. `np.unique` hashes (numpy 2.3), which takes minutes of such keys."""
+    ascending = np.sort(values)
+    return ascending[np.concatenate([[True], ascending[1:] != ascending[:-1]])[: len(values)]]
+
+
+def among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of `values` there are in `others`, bool; both 1-D."""
+    ascending = np.sort(others)
+    places = np.searchsorted(ascending, values)
+    return ascending[np.minimum(places, len(others) - 1)] == values if len(others) else np.zeros(len(values), bool)
+
+
 @dataclass(frozen=True)
 class Targets:
     """What a split holds out. `users` [H], ascending; `starts`, `cuts` and `ends` [H]: the first place of their

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from eupmim_dist.auditing.findings import Finding, Group, Verdict, graded, how_many, percent, share_of
-from eupmim_dist.auditing.reading import Block, ItemCounts, Targets
+from eupmim_dist.auditing.reading import Block, ItemCounts, Targets, among
 from eupmim_dist.data.splits import NO_SPLIT, TRAIN
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.tables import read_table
@@ -26,11 +26,11 @@ class Splits:
         self._store, self._targets, self._counts = store, targets, counts
         self._hashes = np.zeros(store.num_users, np.uint64)
         self._repeated = 0
-        self._by_user = not np.intersect1d(store.users("train"), targets.users).size
+        self._by_user = not among(targets.users, store.users("train")).any()
 
     def see(self, block: Block) -> None:
         self._hashes[block.first : block.last] = sequence_hashes(block)
-        self._repeated += how_many(np.isin(block.keys[block.target], block.keys[block.history]))
+        self._repeated += how_many(among(block.keys[block.target], block.keys[block.history]))
 
     def group(self) -> Group:
         found = [self._held_out(), *self._twins(), *self._repetition(), self._cold()]
@@ -64,8 +64,8 @@ class Splits:
             )
         ]
         if self._by_user:
-            held = hashes[np.isin(taking_part, self._targets.users)]
-            across = how_many(np.isin(held, hashes[split == TRAIN]))
+            held = hashes[among(taking_part, self._targets.users)]
+            across = how_many(among(held, hashes[split == TRAIN]))
             share = share_of(across, len(held))
             found.append(
                 Finding(

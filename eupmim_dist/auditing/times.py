@@ -7,13 +7,18 @@ from datetime import UTC, datetime
 import numpy as np
 
 from eupmim_dist.auditing.findings import Finding, Group, graded, how_many, percent, share_of
-from eupmim_dist.auditing.reading import Block, ItemCounts, Targets
+from eupmim_dist.auditing.reading import Block, ItemCounts, Targets, distinct
 from eupmim_dist.data.store import InteractionStore
 
 LOOK_TIES, BAD_TIES = 0.05, 0.5
 """Of pairs of neighbours. Once most are ties, there is no order for a sequence model to learn."""
 LOOK_CUT, BAD_CUT = 0.05, 0.5
 """Of held-out users; for them it is chance what is history and what is target."""
+BY_ID = 0.2
+"""Of pairs of ties of different items, the share in rising order, away from one half: chance stays near it, and a file
+that was sorted by user, time and item is far off."""
+SURE = 3.0
+"""Standard errors that it must be off, too."""
 LOOK_LATER = 0.01
 """Of training interactions. Never worse than `look`: every split by user or by each user's last items has this, and
 figures on it are comparable with others on the same split."""
@@ -29,7 +34,7 @@ class Times:
     def __init__(self, store: InteractionStore, targets: Targets, counts: ItemCounts) -> None:
         self._store, self._targets, self._counts = store, targets, counts
         self._ties = self._pairs = self._longest_run = self._later = self._train = 0
-        self._tied_users = 0
+        self._tied_users = self._rising = self._moving = 0
         self._first: int | None = None
         self._last = self._last_train = np.iinfo(np.int64).min
         self._first_known = np.full(store.num_item_rows, np.iinfo(np.int64).max)
@@ -41,11 +46,13 @@ class Times:
             return
         within = block.position[1:] > 0
         ties = within & (times[1:] == times[:-1])
+        self._rising += how_many(block.items[1:][ties] > block.items[:-1][ties])
+        self._moving += how_many(block.items[1:][ties] != block.items[:-1][ties])
         self._ties += how_many(ties)
         self._pairs += how_many(within)
         ends = np.flatnonzero(np.concatenate([[True], ~ties, [True]]))  # of runs of equal times of one user
         self._longest_run = max(self._longest_run, int(np.diff(ends).max()))
-        self._tied_users += len(np.unique(block.user[1:][ties]))
+        self._tied_users += len(distinct(block.user[1:][ties]))
         self._first = int(times.min()) if self._first is None else min(self._first, int(times.min()))
         self._last = max(self._last, int(times.max()))
         trained = times[block.train]
@@ -96,12 +103,24 @@ class Times:
                 else "every user's order is certain",
                 {"ties": self._ties, "longest_run": self._longest_run, "users": self._tied_users},
             ),
+            self._tie_order(),
             Finding(
                 *("tied_cuts", f"{held.split} users cut in a tie", percent(cut), cut),
                 graded(cut, LOOK_CUT, BAD_CUT),
                 "what is history and what is target is chance" if cut else "history is before the targets",
             ),
         ]
+
+    def _tie_order(self) -> Finding:
+        rising = share_of(self._rising, self._moving) if self._moving else 0.5
+        away = abs(rising - 0.5)
+        by_id = away > BY_ID and away > SURE * 0.5 / np.sqrt(self._moving)
+        meaning = "ties are in the order of the ids, which tells what is next: break them by chance"
+        return Finding(
+            *("tie_order", "ties in the order of ids", percent(rising), rising, "bad" if by_id else "ok"),
+            meaning if by_id else "50 % is chance",
+            {"pairs": self._moving},
+        )
 
     def _future(self) -> list[Finding]:
         held = self._targets

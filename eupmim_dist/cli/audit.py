@@ -44,12 +44,13 @@ def _print(found: "Audit") -> None:
     from eupmim_dist.cli.display import print_table
     from eupmim_dist.telemetry.log import console
 
+    width = max(len(finding.figure) for group in found.groups for finding in group.findings)
     for group in found.groups:
         table = Table(
             title=Text(group.title, "bold"), title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0)
         )
         table.add_column(width=27)
-        table.add_column(width=9, justify="right")
+        table.add_column(width=width, justify="right")
         table.add_column(width=4)
         table.add_column()
         for finding in group.findings:
