@@ -25,7 +25,7 @@ def audit(store: StoreLike, *, split: str = "test") -> Audit:
 
     What it returns shows as a table and has `.frame()`, a row for each finding; `["next_ids"].value` is one figure. A
     verdict is `ok`, `look` or `bad`: thresholds stand beside the code, each with its reason. Everything is counted
-    exactly but for rules on ids, which are judged on 20,000 users where more are held out, always the same ones.
+    exactly but for rules on ids, which are judged on 100,000 users where more are held out, always the same ones.
 
     Raises UserError for another split, and for a store that cannot be read or is damaged.
     """

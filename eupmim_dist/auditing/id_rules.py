@@ -10,8 +10,8 @@ from eupmim_dist.auditing.reading import Block, ItemCounts, Targets
 from eupmim_dist.data.store import InteractionStore
 
 TOP_N = 10
-MOST_USERS = 20_000
-"""Users that the rules are judged on, drawn if more are held out: a recall of 0.01 is then known to 0.001 or so."""
+MOST_USERS = 100_000
+"""Users that the rules are judged on, drawn if more are held out: a recall of 0.01 is then known to 0.0003 or so."""
 SAMPLE_SEED = 1
 SURE = 3.0
 """Standard errors that a recall must lie above another to be more than luck: of five rules, one store in a hundred is
@@ -103,9 +103,10 @@ def judged(recalls: np.ndarray, chance: float, popularity: float) -> tuple[Verdi
     """What each user's recall [H] says of a rule."""
     recall = float(recalls.mean())
     surely = recall - SURE * float(recalls.std()) / np.sqrt(len(recalls))
-    if surely <= LOOK_TIMES_CHANCE * chance:
-        return "ok", "no pattern in the numbers"
     times = f"{recall / chance:.0f} times chance" if chance else "above chance"
+    if surely <= LOOK_TIMES_CHANCE * chance:
+        may_be_luck = recall > LOOK_TIMES_CHANCE * chance
+        return "ok", f"{times}, which may be luck" if may_be_luck else "no pattern in the numbers"
     if surely > popularity:
         return "bad", f"{times}, above popularity: the numbers leak; {MEND}"
     return "look", f"{times}, not above popularity"

@@ -131,7 +131,7 @@ class Shape:
                 {"pairs": self._in_a_row},
             ),
             Finding(
-                *("repeats", "interactions had before", percent(again), again),
+                *("repeats", "repeated interactions", percent(again), again),
                 graded(again, LOOK_REPEATS),
                 "strict leaves out what a user had: is that wanted?" if self._repeats else "nobody takes one twice",
                 {"interactions": self._repeats},

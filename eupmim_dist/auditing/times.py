@@ -134,7 +134,7 @@ class Times:
             Finding(
                 *("training_after_targets", "training after the targets", percent(later), later),
                 graded(later, LOOK_LATER),
-                f"than the median one; {percent(before_end)} of targets precede its end: a service knows less"
+                f"{percent(before_end)} of targets precede its end: a service would know less"
                 if later
                 else "training is in the past of what is held out",
                 {"targets_before_training_ends": before_end, "median_target_time": self._median},
