@@ -13,6 +13,7 @@ from eupmim_dist import UserError, audit, prepare
 from eupmim_dist.auditing import id_rules, reading
 from eupmim_dist.auditing.id_rules import judged, rank_correlation
 from eupmim_dist.cli.app import app
+from eupmim_dist.convert import import_release
 from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset, write_dataset
@@ -127,6 +128,13 @@ def test_permuting_moves_titles_too_and_is_the_same_for_frames(tmp_path: Path) -
         with pytest.raises(UserError, match=r"^permute_items .*: give a seed from 0"):
             prepare(log, tmp_path / "wrong", **columns, permute_items=wrong)
     assert not (tmp_path / "wrong").exists()
+
+
+def test_a_release_is_not_read_for_permuted_ids(shared_data: Path, tmp_path: Path) -> None:
+    prepare(shared_data / "movielens-1m", tmp_path / "store", format="eupmim", permute_items=1)
+    with pytest.raises(UserError, match=r"item ids are permuted"):
+        import_release(shared_data / "checkpoints/eupmim_movielens.pt", tmp_path / "store", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_what_a_recall_says() -> None:
