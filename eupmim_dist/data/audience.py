@@ -80,7 +80,7 @@ def known_items(store: InteractionStore, requests: Requests, source: str) -> tup
     unknown = raw.filter(pl.Series(ids == NO_ROW))
     if len(unknown) == len(raw):
         raise UserError(f"{source}: none of its items ({_few(raw)}) is in {store.path}; are these its raw ids?")
-    notes = [f"{source}: {len(unknown):,} of {len(raw):,} items are unknown: {_few(unknown)}"] if len(unknown) else []
+    notes = [f"{source}: unknown items: {len(unknown):,} of {len(raw):,} ({_few(unknown)})"] if len(unknown) else []
     return np.unique(ids[ids != NO_ROW]), notes
 
 
@@ -101,14 +101,14 @@ def asked(store: InteractionStore, requests: Requests, read: Collection[str], *,
         told = (rows[HISTORY].list.len().fill_null(0) > 0).to_numpy()
         counts, items, unknown = _items(store, rows[HISTORY])
         if len(unknown):
-            notes.append(f"{source}: {len(unknown):,} items of histories are unknown and left out: {_few(unknown)}")
+            notes.append(f"{source}: unknown items of histories, left out: {len(unknown):,} ({_few(unknown)})")
     lost, empty = (users == NO_ROW) & ~told, told & (counts == 0)
     if not skip:
         _refuse(store, rows, lost, empty)
-    for wrong, what in ((lost, "are unknown and have no history"), (empty, "have no known item in their history")):
+    for wrong, what in ((lost, "unknown and without a history"), (empty, "with no known item in their history")):
         if wrong.any():
             names = _few(rows["user"].filter(pl.Series(wrong)))
-            notes.append(f"{source}: {wrong.sum():,} of {len(rows):,} users {what}; skipped: {names}")
+            notes.append(f"{source}: users {what}, skipped: {wrong.sum():,} of {len(rows):,} ({names})")
     kept = np.flatnonzero(~lost & ~empty)
     if not len(kept):
         raise UserError(f"{notes[-1]}; nobody is left to recommend to")
