@@ -1,7 +1,7 @@
 """Softmax cross entropy of the target against the whole catalogue, each rank scoring the rows it holds.
 
-Q queries of this rank, R of all ranks, c items of a block of this rank's, K interests, D dim. No rank holds scores of
-all items: beyond the queries of all ranks and the gradients of its own rows it needs a few times CHUNK_SCORES numbers.
+Q queries of this rank, R of all ranks, K interests, D dim. No rank holds scores of all items: beyond the queries of all
+ranks and the gradients of both those and its own rows it needs a few tiles (log_total.py).
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,15 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ObjectiveSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.models.interface import ITEM_TABLE, Encoded, Model, Rows, Uses
 from eupmim_dist.objectives.interface import Candidates, Catalogue, Objective
+from eupmim_dist.objectives.log_total import log_total, tiling
 from eupmim_dist.objectives.readout import BY_TARGET, Readout, narrowed, readout_of, scores_of
 from eupmim_dist.tasks.interface import Task
-
-CHUNK_SCORES = 1 << 24
-"""Dot products at a time; where there are more, the backward pass computes them again."""
 
 
 class FullSoftmaxConfig(ObjectiveSection):
@@ -70,24 +67,15 @@ class FullSoftmax(Objective):
         # A target whose row is on no rank, NO_ROW or what fills up a rank's queries, scores 0 and is left out below.
         row, here = catalogue.rows_of(catalogue.gather(candidates.target, capacity))
         score = catalogue.sum(torch.where(here, self._scores(queries, row[:, None])[:, 0], 0.0))
-        total = catalogue.logsumexp(self._logsumexp(queries, catalogue))
+        total = catalogue.logsumexp(self._log_total(queries, catalogue))
         losses = catalogue.own(total - score, number)
         share = (losses * (candidates.target != NO_ROW)).sum() / batch.num_predictions
         return {"cross_entropy": share, **encoded.penalties}
 
-    def _logsumexp(self, queries: Tensor, catalogue: Catalogue) -> Tensor:
-        """Over this rank's items, [R]; minus infinity where it has none, which still depends on the queries."""
-        blocks = catalogue.blocks(max(1, CHUNK_SCORES // max(1, queries.shape[0] * queries.shape[1])))
-        found = [queries.sum((1, 2)) * 0.0 - torch.inf]
-        for block in blocks:
-            if len(blocks) == 1:
-                found.append(self._block(queries, block))
-            else:
-                found.append(checkpoint(self._block, queries, block, use_reentrant=False, preserve_rng_state=False))
-        return torch.stack(found).logsumexp(0) if len(found) > 2 else found[-1]
-
-    def _block(self, queries: Tensor, block: Tensor) -> Tensor:
-        return self._scores(queries, block).logsumexp(1)
+    def _log_total(self, queries: Tensor, catalogue: Catalogue) -> Tensor:
+        """Over this rank's items, [R]; minus infinity where it has none."""
+        tile = tiling(queries)
+        return log_total(queries, catalogue.blocks(tile.items), self.readout, self.temperature, tile)
 
     def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
         return scores_of(queries, rows, self.readout, self.temperature)

@@ -21,7 +21,7 @@ from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.models.interface import Encoded, Rows, TableSpec
-from eupmim_dist.objectives import full_softmax
+from eupmim_dist.objectives import log_total
 from eupmim_dist.objectives.full_softmax import FullSoftmax, FullSoftmaxConfig
 from eupmim_dist.optim.tables import make_table_optimizer
 from eupmim_dist.parallel.sharded import ShardedTables
@@ -67,7 +67,7 @@ class Scenario:
     optimizer: Any = "lazy_adam"
     replicate_below: int = 0
     micro_batches: int = 1
-    chunk: int = 1 << 24
+    tile: tuple[int, int] = (64, 1 << 18)
 
     def batch(self, step: int) -> UserBatch:
         """The global one. The first user's predictions have no target; histories hold padding."""
@@ -106,11 +106,11 @@ def encoded(queries: Tensor, rows: Rows) -> Tensor:
 
 
 def train(scenario: Scenario) -> dict[str, Any]:
-    with patch.object(full_softmax, "CHUNK_SCORES", scenario.chunk):
-        return train_in_chunks(scenario)
+    with patch.dict(log_total.TILES, cpu=scenario.tile):
+        return train_in_tiles(scenario)
 
 
-def train_in_chunks(scenario: Scenario) -> dict[str, Any]:
+def train_in_tiles(scenario: Scenario) -> dict[str, Any]:
     """Losses, gradients and weights of each step, as a rank sees them."""
     world, objective = init_world(cpu=True), scenario.objective
     config = TablesConfig(optimizer=scenario.optimizer, replicate_below=scenario.replicate_below)
@@ -221,10 +221,10 @@ SCENARIOS = {
     "logsumexp-adagrad": Scenario(readout="logsumexp", optimizer="rowwise_adagrad", temperature=0.5),
     "target": Scenario(readout="target", micro_batches=2),
     "attention": Scenario(readout="attention", temperature=2.0),
-    "chunks": Scenario(chunk=500, readout="hard", micro_batches=2),
-    "a-row-at-a-time": Scenario(chunk=1, readout="attention", replicate_below=EVERYTHING),
+    "tiles": Scenario(tile=(5, 500), readout="hard", micro_batches=2),
+    "a-row-at-a-time": Scenario(tile=(2, 1), readout="attention", replicate_below=EVERYTHING),
     "few-rows": Scenario(rows=5, readout="target"),  # of 4 ranks one has none
-    "one-rank-has-the-padding-alone": Scenario(rows=4, chunk=1),
+    "one-rank-has-the-padding-alone": Scenario(rows=4, tile=(1, 1)),
     "two-items": Scenario(rows=3, samples=3),
     "few-samples": Scenario(samples=2, positions=3, readout="attention"),
     "few-samples-in-parts": Scenario(samples=2, positions=3, micro_batches=3, optimizer="sgd"),

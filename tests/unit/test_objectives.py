@@ -16,7 +16,7 @@ from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Encoded, TableSpec
-from eupmim_dist.objectives import full_softmax
+from eupmim_dist.objectives import log_total
 from eupmim_dist.objectives.full_softmax import FullSoftmax, FullSoftmaxConfig
 from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.objectives.readout import READOUTS
@@ -139,12 +139,14 @@ def catalogue_of(weight: Tensor) -> ShardedCatalogue:
 # ---- values and gradients
 
 
-@pytest.mark.parametrize(("chunk", "temperature"), [(1 << 24, 1.0), (7 * INTERESTS * 36, 0.6), (1, 1.0)])
+@pytest.mark.parametrize(
+    ("tile", "temperature"), [((64, 1 << 18), 1.0), ((36, 7 * INTERESTS * 36), 0.6), ((5, 1000), 1.0), ((1, 1), 0.7)]
+)
 @every_readout
-def test_full_softmax_is_the_oracles_in_one_block_and_in_many(
-    store: InteractionStore, monkeypatch: pytest.MonkeyPatch, readout: str, chunk: int, temperature: float
+def test_full_softmax_is_the_oracles_in_one_tile_and_in_many(
+    store: InteractionStore, monkeypatch: pytest.MonkeyPatch, readout: str, tile: tuple[int, int], temperature: float
 ) -> None:
-    monkeypatch.setattr(full_softmax, "CHUNK_SCORES", chunk)
+    monkeypatch.setitem(log_total.TILES, "cpu", tile)
     setup = Setup(store)
     parts = setup.parts(full(setup.task, readout=readout, temperature=temperature))
     assert parts.keys() == {"cross_entropy"}
@@ -346,7 +348,7 @@ def test_scores_of_all_items_neither_exist_at_once_nor_are_kept(
     generator = torch.Generator().manual_seed(0)
     weight, target = torch.randn(rows, DIM, generator=generator), torch.arange(1, 1 + predictions)[:, None]
     queries = torch.randn(predictions, INTERESTS, DIM, generator=generator).requires_grad_()
-    monkeypatch.setattr(full_softmax, "CHUNK_SCORES", 50 * predictions * INTERESTS)
+    monkeypatch.setitem(log_total.TILES, "cpu", (predictions, 50 * predictions * INTERESTS))
     objective, batch = full(make_task(store), readout=readout), plain_batch(target)
     kept: dict[int, int] = {}
 
@@ -381,8 +383,8 @@ def test_gradients_of_narrow_queries_are_summed_over_blocks_without_loss(
     first = torch.randn(predictions, 1, DIM, generator=generator)
     batch, objective = plain_batch(target), full(make_task(store))
     gradients = []
-    for dtype, chunk in ((torch.float32, 1 << 24), (torch.bfloat16, 5 * predictions)):
-        monkeypatch.setattr(full_softmax, "CHUNK_SCORES", chunk)
+    for dtype, chunk in ((torch.float32, (64, 1 << 18)), (torch.bfloat16, (predictions, 5 * predictions))):
+        monkeypatch.setitem(log_total.TILES, "cpu", chunk)
         queries = first.detach().to(dtype).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             parts = objective(Encoded(queries), {}, batch, objective.draw(batch, STEP), catalogue_of(weight))
