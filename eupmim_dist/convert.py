@@ -85,10 +85,11 @@ def import_release(file: Path, data: Path, out: Path, overrides: Sequence[str] =
     settings = model_settings(released, file)
     settings.setdefault("data", {})["dir"] = str(real(data))
     apply_overrides(settings, overrides)
-    assembled = assemble.assemble(parse_config(settings, source="--set"), WORLD, assemble.open_store(data, WORLD))
-    name = assembled.config.model.name
-    if PERMUTED in assembled.store.manifest.report:
+    store = assemble.open_store(data, WORLD)
+    if PERMUTED in store.manifest.report:
         raise UserError(f"{data}: its item ids are permuted, and a release goes by the source's; prepare it as it is")
+    assembled = assemble.assemble(parse_config(settings, source="--set"), WORLD, store)
+    name = assembled.config.model.name
     expected = model_tensors(assembled.model, assembled.tables)
     tensors = renamed(released, name, [p for p, _ in assembled.model.named_parameters()], assembled.store)
     for key, tensor in tensors.items():

@@ -131,7 +131,8 @@ def test_permuting_moves_titles_too_and_is_the_same_for_frames(tmp_path: Path) -
 
 
 def test_a_release_is_not_read_for_permuted_ids(shared_data: Path, tmp_path: Path) -> None:
-    prepare(shared_data / "movielens-1m", tmp_path / "store", format="eupmim", permute_items=1)
+    log = {"user": np.repeat(np.arange(20), 6), "item": np.arange(120) % 17}
+    prepare(log, tmp_path / "store", user_column="user", item_column="item", permute_items=1)
     with pytest.raises(UserError, match=r"item ids are permuted"):
         import_release(shared_data / "checkpoints/eupmim_movielens.pt", tmp_path / "store", tmp_path / "model")
     assert not (tmp_path / "model").exists()
