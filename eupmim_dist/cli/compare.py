@@ -14,6 +14,7 @@ HYPHENATED = {"coverage": "cover-\nage", "diversity": "diver-\nsity", "interests
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
+    from rich.table import Table
 
     from eupmim_dist.comparison.results import Comparison
 
@@ -116,29 +117,28 @@ def _seeds(text: str) -> list[int]:
 
 
 def _print(comparison: "Comparison", out: Path) -> None:
+    from eupmim_dist.cli.display import print_table
     from eupmim_dist.comparison.text import cost, in_lines, quality
     from eupmim_dist.telemetry.log import console
 
-    _table(quality(comparison.rows, in_lines), comparison.title)
-    _table(cost(comparison.rows))
+    print_table(as_table(quality(comparison.rows, in_lines), comparison.title))
+    print_table(as_table(cost(comparison.rows)))
     for note in comparison.notes:
         console().print(note, soft_wrap=False)
     console().print(f"Also in {out}/comparison.md and comparison.json")
 
 
-def _table(rows: list[dict[str, str]], title: str | None = None) -> None:
+def as_table(rows: list[dict[str, str]], title: str | None = None) -> "Table":
     """The names of models give way where a line is short."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    from eupmim_dist.cli.display import print_table
-
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in rows[0]:
         left = name in ("model", "recall", "ndcg", "hit rate")
-        justify: "JustifyMethod" = "left" if left else "right"
+        justify: JustifyMethod = "left" if left else "right"
         table.add_column(HYPHENATED.get(name, name), justify=justify, no_wrap=name != "model", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.values()))
-    print_table(table)
+    return table

@@ -162,7 +162,7 @@ def check_comparable(entries: Sequence[Entry], store: InteractionStore) -> None:
                 )
         elif entry.own_data is not None and entry.own_data.resolve() != store.path.resolve():
             raise UserError(
-                f"{entry.source}: its data.dir is {entry.own_data}, and the others are compared on {store.path}; add "
+                f"{entry.source}: its data.dir is {entry.own_data}, and the comparison is on {store.path}; add "
                 f"--set data.dir={store.path}"
             )
     rules = {entry.config.evaluation.exclude_seen: entry.name for entry in entries}

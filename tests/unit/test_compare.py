@@ -1,0 +1,332 @@
+"""Models side by side: each figure against a naive one, trainings done once, mistakes before any training."""
+
+import json
+import math
+import os
+import statistics as plain
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from rich.console import Console
+from rich.measure import Measurement
+
+from eupmim_dist import Callback, Comparison, UserError, api, compare, fit, load
+from eupmim_dist.assemble import without_model
+from eupmim_dist.cli.compare import as_table
+from eupmim_dist.comparison import work
+from eupmim_dist.comparison.effort import training_seconds
+from eupmim_dist.comparison.rows import METRICS, Figure, Row, effective_number
+from eupmim_dist.comparison.text import compact, cost, duration, in_lines, markdown, quality
+from eupmim_dist.config.schema import Config
+from eupmim_dist.evaluation.protocols import PROTOCOLS
+from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users, ranking_of
+from eupmim_dist.evaluation.scorers.interface import make_scorer
+from eupmim_dist.evaluation.statistics import bootstrap_interval, holm, paired_p_value
+from tests.runs import WORLD, command_line
+from tests.stores import small_store
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUM_ITEMS = 30
+TOP_N = 5
+SETTINGS: dict[str, Any] = {
+    "data": {"dir": "store"},
+    "task": {"history_length": 6},
+    "objective": {"num_negatives": 5},
+    "train": {"global_batch_size": 8, "learning_rate": 0.01, "log_every": 2, "max_steps": 6, "threads": 1},
+    "evaluation": {"every": 3, "metric": "recall@5", "patience": 0, "top_n": [5]},
+}
+
+
+def settings(name: str) -> dict[str, Any]:
+    return {**SETTINGS, "model": {"name": name, "dim": 8}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores, configurations `two.yaml` (two interests) and `one.yaml`, a finished run, and a comparison of them."""
+    root = tmp_path_factory.mktemp("compare")
+    small_store(root / "store", num_users=100, num_items=NUM_ITEMS)
+    small_store(root / "other", seed=9)
+    small_store(root / "unsplit", num_users=4)  # all of them in training
+    two = settings("comirec_dr")
+    two["model"]["num_interests"] = 2
+    (root / "two.yaml").write_text(yaml.safe_dump(two))
+    (root / "one.yaml").write_text(yaml.safe_dump(settings("youtube_dnn")))
+    pl.DataFrame({"raw_id": [f"i{i}" for i in range(1, 31)], "category": [i % 3 for i in range(30)]}).write_csv(
+        root / "categories.csv"
+    )
+    before = os.getcwd()
+    os.chdir(root)
+    try:
+        fit(settings("youtube_dnn"), "run")
+        line = "compare two.yaml run --baseline popularity,ease --seeds 1,2 --top-n 5 --categories categories.csv"
+        assert command_line(f"{line} --out out --json all.json") == 0
+    finally:
+        os.chdir(before)
+    return root
+
+
+@pytest.fixture
+def place(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def again(root: Path) -> Comparison:
+    """The same from Python, which finds all trainings finished."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(work.api, "fit", lambda *args, **more: pytest.fail("trained again"))
+        baselines = ["popularity", "ease"]
+        return compare(
+            ["two.yaml", "run"], baselines=baselines, seeds=[1, 2], top_n=TOP_N, categories="categories.csv", out="out"
+        )
+
+
+def evaluated(place: Path) -> dict[str, list[Result]]:
+    """The evaluations that it is made of, each done by itself."""
+
+    def of_run(run_dir: str) -> Result:
+        return evaluate_model(load(run_dir), "test", "strict", [TOP_N], per_user=True)
+
+    found = {"two": [of_run("out/two-seed1"), of_run("out/two-seed2")], "run": [of_run("run")]}
+    setup = without_model(Config(task={"history_length": 6}), WORLD, load("run").store)
+    users = held_out_users(setup, "test")
+    for name in ("popularity", "ease"):
+        scorer = make_scorer(name, ranking_of(setup))
+        found[name] = [evaluate_scorer(scorer, name, users, PROTOCOLS["strict"], [TOP_N], WORLD, per_user=True)]
+    return found
+
+
+def test_every_figure_is_that_of_the_evaluations_one_by_one(place: Path, again: Comparison) -> None:
+    found = evaluated(place)
+    assert [row.model for row in again.rows] == sorted(
+        found, key=lambda name: -plain.mean(result.metrics["recall@5"] for result in found[name])
+    )
+    of_users = {}
+    for row in again.rows:
+        results = found[row.model]
+        assert row.seeds == ([1, 2] if row.model == "two" else [])
+        for metric in METRICS:
+            figure, means = getattr(row, metric), [result.metrics[f"{metric}@5"] for result in results]
+            assert figure.mean == pytest.approx(plain.mean(means))
+            assert figure.std == (pytest.approx(plain.stdev(means)) if len(means) > 1 else None)
+            users = sum(result.per_user.metrics[f"{metric}@5"] for result in results) / len(results)
+            assert (figure.low, figure.high) == pytest.approx(bootstrap_interval(users))
+            of_users[row.model, metric] = users
+        covered = [len({*result.per_user.ranked.ravel().tolist()}) / NUM_ITEMS for result in results]
+        assert row.coverage == pytest.approx(plain.mean(covered))
+        categories = [(item - 1) % 3 for item in range(NUM_ITEMS + 1)]
+        pairs = [
+            categories[one] != categories[other]
+            for result in results
+            for [ranked] in result.per_user.ranked.tolist()
+            for place_, one in enumerate(ranked)
+            for other in ranked[:place_]
+        ]
+        assert row.diversity == pytest.approx(plain.mean(pairs))
+        shares = [result.interests.share for result in results if result.interests]
+        effective = [math.prod(part**-part for part in share if part) for share in shares]
+        assert row.interests == (pytest.approx(plain.mean(effective)) if row.model == "two" else None)
+        assert row.num_interests == (2 if row.model == "two" else None)
+    best, *others = (row.model for row in again.rows)
+    expected = holm([paired_p_value(of_users[best, "recall"], of_users[other, "recall"]) for other in others])
+    assert [row.p_value for row in again.rows] == [None, *expected]
+    assert len({row.p_value for row in again.rows}) > 2
+
+
+def test_costs_are_those_of_the_runs(place: Path, again: Comparison) -> None:
+    for row in again.rows:
+        if row.kind == "baseline":
+            assert (row.dense_parameters, row.table_parameters, row.steps) == (None, None, None)
+            continue
+        run_dirs = [f"out/{row.model}-seed{seed}" for seed in row.seeds] or [row.model]
+        assert row.dense_parameters == sum(p.numel() for p in load(run_dirs[0]).model.parameters())
+        assert row.table_parameters == (NUM_ITEMS + 1) * 8
+        assert row.steps == 6
+        lines = [json.loads(line) for run in run_dirs for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+        windows = [2 * 8 / line["samples_per_second"] for line in lines if "loss" in line]
+        assert row.train_seconds == pytest.approx(sum(windows) / len(run_dirs))
+        assert row.users_per_second > 0
+
+
+def test_what_the_command_line_wrote_is_what_python_gives(place: Path, again: Comparison) -> None:
+    written = json.loads((place / "all.json").read_text())
+    assert written == json.loads((place / "out/comparison.json").read_text()) | {
+        "made_by": written["made_by"],  # this one was written by a call from Python
+        "rows": written["rows"],
+    }
+    for mine, theirs in zip(json.loads(json.dumps(again.as_dict()))["rows"], written["rows"], strict=True):
+        for timed in ("users_per_second", *(["train_seconds"] if mine["kind"] == "baseline" else [])):
+            del mine[timed], theirs[timed]
+        assert mine == theirs
+    assert written["made_by"]["command"].startswith("eupmim-dist compare two.yaml run")
+    assert written["made_by"]["seeds"] == [1, 2]
+    assert (written["protocol"], written["users"], written["top_n"]) == ("strict", 20, 5)
+    frame = again.frame()
+    assert frame["recall"].to_list() == [row.recall.mean for row in again.rows]
+    assert {"recall_low", "ndcg_std", "hit_rate_high", "p_value", "train_seconds"} <= set(frame.columns)
+    text = (place / "out/comparison.md").read_text()
+    for row in again.rows:
+        assert f"| {row.model} | {row.recall.mean:.4f}" in text
+        assert f"{row.model} " in repr(again)
+        assert f"<td>&quot;{row.model}&quot;</td>" in again._repr_html_()
+    assert "strict" in text.splitlines()[0]
+
+
+class Stop(Callback):
+    def after_step(self, run: Any, outcome: Any) -> None:
+        if run.progress.step == 2:
+            run.stop_requested = True
+
+
+def test_one_that_was_stopped_goes_on_and_gives_the_same(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = {"first": settings("youtube_dnn"), "second": settings("comirec_dr")}
+    whole = compare(models, out=tmp_path / "whole")
+    fitting = api.fit
+
+    def stopped(config: Config, run_dir: Path, **more: Any) -> api.Fitted:
+        return fitting(config, run_dir, callbacks=[Stop()] if run_dir.name.startswith("second") else [], **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work.api, "fit", stopped)
+        halted = compare(models, out=tmp_path / "out")
+    assert (halted.finished, halted.rows) == (False, [])
+    assert "goes on" in repr(halted)
+    assert not (tmp_path / "out/comparison.json").exists()
+    capsys.readouterr()
+    resumed = compare(models, out=tmp_path / "out")
+    told = capsys.readouterr().out
+    assert "[1/2] first seed 321: finished before" in told
+    assert "[2/2] second seed 321: training" in told
+    assert "going on from" in told
+    figures = [pl.col("model", "recall", "recall_low", "ndcg", "p_value", "coverage", "steps")]
+    assert resumed.frame().select(figures).equals(whole.frame().select(figures))
+
+
+def test_an_unfinished_run_is_told(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(settings("youtube_dnn"), tmp_path / "half", callbacks=[Stop()])
+    compare([tmp_path / "half"], out=tmp_path / "out", top_n=5)
+    assert "half: is not finished, step " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("models", "more", "told"),
+    [
+        ([], {}, "give runs or configurations"),
+        ([], {"baselines": "ease"}, "give runs or configurations"),
+        (["one.yaml"], {"baselines": ["eas"]}, "baselines eas: choose from"),
+        (["one.yaml"], {"baselines": ["ease", "ease"]}, "baselines ease: is given twice"),
+        (["nowhere"], {}, "nowhere: no such file"),
+        (["one.yaml", "one.yaml"], {}, "one.yaml: has the name one, as one.yaml has; give it once"),
+        (["run", "run"], {}, "run: has the name run, as run has; give it once"),
+        ({"ease": "one.yaml"}, {"baselines": "ease"}, "one.yaml: has the name ease, as baselines ease has"),
+        ({"a/b": "one.yaml"}, {}, "a/b: is no name"),
+        (["one.yaml", 3], {}, "models: give a path or a configuration, not 3"),
+        (["run", "one.yaml"], {"data": "other"}, "run: was trained on another store"),
+        (
+            ["one.yaml"],
+            {"data": "other"},
+            "one.yaml: its data.dir is store",
+        ),
+        (["one.yaml"], {"overrides": ["data.dir=unsplit"]}, "unsplit: split test has no users"),
+        (["two.yaml", "one.yaml"], {"overrides": ["evaluation.metric=recall@99"]}, "two: evaluation.metric: top-N 99"),
+        (["one.yaml"], {"overrides": ["train.init_from=nowhere"]}, "one: nowhere: no such"),
+        (["run", "one.yaml"], {"overrides": {"evaluation.exclude_seen": False}}, "is on for run and off for one"),
+        (["run"], {"overrides": ["seed=3"]}, "overrides: changes configurations"),
+        (["run"], {"seeds": [1]}, "seeds: are for configurations"),
+        (["one.yaml"], {"seeds": [1, 1]}, r"seeds \[1, 1\]: give different"),
+        (["one.yaml"], {"seeds": ["a"]}, "seeds .*: give different"),
+        (["run"], {"top_n": 31}, "top-N 31 is larger"),
+        (["run"], {"split": "train"}, "split train: choose"),
+        (["run"], {"categories": "one.yaml"}, "raw_id"),
+        (
+            ["two.yaml"],
+            {"seeds": 1, "overrides": ["model.dim=16"], "out": "out"},
+            "model.dim: 16, but .* give another out",
+        ),
+        (["run"], {"out": "one.yaml"}, "out one.yaml: is a file"),
+    ],
+)
+def test_a_mistake_is_told_before_any_training(
+    place: Path, monkeypatch: pytest.MonkeyPatch, models: Any, more: dict[str, Any], told: str
+) -> None:
+    monkeypatch.setattr(work.api, "fit", lambda *args, **more: pytest.fail("trained"))
+    before = sorted(place.rglob("*"))
+    with pytest.raises(UserError, match=told):
+        compare(models, **{"out": "new", **more})
+    assert sorted(place.rglob("*")) == before
+
+
+def test_runs_of_one_name_go_by_their_paths(place: Path, tmp_path: Path) -> None:
+    compared = compare({"run": "run", "mine": "out/two-seed1"}, out=tmp_path, top_n=5)
+    assert {row.model for row in compared.rows} == {"run", "mine"}
+    compared = compare(["run", place / "run"], out=tmp_path, top_n=5)
+    assert {row.model for row in compared.rows} == {"run", str(place / "run")}
+    assert [row.p_value for row in compared.rows] == [None, 1.0]
+    step = max((place / "run/checkpoints").iterdir())
+    [row] = compare(step, out=tmp_path, top_n=5).rows
+    assert (row.model, row.steps) == (f"run step {int(step.name[5:])}", int(step.name[5:]))
+
+
+def test_seconds_are_those_of_the_lines_that_count(tmp_path: Path) -> None:
+    lines = [
+        {"step": 10, "samples_per_second": 100.0},
+        {"step": 10, "valid/strict/recall@10": 0.1},
+        {"step": 25, "samples_per_second": 50.0},  # 15 steps, whatever their number in the log was
+        {"step": 30, "samples_per_second": 0.0},
+        {"step": 40, "samples_per_second": 75.0},
+    ]
+    file = tmp_path / "metrics.jsonl"
+    assert training_seconds(tmp_path, 40, 5) is None
+    file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 50, "samp')
+    assert training_seconds(tmp_path, 40, 5) == pytest.approx(10 * 5 / 100 + 15 * 5 / 50 + 15 * 5 / 75)
+    assert training_seconds(tmp_path, 30, 5) == pytest.approx(10 * 5 / 100 + 15 * 5 / 50)
+    file.write_text("[1]\nnull\n3\n")
+    assert training_seconds(tmp_path, 40, 5) is None
+
+
+def test_the_effective_number_of_interests() -> None:
+    assert effective_number([0.25] * 4) == pytest.approx(4)
+    assert effective_number([1.0, 0.0]) == 1
+    assert 1 < effective_number([0.9, 0.1]) < 2
+
+
+@pytest.mark.parametrize(
+    ("shown", "number", "text"),
+    [
+        (compact, None, "-"),
+        (compact, 734, "734"),
+        (compact, 12_345, "12.3k"),
+        (compact, 999_600, "1.00M"),
+        (compact, 40_000_000 * 64, "2.56G"),
+        (duration, None, "-"),
+        (duration, 59.91, "59.9 s"),
+        (duration, 59.96, "0:01:00"),
+        (duration, 3725.0, "1:02:05"),
+    ],
+)
+def test_numbers_are_short(shown: Callable[[Any], str], number: Any, text: str) -> None:
+    assert shown(number) == text
+
+
+def test_tables_fit_into_80_columns() -> None:
+    figure = Figure(0.12345, 0.1, 0.2, 0.0123)
+    counts = {"dense_parameters": 123_456_789, "table_parameters": 999_499, "num_interests": 4, "interests": 3.999}
+    row = Row("eupmim_profile", "configuration", [1, 2], figure, figure, figure, 0.00049995, 1.0, 0.875, **counts,
+              train_seconds=35_999.0, steps=99_999.0, users_per_second=9_999.0)  # fmt: skip
+    console = Console(width=80)
+    for table in (quality([row], in_lines), cost([row])):
+        assert Measurement.get(console, console.options, as_table(table)).maximum <= 80
+    assert in_lines(figure) == "0.1235 .100-.200\n±0.0123"
+    assert markdown([{"model": "a|b", "p": "1"}]).splitlines()[-1] == "| a\\|b | 1 |"
+    assert np.isclose(float(quality([row], in_lines)[0]["p"]), 0.0005)
