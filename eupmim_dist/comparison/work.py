@@ -67,13 +67,13 @@ def trainings_of(entries: Sequence[Entry], seeds: Sequence[int], out: Path, rule
             continue
         with named(entry.name):
             assemble.trainable(entry.config, world, rules.store)
-            if (source := entry.config.train.init_from) is not None:
-                decided_by_main(world, partial(resolve, source))
         for seed in seeds or [entry.config.seed]:
             run_dir = out / f"{entry.name}-seed{seed}"
             training = Training(entry, seed, run_dir, finished=False)
             with named(training.name), the_only_training():
                 last = find_start(run_dir, "auto", training.config, world).checkpoint
+                if last is None and (source := entry.config.train.init_from) is not None:
+                    decided_by_main(world, partial(resolve, source))
             finished = last is not None and is_finished(last, entry.config)
             trainings.append(Training(entry, seed, run_dir, finished))
     return trainings

@@ -240,7 +240,7 @@ def test_an_unfinished_run_is_told(place: Path, tmp_path: Path, capsys: pytest.C
         ),
         (["one.yaml"], {"overrides": ["data.dir=unsplit"]}, "unsplit: split test has no users"),
         (["two.yaml", "one.yaml"], {"overrides": ["evaluation.metric=recall@99"]}, "two: evaluation.metric: top-N 99"),
-        (["one.yaml"], {"overrides": ["train.init_from=nowhere"]}, "one: nowhere: no such"),
+        (["one.yaml"], {"overrides": ["train.init_from=nowhere"]}, "one seed 321: nowhere: no such"),
         (["run", "one.yaml"], {"overrides": {"evaluation.exclude_seen": False}}, "is on for run and off for one"),
         (["run"], {"overrides": ["seed=3"]}, "overrides: changes configurations"),
         (["run"], {"seeds": [1]}, "seeds: are for configurations"),
