@@ -112,7 +112,8 @@ def requests_of(users: Any, histories: Any, attributes: Any, names: Collection[s
         if len(column) != len(ids):
             raise UserError(f"{name}: there are {len(column):,} of them, and {len(ids):,} users; give one for each")
     rows = pl.DataFrame({"user": ids, **columns}, schema_overrides={"user": pl.String})
-    return Requests(rows, lambda row: f"user {short(ids[row])}")
+    kind = "history" if users is None else "user"
+    return Requests(rows, lambda row: f"--profile: {kind} {short(ids[row])}", named=users is not None)
 
 
 def cutoffs_of(top_n: int | Iterable[int]) -> list[int]:

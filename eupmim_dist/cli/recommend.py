@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from eupmim_dist.evaluation.recommend import Item, Recommendations, Recommended
 
 MOST_TABLES = 100
-"""Users whose items are shown; a file is for more."""
+"""Users whose items are shown."""
 
 
 def recommend(
@@ -98,8 +98,10 @@ def recommend(
         typer.echo(f"{out}: {recommending.write_recommendations(run_or_checkpoint, out, **wanted)}")
         return
     found = recommending.recommendations(run_or_checkpoint, **wanted)
-    for entry in found:
+    for entry in found[:MOST_TABLES]:
         _show(entry, "given history" if history is not None else f"user {entry.user}")
+    if len(found) > MOST_TABLES:
+        typer.echo(f"... and {len(found) - MOST_TABLES:,} more users: --out FILE takes all of them")
     write_json(json_file, [entry.as_dict() for entry in found], ensure_ascii=False)
 
 

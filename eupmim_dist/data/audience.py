@@ -94,7 +94,7 @@ def asked(store: InteractionStore, requests: Requests, read: Collection[str], *,
     Raises UserError for such a user without `skip`, if nobody is left, or for an attribute that is missing or unknown.
     """
     rows, notes = requests.rows, list[str]()
-    users = ids_of(store, "users", rows["user"])
+    users = ids_of(store, "users", rows["user"]) if requests.named else np.full(len(rows), NO_ROW)
     counts, items = np.zeros(len(rows), dtype=np.int64), np.zeros(0, dtype=np.int64)
     told = np.zeros(len(rows), dtype=bool)
     if HISTORY in rows.columns:

@@ -32,6 +32,8 @@ class Requests:
     """Every column String, but `history` List(String)."""
     locate: Callable[[int], str]
     """What messages call a row, counted from 0."""
+    named: bool = True
+    """False where `user` only numbers histories: no user of a store is meant, were one called so."""
 
 
 def read_requests(file: Path, needed: str, others: Collection[str] = ()) -> Requests:

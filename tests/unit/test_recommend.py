@@ -11,7 +11,9 @@ import torch
 
 from eupmim_dist import recommending
 from eupmim_dist.api import load
+from eupmim_dist.data.audience import asked
 from eupmim_dist.data.batch import NO_ROW, UserBatch
+from eupmim_dist.data.requests import Requests
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.export import frame_files
@@ -126,6 +128,12 @@ def test_people_the_store_does_not_know(trained: Assembled) -> None:
     attributes = pl.DataFrame({"age": [str(of_store(trained, user)[2][0]) for user in (1, 35, 2)]})
     again = recommend(trained, users, 6, histories=[*told, None], attributes=attributes)
     assert again.equals(recommend(trained, users, 6))
+    # A history without a user is nobody's, though it is numbered as somebody may be called.
+    numbered = Requests(
+        pl.DataFrame({"user": ["u1"], "history": [["i3"]], "age": "3", "gender": "1"}), str, named=False
+    )
+    assert asked(trained.store, numbered, (), source="", skip=False).users.tolist() == [NO_ROW]
+    assert recommend(trained, histories=[["i3", "i9", "i3", "i27"]], attributes=NEW)["user"].unique().to_list() == ["1"]
     other = recommend(trained, "u1", 6, attributes={"age": 6})
     history, row, [_, gender] = of_store(trained, 1)
     check_lists(trained, other, {"u1": (history, row, [6, gender])}, 6)
@@ -267,7 +275,7 @@ def test_files_of_users_that_are_refused(
         ({"histories": [["x", "y"]], "attributes": NEW}, "^histories: none of its items \\(x, y\\) is in"),
         ({"histories": ["i1 i2"]}, "histories: give a list of lists"),
         ({"users": ["u1"], "histories": [["i1"], ["i2"]]}, "history: there are 2 of them, and 1 users"),
-        ({"histories": [["i1"]]}, "user 1: the model reads age, gender of a user, and age is missing"),
+        ({"histories": [["i1"]]}, "^attributes: history 1: the model reads age, gender of a user, and age is missing"),
         ({"histories": [["i1"]], "attributes": {"age": 3, "gender": "f"}}, "gender 'f' is unknown; there are 0 to 1"),
         ({"users": "u1", "attributes": {"size": 3}}, "attributes size: no such attribute; there are age, gender"),
         ({"users": "u1", "items": ["x"]}, "items: none of its items \\(x\\) is in"),
