@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILES = {"cpu": (64, 1 << 18), "cuda": (1024, 1 << 24)}
+TILES = {"cpu": (256, 1 << 18), "cuda": (1024, 1 << 24)}
 """By kind of device: queries of a tile, and scores of it; 1 MB beside a core's cache of 2 MB, or 64 MB."""
 
 
@@ -34,9 +34,9 @@ def log_total(queries: Tensor, blocks: Sequence[Tensor], readout: str, temperatu
     """log sum over items of exp(score / temperature) for queries [Q, K, D] and items in blocks [c, D] of at most
     `tile.items`: [Q] in the type of the queries; minus infinity where there is no item.
 
-    The score of an item is the largest of its K dot products, or for read-out `logsumexp` their soft maximum
-    (objectives/readout.py). Equal largest ones share the gradient. Under autocast products are as narrow as autocast
-    has them; everything is summed in the type of the queries.
+    The score of an item is the largest of its K dot products, whose gradient the first of equal ones has, or for
+    read-out `logsumexp` their soft maximum (objectives/readout.py). Under autocast products are as narrow as it has
+    them; everything is summed in the type of the queries.
     """
     total: Tensor = _LogTotal.apply(queries, readout == "logsumexp", temperature, tile, *blocks)
     return total
@@ -46,15 +46,13 @@ class _LogTotal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, soft: bool, temperature: float, tile: Tiling, *blocks: Tensor) -> Tensor:
         kind = queries.device.type
-        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
         total = queries.new_full((len(queries),), -torch.inf)
         for block in blocks:
-            columns = block.T.contiguous()
+            columns = block.to(narrow).T.contiguous()
             for part in _spans(len(queries), tile.queries):
-                best = _best(_products(queries[part], columns), soft).div_(temperature)
-                peak = best.amax(1)
-                summed = best.sub_(peak[:, None]).exp_().sum(1)
-                total[part] = torch.logaddexp(total[part], summed.log_().add_(peak))
+                best = _best(_products(queries[part].to(narrow), columns, queries.dtype), soft)
+                total[part] = torch.logaddexp(total[part], _over(best, temperature).logsumexp(1))
         ctx.save_for_backward(queries, total, *blocks)
         ctx.soft, ctx.temperature, ctx.tile, ctx.narrow = soft, temperature, tile, narrow
         return total
@@ -64,44 +62,56 @@ class _LogTotal(torch.autograd.Function):
         queries, total, *blocks = ctx.saved_tensors
         upstream = gradients[0][:, None] / ctx.temperature
         of_queries, of_blocks = torch.zeros_like(queries), [torch.zeros_like(block) for block in blocks]
-        with torch.autocast(queries.device.type, ctx.narrow, enabled=ctx.narrow is not None):
-            for block, of_block in zip(blocks, of_blocks, strict=True):
-                columns = block.T.contiguous()
-                for part in _spans(len(queries), ctx.tile.queries):
-                    scores = _products(queries[part], columns)
-                    best = _best(scores, ctx.soft)
-                    share = (best / ctx.temperature).sub_(total[part, None]).exp_().mul_(upstream[part])
-                    for interest, own in enumerate(_split(share, scores, best, ctx.soft)):
-                        of_queries[part, interest] += own @ block
-                        of_block += own.T @ queries[part, interest]
+        for block, of_block in zip(blocks, of_blocks, strict=True):
+            items = block.to(ctx.narrow)
+            columns = items.T.contiguous()
+            for part in _spans(len(queries), ctx.tile.queries):
+                some = queries[part].to(ctx.narrow)
+                products = _products(some, columns, queries.dtype)
+                best = _best(products, ctx.soft)
+                share = (_over(best, ctx.temperature) - total[part, None]).exp_().mul_(upstream[part])
+                for interest, own in enumerate(_split(share, products, best, ctx.soft)):
+                    _add_product(of_queries[part, interest], own.to(ctx.narrow), items)
+                    _add_product(of_block, own.to(ctx.narrow).T, some[:, interest])
         return of_queries, None, None, None, *of_blocks
 
 
-def _products(queries: Tensor, columns: Tensor) -> list[Tensor]:
-    """Of queries [q, K, D] and items [D, c]: [q, c] for each interest, in the type of the queries."""
-    return [(of_interest @ columns).to(queries.dtype) for of_interest in queries.unbind(1)]
+def _products(queries: Tensor, columns: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Of queries [q, K, D] and items [D, c]: [q, c] for each interest."""
+    return [(of_interest @ columns).to(dtype) for of_interest in queries.unbind(1)]
 
 
 def _best(products: list[Tensor], soft: bool) -> Tensor:
-    """The largest dot product, or their soft maximum: a new tensor [q, c]."""
-    best = products[0].clone()
+    """The largest dot product, or their soft maximum: [q, c]."""
+    best = products[0]
     for other in products[1:]:
-        (torch.logaddexp if soft else torch.maximum)(best, other, out=best)
+        best = torch.logaddexp(best, other) if soft else torch.maximum(best, other)
     return best
+
+
+def _over(scores: Tensor, temperature: float) -> Tensor:
+    return scores if temperature == 1 else scores / temperature
 
 
 def _split(share: Tensor, products: list[Tensor], best: Tensor, soft: bool) -> Iterator[Tensor]:
     """What each interest has of the gradient [q, c] of what `_best` gave."""
     if len(products) == 1:
         yield share
-    elif soft:
-        for of_interest in products:
+        return
+    for of_interest in products:
+        if soft:
             yield of_interest.sub_(best).exp_().mul_(share)
+        else:
+            own = torch.where(of_interest == best, share, 0.0)
+            share.sub_(own)
+            yield own
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype == out.dtype:
+        out.addmm_(left, right)
     else:
-        largest = [of_interest == best for of_interest in products]
-        share.div_(torch.stack(largest).sum(0))
-        for is_largest in largest:
-            yield torch.where(is_largest, share, 0.0)
+        out.add_(left @ right)
 
 
 def _spans(number: int, most: int) -> list[slice]:
