@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from eupmim_dist.comparison.rows import METRICS, Figure, Row
-from eupmim_dist.comparison.text import cost, in_one_line, markdown, quality
+from eupmim_dist.comparison.text import cost, in_lines, in_one_line, markdown, quality
 from eupmim_dist.files import write_text
 
 JSON_FILE, MARKDOWN_FILE = "comparison.json", "comparison.md"
@@ -71,20 +71,30 @@ class Comparison:
         return "\n".join([*parts, " ".join(self.notes) + "\n", told])
 
     def _shown(self) -> pl.DataFrame:
-        pairs = zip(quality(self.rows, in_one_line), cost(self.rows), strict=True)
+        pairs = zip(quality(self.rows, lambda figure: " ".join(in_lines(figure).split())), cost(self.rows), strict=True)
         return pl.DataFrame([good | costly for good, costly in pairs])
 
     def __repr__(self) -> str:
         if not self.finished:
             return "Comparison(not finished: the same call goes on)"
-        with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=250, tbl_hide_dataframe_shape=True):
+        with pl.Config(tbl_width_chars=250, **_WHOLE):
             return f"{self.title}\n{self._shown()}"
 
     def _repr_html_(self) -> str:
         if not self.finished:
             return repr(self)
-        with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True):
+        with pl.Config(**_WHOLE):
             return f"{self.title}{self._shown()._repr_html_()}"
+
+
+_WHOLE: dict[str, Any] = {
+    "tbl_rows": -1,
+    "tbl_cols": -1,
+    "fmt_str_lengths": 60,
+    "tbl_hide_dataframe_shape": True,
+    "tbl_hide_column_data_types": True,
+}
+"""How polars shows all of a frame."""
 
 
 def _flat(row: Row) -> dict[str, Any]:
