@@ -67,7 +67,7 @@ class Comparison:
         made |= {key: value for key, value in self.made_by.items() if key not in ("command", "store")}
         made["store"] = "{name}, fingerprint {fingerprint}".format(**self.made_by["store"])
         told = "".join(f"- {key.replace('_', ' ')}: {_plain(value)}\n" for key, value in made.items() if value)
-        parts = [f"# {self.title}", markdown(quality(self.rows, in_one_line)), markdown(cost(self.rows))]
+        parts = [f"# {self.title}\n", markdown(quality(self.rows, in_one_line)), markdown(cost(self.rows))]
         return "\n".join([*parts, " ".join(self.notes) + "\n", told])
 
     def _shown(self) -> pl.DataFrame:
