@@ -1,5 +1,6 @@
-"""E-UPMiM and ComiRec-DR against the deliberately plain implementation in tests/oracles, in float64."""
+"""E-UPMiM and ComiRec-DR against the deliberately plain implementations in tests/oracles, in float64."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from eupmim_dist.models.eupmim.release import NAMES
 from eupmim_dist.models.interface import DataShape, Model, Rows
 from eupmim_dist.models.release import their_name
 from eupmim_dist.objectives.sampled_softmax import Sampled, SampledSoftmax, SampledSoftmaxConfig
+from tests.oracles.causal_plain import plain_causal_eupmim
 from tests.oracles.eupmim_plain import plain_comirec, plain_eupmim, plain_loss
 
 SHAPE = DataShape(num_users=9, num_item_rows=40, attributes={"age": 7, "gender": 2, "occupation": 5}, history_length=6)
@@ -148,6 +150,43 @@ def test_gradients_equal_the_plain_implementation() -> None:
     torch.testing.assert_close(summed, weights["mid_embeddings_var.weight"].grad, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_causal_interests_and_gradients_equal_the_plain_implementation(orthogonal: bool) -> None:
+    options: dict[str, Any] = {"num_levels": 2, "num_heads": 2}
+    config = EUPMiMConfig(
+        dim=8,
+        num_encoder_layers=2,
+        extractor="causal",
+        profile_attention="full",
+        orthogonal=orthogonal,
+        adjacency_l1=0.01,
+        **options,
+    )
+    model, tables = build(config)
+    samples = batch()
+    last = samples.position[:, 0]
+    position = torch.stack([last, last // 2, torch.zeros_like(last)], dim=1)
+    samples = replace(samples, position=position, user=torch.cat([samples.user[:-1], torch.tensor([NO_ROW])]))
+    weights = {**dict(model.named_parameters()), **{name: table.requires_grad_() for name, table in tables.items()}}
+    expected, edges = plain_causal_eupmim(
+        weights,
+        samples.history,
+        position,
+        samples.user,
+        samples.attributes,
+        orthogonal=orthogonal,
+        **options,
+    )
+    found = model(look_up(model, tables, replace(samples, target=None)), samples)
+    torch.testing.assert_close(found.queries, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(found.penalties["adjacency"], 0.01 * edges, rtol=1e-9, atol=1e-10)
+    upstream = torch.randn_like(expected)
+    ours = torch.autograd.grad((found.queries * upstream).sum() + found.penalties["adjacency"], list(weights.values()))
+    theirs = torch.autograd.grad((expected * upstream).sum() + 0.01 * edges, list(weights.values()))
+    for name, mine, other in zip(weights, ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("projection", [True, False])
 def test_comirec_equals_the_plain_implementation(projection: bool) -> None:
     model, tables = build(ComiRecDRConfig(dim=8, num_interests=3, projection=projection))
@@ -165,7 +204,9 @@ def test_comirec_equals_the_plain_implementation(projection: bool) -> None:
     torch.testing.assert_close(model(rows, samples).queries, expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("config", [EUPMiMConfig(), EUPMiMConfig(extractor="capsule"), ComiRecDRConfig()])
+@pytest.mark.parametrize(
+    "config", [EUPMiMConfig(), EUPMiMConfig(extractor="capsule"), EUPMiMConfig(extractor="causal"), ComiRecDRConfig()]
+)
 def test_empty_and_all_padding_batches_stay_finite(config: Any) -> None:
     model, tables = build(config)
     nobody = batch(0)

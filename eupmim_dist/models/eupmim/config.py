@@ -12,16 +12,17 @@ class EUPMiMConfig(ModelSection):
 
     name: Literal["eupmim"] = "eupmim"
     """Which model; each has keys of its own."""
-    extractor: Literal["transformer", "linear", "capsule"] = "transformer"
-    """What turns a level into interests: ARMIENet over a Transformer or a linear encoder, or capsule routing."""
+    extractor: Literal["transformer", "linear", "capsule", "causal"] = "transformer"
+    """What turns a level into interests: ARMIENet over a Transformer or a linear encoder, or capsule routing; `causal`:
+    ARMIENet over a causal Transformer of the levels' mean, which answers at every place of a history in one pass."""
     num_levels: Depth = 3
     """P: propagation levels over the user-aware graph (the authors' num_layer minus 1)."""
     num_encoder_layers: Depth = 4
-    """Layers of the Transformer encoder."""
+    """Layers of the Transformer encoder, causal or not."""
     num_heads: int = Field(4, ge=1)
-    """Attention heads of the Transformer encoder; divides dim."""
+    """Attention heads of the Transformer encoder; divides dim, and dim / num_heads is even where it is causal."""
     dropout: Probability = 0.1
-    """Dropout inside the Transformer encoder."""
+    """Dropout inside the Transformer encoder; where it is causal, on what it reads too."""
     profile_attention: Literal["seed", "full", "none"] = "seed"
     """`seed`: weights for the profile's first three coordinates, as released; `full`: for all; `none`: off."""
     attention_dropout: Probability = 0.3
@@ -36,11 +37,15 @@ class EUPMiMConfig(ModelSection):
     """Weight of the adjacency's sum over the global batch."""
     unseen_users: Literal["zero", "table"] = "zero"
     """Id row of a user never seen in training: `zero`, or what the table holds."""
+    user_dropout: Probability = 0.0
+    """Share of the samples of a training step whose user counts as never seen: his id row is zero."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "EUPMiMConfig":
-        if self.extractor == "transformer" and self.dim % self.num_heads:
+        if self.extractor in ("transformer", "causal") and self.dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} must divide dim {self.dim}")
+        if self.extractor == "causal" and self.dim // self.num_heads % 2:
+            raise ValueError(f"extractor causal needs an even dim / num_heads, not {self.dim // self.num_heads}")
         if not self.profile and self.profile_attention != "none":
             raise ValueError("profile_attention needs the profile: set model.profile_attention=none too")
         if self.profile_attention == "seed" and self.dim < 3:

@@ -16,6 +16,22 @@ def user_aware_adjacency(items: Tensor, profile: Tensor, mask: Tensor) -> Tensor
     return affinity.sigmoid() * (mask[:, :, None] * mask[:, None, :])
 
 
+def causal_levels(items: Tensor, adjacency: Tensor, num_levels: int) -> Tensor:
+    """The mean of the levels x_0..x_P of x_l = N x_(l-1), where a place has edges to itself and to earlier ones alone.
+
+    Rows of N = A + I are divided by their sum and not by its root: histories grow along a window, and places with many
+    neighbours would be told by nothing but the length of their vectors. items [B, L, D], adjacency [B, L, L]
+    -> [B, L, D].
+    """
+    with_self = adjacency.tril(-1) + torch.eye(adjacency.shape[-1], dtype=adjacency.dtype, device=adjacency.device)
+    normalised = with_self / with_self.sum(-1, keepdim=True)
+    level, total = items, items
+    for _ in range(num_levels):
+        level = normalised @ level
+        total = total + level
+    return total / (num_levels + 1)
+
+
 def propagate(items: Tensor, adjacency: Tensor, num_levels: int) -> Tensor:
     """Levels x_1..x_P of x_l = N x_(l-1), x_0 = items, N = (A + I) with row i over the square root of its sum.
 

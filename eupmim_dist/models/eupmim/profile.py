@@ -29,14 +29,15 @@ class Profile(nn.Module):
 class ProfileAttention(nn.Module):
     """Weights the profile's coordinates for each interest and mixes the result into it.
 
-    `seed` weights the first three coordinates only, as the released model does, and drops the others.
+    `seed` weights the first three coordinates only, as the released model does, and drops the others. `residual`: what
+    comes out is added to the interests, which the two layers behind them would else make alike.
     """
 
     hidden = 8
 
-    def __init__(self, dim: int, mode: str, dropout: float) -> None:
+    def __init__(self, dim: int, mode: str, dropout: float, *, residual: bool = False) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.residual = dim, residual
         self.weights1 = nn.Linear(2 * dim, self.hidden)
         self.weights2 = nn.Linear(self.hidden, 3 if mode == "seed" else dim)
         self.dropout = Dropout(dropout)
@@ -46,10 +47,11 @@ class ProfileAttention(nn.Module):
         nn.init.zeros_(self.mix2.bias)
 
     def forward(self, profile: Tensor, interests: Tensor) -> Tensor:
-        """profile [B, D], interests [B, K, D] -> [B, K, D]."""
+        """profile [Q, D], interests [Q, K, D] -> [Q, K, D]."""
         spread = profile[:, None].expand_as(interests)
         hidden = self.dropout(self.weights1(torch.cat([spread, interests], dim=-1)))
         hidden = self.dropout(self.weights2(self.dropout(F.relu(hidden))))
         weights = self.dropout(hidden.sigmoid())
         attended = F.pad(weights, (0, self.dim - weights.shape[-1])) * spread
-        return self.mix2(F.relu(self.mix1(torch.cat([attended, interests], dim=-1))))
+        mixed: Tensor = self.mix2(F.relu(self.mix1(torch.cat([attended, interests], dim=-1))))
+        return interests + mixed if self.residual else mixed

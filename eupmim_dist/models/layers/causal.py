@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from eupmim_dist.models.layers.attention import row_sums
 from eupmim_dist.models.layers.dropout import Dropout, keep_mask
 
+ROTATION_BASE = 10_000.0
+"""As of RoFormer: the slowest pair of coordinates turns by less than a full circle in 60,000 places."""
 BLOCK = 50
 """Queries at a time on a CPU, which skips most of what is masked, and what a block computes stays in the cache."""
 
@@ -88,33 +90,87 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(first, min(first + BLOCK, length)) for first in range(0, length, BLOCK)]
 
 
-class CausalBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); the feed-forward is 4D wide, with GELU."""
+def rotated(qkv: Tensor, num_heads: int) -> Tensor:
+    """Queries and keys with their places told by rotation (Su et al., "RoFormer", 2021), values as they are.
 
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+    Each pair of coordinates of a head is turned by an angle in proportion to the place, so a dot product of a query
+    and a key depends on how far apart they stand, not on where. qkv [M, L, 3D] as for `causal_attention`, d even.
+    """
+    split = qkv.unflatten(2, (3, num_heads, -1))
+    length, half = qkv.shape[1], split.shape[-1] // 2
+    exact: Any = {"device": qkv.device, "dtype": torch.promote_types(qkv.dtype, torch.float32)}
+    place = torch.arange(length, **exact)
+    speed = ROTATION_BASE ** -(torch.arange(half, **exact) / half)
+    angle = torch.outer(place, speed)[None, :, None, None]  # [1, L, 1, 1, d / 2]
+    cos, sin = angle.cos().to(qkv.dtype), angle.sin().to(qkv.dtype)
+    one, other = split[:, :, :2].chunk(2, dim=-1)
+    turned = torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
+    return torch.cat([turned, split[:, :, 2:]], dim=2).flatten(2)
+
+
+class CausalBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); the feed-forward is 4D wide, with GELU.
+
+    `rotary`: attention knows how far apart two places are (`rotated`). `gated`: what is added to x is first weighted
+    by 2 sigmoid(W x + b), coordinate by coordinate; W and b begin with zeros, that is without any effect.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float, *, rotary: bool = False, gated: bool = False) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, Dropout(dropout)
+        self.num_heads, self.rotary, self.dropout = num_heads, rotary, Dropout(dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.linear1, self.linear2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.gate1 = Gate(dim) if gated else None
+        self.gate2 = Gate(dim) if gated else None
 
     def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
         """x [M, L, D] -> [M, L, D], or only what stands at position [M, P] -> [M, P, D]."""
-        mixed = causal_attention(self.qkv(self.norm1(x)), self.num_heads, self.dropout.p if self.training else 0.0)
+        qkv = self.qkv(self.norm1(x))
+        if self.rotary:
+            qkv = rotated(qkv, self.num_heads)
+        mixed = causal_attention(qkv, self.num_heads, self.dropout.p if self.training else 0.0)
         if position is not None:
             x, mixed = at_positions(x, position), at_positions(mixed, position)
-        x = x + self.dropout(self.out(mixed))
-        return x + self.dropout(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
+        x = self._added(x, self.dropout(self.out(mixed)), self.gate1)
+        return self._added(x, self.dropout(self.linear2(F.gelu(self.linear1(self.norm2(x))))), self.gate2)
+
+    @staticmethod
+    def _added(x: Tensor, change: Tensor, gate: "Gate | None") -> Tensor:
+        return x + (change if gate is None else change * gate(x))
+
+
+class Gate(nn.Linear):
+    """Factors of each coordinate in (0, 2), at first 1."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x).sigmoid()
 
 
 class CausalTransformer(nn.Module):
-    def __init__(self, dim: int, num_layers: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+        *,
+        rotary: bool = False,
+        gated: bool = False,
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(CausalBlock(dim, num_heads, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            CausalBlock(dim, num_heads, dropout, rotary=rotary, gated=gated) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        """x [M, L, D], int64 position [M, P] -> the last layer's normalised output there, [M, P, D]."""
+    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
+        """x [M, L, D] -> the last layer's normalised output, [M, L, D]; or what it is at position [M, P], [M, P, D]."""
         *below, last = self.layers
         for layer in below:
             x = layer(x)
