@@ -102,8 +102,7 @@ class Task(ABC):
     ) -> UserBatch:
         """The same of histories items[start:start + cut] that need not be the store's, nor need the users: NO_ROW."""
         history = histories(items, torch.from_numpy(starts), torch.from_numpy(cuts), self.history_length)
-        known = users != NO_ROW
-        trained = known & (self.store.train_lengths(np.where(known, users, 0)) > self.least)
+        trained = self.store.train_lengths(np.where(users == NO_ROW, 0, users)) > self.least
         ids = np.where(trained, users, NO_ROW) if self.zero_untrained else users.astype(np.int64)
         return UserBatch(
             num_predictions=len(users),
