@@ -9,8 +9,12 @@ MOST_SKIPPED = 20
 """Steps in a row, after which training ends."""
 
 
+class Diverged(UserError):
+    """The settings led nowhere; others may."""
+
+
 class SkippedHook:
-    """Raises UserError, on all ranks, since a verdict is that of all.
+    """Raises Diverged, on all ranks, since a verdict is that of all.
 
     It counts on the device and looks after every step on a CPU; on a GPU, which it would have to wait for, after every
     MOST_SKIPPED steps and at the end, and finds skipped steps that have ended by then too.
@@ -35,7 +39,7 @@ class SkippedHook:
     def _judge(self) -> None:
         skipped = int(self._longest)
         if skipped >= MOST_SKIPPED:
-            raise UserError(
+            raise Diverged(
                 f"step {int(self._until)}: the gradients of the last {skipped} steps were not finite, so all were "
                 "skipped; lower train.learning_rate, set train.clip_norm, or go on from an earlier checkpoint"
             )
