@@ -36,7 +36,7 @@ class EvaluationHook:
         if interests is not None and interests.collapsed and not first and not self._warned:
             self._warned = True
             get_logger(run.world.rank).warning(
-                f"step {run.progress.step}: {interests}: one does the work of all; docs/results.md (Interests) says "
+                f"step {run.progress.step}: {run.config.model.name}: {interests}: one does the work of all; docs/results.md (Interests) says "
                 "what helps"
             )
 
