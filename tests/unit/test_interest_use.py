@@ -42,6 +42,6 @@ def test_interests_that_are_one_are_warned_of_once(tmp_path: Path, capfd: pytest
         run.model.encode = encoded  # type: ignore[method-assign]
 
     train_in(config_of(tmp_path), tmp_path / "run", silence)
-    told = capfd.readouterr().err.replace("\n", " ")
+    told = " ".join(capfd.readouterr().err.split())
     assert told.count("one does the work of all") == 1
-    assert "step 8: eupmim: its 3 interests fill 100.0, 0.0, 0.0 %" in " ".join(told.split())  # not at step 4, the first evaluation
+    assert "step 8: eupmim: its 3 interests fill 100.0, 0.0, 0.0 %" in told  # and not step 4, the first evaluation
