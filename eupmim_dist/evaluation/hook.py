@@ -35,9 +35,9 @@ class EvaluationHook:
         first = run.progress.best_value is None
         if interests is not None and interests.collapsed and not first and not self._warned:
             self._warned = True
-            step, name = run.progress.step, run.config.model.name
+            where = f"step {run.progress.step}: {run.config.model.name}"
             get_logger(run.world.rank).warning(
-                f"step {step}: {name}: {interests}: one does the work of all; docs/results.md (Interests) says what helps"
+                f"{where}: {interests}: one does the work of all; docs/results.md (Interests) says what helps"
             )
 
     def _judge(self, run: Run, value: float) -> None:
