@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from eupmim_dist.errors import UserError
     from eupmim_dist.evaluation.frames import Results
     from eupmim_dist.recommending import recommend, recommend_batches
+    from eupmim_dist.reporting.report import report
     from eupmim_dist.stores import prepare, synthesize
     from eupmim_dist.train.callbacks import Callback
 
@@ -40,6 +41,7 @@ _HOMES = {
     "prepare": "stores",
     "recommend": "recommending",
     "recommend_batches": "recommending",
+    "report": "reporting.report",
     "synthesize": "stores",
 }
 """The module that each of them is in."""
@@ -60,6 +62,7 @@ __all__ = [
     "prepare",
     "recommend",
     "recommend_batches",
+    "report",
     "synthesize",
 ]
 

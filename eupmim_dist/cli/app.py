@@ -23,6 +23,7 @@ from eupmim_dist.cli.launch import CONTEXT_SETTINGS as LAUNCH_SETTINGS
 from eupmim_dist.cli.launch import launch
 from eupmim_dist.cli.prepare import prepare
 from eupmim_dist.cli.recommend import recommend
+from eupmim_dist.cli.report import report
 from eupmim_dist.cli.reshard import reshard
 from eupmim_dist.cli.synth import synth
 from eupmim_dist.cli.train import train
@@ -48,6 +49,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(recommend)
+app.command()(report)
 app.command()(consolidate)
 app.command()(reshard)
 app.command()(verify)
@@ -59,7 +61,10 @@ app.add_typer(config, name="config")
 app.add_typer(bench, name="bench")
 
 
-ONE_RANK = ("synth", "prepare", "audit", "recommend", "consolidate", "reshard", "verify", "inspect", "import", "export")
+ONE_RANK = (
+    *("synth", "prepare", "audit", "recommend", "report"),
+    *("consolidate", "reshard", "verify", "inspect", "import", "export"),
+)
 """Subcommands that write or print one thing: several ranks of them would do it several times at once."""
 
 

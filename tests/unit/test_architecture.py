@@ -26,7 +26,7 @@ LAYERS = [
     ["assemble"],
     ["training"],
     ["api", "stores", "convert"],
-    ["auditing", "comparison", "recommending", "report", "tune"],
+    ["auditing", "comparison", "recommending", "reporting", "tune"],
     ["bench"],
     ["cli"],
     ["__main__"],

@@ -1,0 +1,98 @@
+"""Which curves a report has: what runs logged, those of all runs in one chart where they can be compared."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from eupmim_dist.reporting.charts import Chart, Series, chart
+from eupmim_dist.reporting.metrics import RATE, Metrics
+from eupmim_dist.reporting.runs import ReportedRun
+
+LOSS, PART, INTERESTS = "loss", "loss/", "interests/"
+EVALUATED = re.compile(r"(valid|test)/(\w+)/(.+)")
+OTHERS = {
+    "gradient_norm": "Gradient norm",
+    "learning_rate": "Learning rate",
+    RATE: "Samples per second",
+    "skipped_steps": "Skipped steps",
+}
+"""Each has a chart of its own, in this order; those that are not here come last."""
+OF_INTERESTS = {"share": "Share of the lists", "norm": "Length of the vectors"}
+
+
+@dataclass(frozen=True)
+class Group:
+    title: str
+    about: str
+    charts: list[Chart]
+
+
+def groups_of(runs: Sequence[ReportedRun]) -> list[Group]:
+    """The charts of a report, without those that no run has anything for."""
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics.names()))
+    parts = [name for name in names if name.startswith(PART)]
+    evaluated = [name for name in names if EVALUATED.fullmatch(name)]
+    others = [*OTHERS, *(name for name in names if _is_other(name))]
+    groups = [
+        Group("Loss", "What training minimises, and the parts that it is the sum of.", [
+            *_overlaid(runs, "Loss", LOSS),
+            *(found for name in parts for found in _overlaid(runs, _loss_part(name), name)),
+        ]),
+        Group("Evaluations while training", "On the split and by the protocol that each title names.", [
+            found for name in evaluated for found in _overlaid(runs, _evaluated(name), name)
+        ]),
+        Group("Training", "Means over the steps between two lines of the log.", [
+            found for name in others for found in _overlaid(runs, OTHERS.get(name, name), name)
+            if name != "skipped_steps" or _ever(runs, name)
+        ]),
+        Group(
+            "Interests",
+            "Of the places in the recommended lists, how many each interest fills; how long its vectors are; and how "
+            "alike two interests of a user are: at a cosine of 1 they are the same.",
+            [*_overlaid(runs, "Mean cosine between interests", f"{INTERESTS}cosine"), *_by_interest(runs)],
+        ),
+    ]  # fmt: skip
+    return [group for group in groups if group.charts]
+
+
+def _overlaid(runs: Sequence[ReportedRun], title: str, name: str) -> list[Chart]:
+    series = [Series(run.name, number, run.metrics.points(name)) for number, run in enumerate(runs)]
+    return _found(chart(title, series, log=name == "gradient_norm"))
+
+
+def _by_interest(runs: Sequence[ReportedRun]) -> Iterable[Chart]:
+    for run in runs:
+        of_run = f", {run.name}" if len(runs) > 1 else ""
+        for kind, title in OF_INTERESTS.items():
+            series = [
+                Series(f"interest {k}", k - 1, run.metrics.points(f"{INTERESTS}{kind}_{k}"))
+                for k in range(1, _num_interests(run.metrics, kind) + 1)
+            ]
+            yield from _found(chart(f"{title}{of_run}", series, bounds=(0, 1 if kind == "share" else 0), legend=True))
+
+
+def _num_interests(metrics: Metrics, kind: str) -> int:
+    found = (re.fullmatch(rf"{INTERESTS}{kind}_([0-9]{{1,3}})", name) for name in metrics.names())
+    return max((int(name[1]) for name in found if name), default=0)
+
+
+def _found(one: Chart | None) -> list[Chart]:
+    return [] if one is None else [one]
+
+
+def _ever(runs: Sequence[ReportedRun], name: str) -> bool:
+    return any(value for run in runs for _, value in run.metrics.points(name))
+
+
+def _is_other(name: str) -> bool:
+    known = name in OTHERS or name == LOSS or name.startswith((PART, INTERESTS))
+    return not known and not EVALUATED.fullmatch(name)
+
+
+def _loss_part(name: str) -> str:
+    return f"Loss: {name.removeprefix(PART).replace('_', ' ')}"
+
+
+def _evaluated(name: str) -> str:
+    split, protocol, metric = name.split("/", 2)
+    return f"{metric.replace('_', ' ')}, {split}, {protocol}"

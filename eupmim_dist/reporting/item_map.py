@@ -1,0 +1,132 @@
+"""Items and the interests of example users in two dimensions.
+
+n items, K interests, D dim. Vectors are brought to unit length first: of what is left, items for one taste are near to
+each other however popular they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.training_data import training_interactions
+from eupmim_dist.evaluation.recommend import ItemLabels
+from eupmim_dist.models.interface import ITEM_TABLE
+from eupmim_dist.parallel.catalogue import ScoredRows
+from eupmim_dist.reporting.charts import scale_of
+from eupmim_dist.reporting.examples import Example, Served, label_of
+from eupmim_dist.train.state import Assembled
+
+MOST_ITEMS = 1500
+SIZE, EDGE = 420, 16
+"""Of the map, and of the room about it, in the units of its viewBox."""
+
+Place = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Marked:
+    at: Place
+    label: str
+
+
+@dataclass(frozen=True)
+class OnMap:
+    """An example user."""
+
+    history: list[Marked]
+    recommended: list[Marked]
+    interests: list[Marked]
+
+
+@dataclass(frozen=True)
+class ItemMap:
+    run: str
+    items: list[Place]
+    users: list[OnMap]
+    explained: float
+    """The part of the items' variance that the two dimensions show."""
+
+
+def popular_items(store: InteractionStore, most: int = MOST_ITEMS) -> np.ndarray:
+    """The items with the most training interactions, int64 [n], the most popular first; none without any."""
+    _, items = training_interactions(store)
+    counts = np.bincount(items, minlength=store.num_item_rows)
+    counts[0] = 0  # padding
+    best = np.argsort(-counts, kind="stable")[:most]
+    return best[counts[best] > 0]
+
+
+def map_of(
+    name: str,
+    trained: Assembled,
+    popular: np.ndarray,
+    examples: Sequence[Example],
+    served: Sequence[Served],
+    labels: ItemLabels,
+) -> ItemMap | None:
+    """The map of one run; None where there are too few items to make one of."""
+    if len(popular) < 3:
+        return None
+    vectors = unit(vectors_of(trained, popular))
+    mean = vectors.mean(0)
+    axes, explained = principal_axes(vectors - mean)
+
+    def placed(some: np.ndarray) -> np.ndarray:
+        return (unit(some) - mean) @ axes
+
+    places = placed(vectors)
+    of_users = []
+    for example, lists in zip(examples, served, strict=True):
+        parts = (vectors_of(trained, np.array(ids, dtype=np.int64)) for ids in (example.recent_ids, lists.ids))
+        of_users.append([placed(part) for part in (*parts, lists.interests.astype(np.float64))])
+    everything = np.concatenate([places, *(part for parts in of_users for part in parts)])
+    room = (float(np.ptp(everything, axis=0).max()) or 1.0) / 2  # one scale for both directions
+    middle = (everything.min(0) + everything.max(0)) / 2
+    across, up = (
+        scale_of([middle[axis] - room, middle[axis] + room], *ends, margin=0.0)
+        for axis, ends in enumerate([(EDGE, SIZE - EDGE), (SIZE - EDGE, EDGE)])
+    )
+
+    def points(some: np.ndarray) -> list[Place]:
+        return [(across.at(x), up.at(y)) for x, y in some.tolist()]
+
+    def marked(some: np.ndarray, ids: Sequence[int]) -> list[Marked]:
+        return [Marked(at, label_of(labels, item)) for at, item in zip(points(some), ids, strict=True)]
+
+    users = [
+        OnMap(
+            marked(history, example.recent_ids),
+            marked(recommended, lists.ids),
+            [Marked(at, str(k)) for k, at in enumerate(points(interests), start=1)],
+        )
+        for example, lists, (history, recommended, interests) in zip(examples, served, of_users, strict=True)
+    ]
+    return ItemMap(name, points(places), users, explained)
+
+
+def vectors_of(trained: Assembled, items: np.ndarray) -> np.ndarray:
+    """Float64 [n, D] of items that one rank holds."""
+    part = ScoredRows(trained.tables.shards[ITEM_TABLE], trained.world)
+    places = part.places.cpu().numpy()[np.searchsorted(part.ids.cpu().numpy(), items)]
+    return part.rows.detach().float().cpu().numpy().astype(np.float64)[places]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """At length 1, but for those without a direction."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def principal_axes(centred: np.ndarray) -> tuple[np.ndarray, float]:
+    """The two directions of the largest variance of float64 [n, D], as [D, 2], and its share in all of it.
+
+    Each axis has its largest entry positive, so that the same vectors always give the same map.
+    """
+    variances, directions = np.linalg.eigh(centred.T @ centred)
+    best = directions[:, ::-1][:, :2]
+    best = best * np.where(np.take_along_axis(best, np.abs(best).argmax(0)[None], 0) < 0, -1.0, 1.0)
+    if best.shape[1] < 2:
+        best = np.pad(best, ((0, 0), (0, 1)))
+    total = float(variances.sum())
+    return best, float(variances[::-1][:2].sum()) / total if total > 0 else 0.0

@@ -1,0 +1,182 @@
+"""One page about one or more runs: `from eupmim_dist import report`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eupmim_dist import assemble
+from eupmim_dist.arguments import StoreLike, path_of, several, store_dir
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError, short
+from eupmim_dist.evaluation.recommend import ItemLabels, item_labels
+from eupmim_dist.evaluation.runner import evaluate_model
+from eupmim_dist.evaluation.scorers.interface import check_baselines
+from eupmim_dist.files import check_out, write_text, writing
+from eupmim_dist.parallel.world import World
+from eupmim_dist.reporting.curves import groups_of
+from eupmim_dist.reporting.examples import Example, Served, chosen_users, examples_of, served
+from eupmim_dist.reporting.figures import PROTOCOL, Row, baseline_rows, plot_of, row_of
+from eupmim_dist.reporting.item_map import ItemMap, map_of, popular_items
+from eupmim_dist.reporting.metrics import spent
+from eupmim_dist.reporting.page import Content, render
+from eupmim_dist.reporting.runs import ReportedRun, RunLike, check_same_store, runs_of, store_dir_of
+from eupmim_dist.reporting.settings import differences
+from eupmim_dist.telemetry.log import get_logger
+
+DEFAULT_BASELINES = ("popularity", "association", "ease")
+TOP_N = 10
+MOST_USERS = 40
+EASE_ITEMS = 5000
+"""Of more items, whose matrix it inverts, EASE is no quick baseline."""
+WORLD = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Written:
+    """A page that was written."""
+
+    path: Path
+    notes: list[str]
+    """What it lacks, and why."""
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.path.stat().st_size / 1000:,.0f} kB"
+
+
+def report(
+    runs: RunLike | Sequence[RunLike],
+    out: Path | str = "report.html",
+    *,
+    data: StoreLike | None = None,
+    baselines: str | Sequence[str] | None = None,
+    users: int = 6,
+    split: str = "test",
+) -> Written:
+    """Writes one HTML page about runs of one store, which needs no network; in one process, on the CPU.
+
+    It has the curves of their trainings, figures of their best checkpoints beside baselines' by the strict protocol,
+    what some users are recommended, a map of the items, where the time went, and the settings. A run may be under way.
+
+    Args:
+        runs: what `fit` gave, or the path of a run directory; one or a list.
+        out: the page; what was there is replaced.
+        data: the store, where it no longer lies where the first run found it.
+        baselines: of `popularity`, `ease`, `cooccurrence` and `association`; by default popularity, association and,
+            of up to 5,000 items, ease. `()` for none.
+        users: how many example users.
+        split: `valid` or `test`: whose users.
+
+    Raises UserError for what is no run, for runs of different stores, and where a file cannot be read or written.
+    """
+    file = path_of("out", out)
+    _check(file, split, users)
+    chosen = None if baselines is None else several(baselines)
+    check_baselines(chosen or [])
+    found = runs_of(runs)
+    place = store_dir_of(found, None if data is None else store_dir(data))
+    store = assemble.open_store(place, WORLD)
+    check_same_store(found, store, named=data is not None)
+    content = _content(found, store, chosen, users, split)
+    for note in content.notes:
+        get_logger().warning(note)
+    text = render(content)
+    with writing(f"--out {file}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    return Written(file, content.notes)
+
+
+def _check(out: Path, split: str, users: int) -> None:
+    if split not in ("valid", "test"):
+        raise UserError(f"--split {short(split)}: choose valid or test")
+    if isinstance(users, bool) or not isinstance(users, int) or not 0 <= users <= MOST_USERS:
+        raise UserError(f"--users {short(users)}: give a whole number from 0 to {MOST_USERS}")
+    check_out(out, f"--out {out}")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {out}: give a name that ends in .html")
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a directory; give a file")
+    above = next(path for path in out.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}: cannot be written: {above} is no directory that takes files")
+
+
+def _content(
+    runs: list[ReportedRun], store: InteractionStore, chosen: list[str] | None, users: int, split: str
+) -> Content:
+    notes = [note for run in runs for note in _notes_on(run)]
+    if len({run.config.evaluation.exclude_seen for run in runs}) > 1:
+        notes.append("evaluation.exclude_seen differs between these runs, so their figures do not compare")
+    if chosen is None:
+        chosen = [name for name in DEFAULT_BASELINES if name != "ease" or store.num_item_rows - 1 <= EASE_ITEMS]
+        if "ease" not in chosen:
+            notes.append(f"EASE is left out, as there are more than {EASE_ITEMS:,} items; --baseline ease adds it")
+    trained = any(run.best for run in runs)
+    top_n = min(TOP_N, store.num_item_rows - 1)
+    work = _Work(store, split, top_n, item_labels(store), chosen_users(store, split, users if trained else 0))
+    for number, run in enumerate(runs):
+        work.add(number, run)
+    rows = work.rows + (baseline_rows(chosen, runs, store, split, top_n, WORLD) if chosen else [])
+    return Content(
+        store=store,
+        split=split,
+        top_n=top_n,
+        num_users=len(store.users(split)),
+        runs=runs,
+        rows=rows,
+        plots=[plot_of(rows, metric) for metric in ("recall", "ndcg")] if rows else [],
+        groups=groups_of(runs),
+        examples=work.examples,
+        served=work.served,
+        maps=work.maps,
+        spent=[spent(run.metrics.lines, run.config.train.global_batch_size) for run in runs],
+        differences=differences([run.config for run in runs]),
+        notes=notes,
+        version=version("eupmim-dist"),
+    )
+
+
+def _notes_on(run: ReportedRun) -> list[str]:
+    notes = []
+    if run.metrics.missing:
+        notes.append(f"{run.name}: {run.metrics.missing}, so it has no curves")
+    if skipped := run.metrics.skipped:
+        lines = "1 line" if skipped == 1 else f"{skipped:,} lines"
+        notes.append(f"{run.name}: {lines} of its metrics.jsonl could not be read, and left out")
+    if run.best is None:
+        notes.append(f"{run.name}: has no checkpoint yet, so no figures of it")
+    return notes
+
+
+class _Work:
+    """What needs a model, of one run after another: each is held in memory only while it is looked at."""
+
+    def __init__(self, store: InteractionStore, split: str, top_n: int, labels: ItemLabels, users: np.ndarray) -> None:
+        self.store, self.split, self.top_n, self.labels, self.users = store, split, top_n, labels, users
+        self.examples: list[Example] = examples_of(store, split, users, labels)
+        self.popular = popular_items(store)
+        self.rows: list[Row] = []
+        self.served: list[list[Served] | None] = []
+        self.maps: list[ItemMap] = []
+
+    def add(self, number: int, run: ReportedRun) -> None:
+        """Evaluates a run's best checkpoint, if it has one."""
+        if run.best is None:
+            self.served.append(None)
+            return
+        trained = assemble.load_trained(run.best.path, WORLD, self.store.path)
+        result = evaluate_model(trained, self.split, PROTOCOL, [self.top_n], progress=True, per_user=True)
+        about = f"{run.config.model.name}, step {run.best.step:,}"
+        self.rows.append(row_of(run.name, number, about, result, self.top_n))
+        if trained.model.scorer != "interests" or not len(self.users):
+            self.served.append(None)
+            return
+        lists = served(trained, self.split, self.users, self.top_n, self.labels)
+        self.served.append(lists)
+        found = map_of(run.name, trained, self.popular, self.examples, lists, self.labels)
+        self.maps += [] if found is None else [found]
