@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from eupmim_dist.reporting.report import report
     from eupmim_dist.stores import prepare, synthesize
     from eupmim_dist.train.callbacks import Callback
+    from eupmim_dist.tuning.results import Tuning
+    from eupmim_dist.tuning.tune import tune
 
 _HOMES = {
     "Audit": "auditing.findings",
@@ -32,6 +34,7 @@ _HOMES = {
     "Config": "config.schema",
     "Fitted": "api",
     "Results": "evaluation.frames",
+    "Tuning": "tuning.results",
     "UserError": "errors",
     "audit": "auditing.audit",
     "compare": "comparison.compare",
@@ -43,6 +46,7 @@ _HOMES = {
     "recommend_batches": "recommending",
     "report": "reporting.report",
     "synthesize": "stores",
+    "tune": "tuning.tune",
 }
 """The module that each of them is in."""
 
@@ -53,6 +57,7 @@ __all__ = [
     "Config",
     "Fitted",
     "Results",
+    "Tuning",
     "UserError",
     "audit",
     "compare",
@@ -64,6 +69,7 @@ __all__ = [
     "recommend_batches",
     "report",
     "synthesize",
+    "tune",
 ]
 
 

@@ -27,6 +27,7 @@ from eupmim_dist.cli.report import report
 from eupmim_dist.cli.reshard import reshard
 from eupmim_dist.cli.synth import synth
 from eupmim_dist.cli.train import train
+from eupmim_dist.cli.tune import tune
 from eupmim_dist.cli.verify import verify
 from eupmim_dist.errors import UserError, mistake_of, short
 from eupmim_dist.files import unnameable
@@ -48,6 +49,7 @@ app.command()(audit)
 app.command()(train)
 app.command()(evaluate)
 app.command()(compare)
+app.command()(tune)
 app.command()(recommend)
 app.command()(report)
 app.command()(consolidate)
@@ -62,7 +64,7 @@ app.add_typer(bench, name="bench")
 
 
 ONE_RANK = (
-    *("synth", "prepare", "audit", "recommend", "report"),
+    *("synth", "prepare", "audit", "tune", "recommend", "report"),
     *("consolidate", "reshard", "verify", "inspect", "import", "export"),
 )
 """Subcommands that write or print one thing: several ranks of them would do it several times at once."""

@@ -26,7 +26,7 @@ LAYERS = [
     ["assemble"],
     ["training"],
     ["api", "stores", "convert"],
-    ["auditing", "comparison", "recommending", "reporting", "tune"],
+    ["auditing", "comparison", "recommending", "reporting", "tuning"],
     ["bench"],
     ["cli"],
     ["__main__"],
