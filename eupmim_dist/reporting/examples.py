@@ -52,6 +52,7 @@ class Example:
     """The last MAP_HISTORY of them, the last first."""
     num_targets: int
     targets: list[str]
+    """The first of what came then."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def examples_of(store: InteractionStore, split: str, users: np.ndarray, labels: 
     for user, name, cut, end in zip(users.tolist(), names_of(store, "users", users), cuts, ends, strict=True):
         first = int(store.offsets[user])
         had = store.items[first : first + int(cut)].astype(np.int64)[::-1]
-        targets = np.unique(store.items[first + int(cut) : first + int(end)].astype(np.int64))
+        targets = list(dict.fromkeys(store.items[first + int(cut) : first + int(end)].tolist()))
         found.append(
             Example(
                 shortened(name),
@@ -95,7 +96,7 @@ def examples_of(store: InteractionStore, split: str, users: np.ndarray, labels: 
                 [label_of(labels, item) for item in had[:SHOWN_HISTORY].tolist()],
                 had[:MAP_HISTORY].tolist(),
                 len(targets),
-                [label_of(labels, item) for item in targets[:SHOWN_TARGETS].tolist()],
+                [label_of(labels, item) for item in targets[:SHOWN_TARGETS]],
             )
         )
     return found

@@ -21,6 +21,8 @@ from eupmim_dist.train.state import Assembled
 MOST_ITEMS = 1500
 SIZE, EDGE = 420, 16
 """Of the map, and of the room about it, in the units of its viewBox."""
+DISC = 20
+"""The width of an interest's."""
 
 Place = tuple[float, float]
 
@@ -29,6 +31,8 @@ Place = tuple[float, float]
 class Marked:
     at: Place
     label: str
+    hit: bool = False
+    """Recommended, and taken afterwards."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,27 @@ def map_of(
     def points(some: np.ndarray) -> list[Place]:
         return [(across.at(x), up.at(y)) for x, y in some.tolist()]
 
-    def marked(some: np.ndarray, ids: Sequence[int]) -> list[Marked]:
-        return [Marked(at, label_of(labels, item)) for at, item in zip(points(some), ids, strict=True)]
-
-    users = [
-        OnMap(
-            marked(history, example.recent_ids),
-            marked(recommended, lists.ids),
-            [Marked(at, str(k)) for k, at in enumerate(points(interests), start=1)],
+    def of_user(example: Example, lists: Served, parts: Sequence[np.ndarray]) -> OnMap:
+        history, recommended, interests = map(points, parts)
+        return OnMap(
+            [Marked(at, label_of(labels, item)) for at, item in zip(history, example.recent_ids, strict=True)],
+            [Marked(at, item.label, item.hit) for at, item in zip(recommended, lists.best, strict=True)],
+            [Marked(at, str(k)) for k, at in enumerate(apart(interests), start=1)],
         )
-        for example, lists, (history, recommended, interests) in zip(examples, served, of_users, strict=True)
-    ]
+
+    users = [of_user(*one) for one in zip(examples, served, of_users, strict=True)]
     return ItemMap(name, points(places), users, explained)
+
+
+def apart(places: Sequence[Place]) -> list[Place]:
+    """Discs that would hide each other beside each other, towards the middle of the map."""
+    found: list[Place] = []
+    for x, y in places:
+        step = DISC if x < SIZE / 2 else -DISC
+        while any(abs(x - other[0]) < DISC and abs(y - other[1]) < DISC for other in found):
+            x += step
+        found.append((round(x, 1), y))
+    return found
 
 
 def vectors_of(trained: Assembled, items: np.ndarray) -> np.ndarray:
