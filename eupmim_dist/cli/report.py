@@ -7,7 +7,7 @@ import typer
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, finished or under way.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories, finished or under way.")],
     out: Annotated[Path, typer.Option(help="The page; what was there is replaced.")] = Path("report.html"),
     data: Annotated[
         Path | None, typer.Option(help="Interaction store, if it no longer lies where the first run found it.")
