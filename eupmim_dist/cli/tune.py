@@ -98,7 +98,8 @@ def _print(tuning: "Tuning") -> None:
     from eupmim_dist.tuning.results import BEST_FILE, short_names
 
     rows = tuning.table()
-    table = Table(title=tuning.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    console().print(tuning.title)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in rows[0]:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:

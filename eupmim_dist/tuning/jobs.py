@@ -15,6 +15,7 @@ import torch
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
 
+COMMAND = [sys.executable, "-m", "eupmim_dist.tuning.trial"]
 Keep = Callable[[int, float], bool]
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -80,12 +81,11 @@ class Job:
             process.wait()
 
     def _start(self) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "eupmim_dist.tuning.trial"]
         try:
             with self.log_file.open("a", encoding="utf-8") as log:
                 # In a session of its own: Ctrl-C is for the search, which tells it.
                 return subprocess.Popen(
-                    command,
+                    COMMAND,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,

@@ -87,7 +87,9 @@ class Tuning:
 
     def table(self, most: int = MOST_SHOWN) -> list[dict[str, str]]:
         """The best few, in short cells."""
-        names = short_names([key for trial in self.ranked for key in trial.settings])
+        best = self.ranked
+        different = [trial for at, trial in enumerate(best) if not _same(trial, best[:at])]
+        names = short_names([key for trial in different for key in trial.settings])
         return [
             {
                 "trial": str(trial.number),
@@ -96,7 +98,7 @@ class Tuning:
                 "time": "-" if trial.seconds is None else duration(trial.seconds),
                 **{names[key]: shown(value) for key, value in trial.settings.items()},
             }
-            for trial in self.ranked[:most]
+            for trial in different[:most]
         ]
 
     def __repr__(self) -> str:
@@ -106,6 +108,10 @@ class Tuning:
     def _repr_html_(self) -> str:
         with pl.Config(tbl_rows=-1, tbl_cols=-1, **_PLAIN):
             return f"{self.title}{pl.DataFrame(self.table())._repr_html_()}"
+
+
+def _same(trial: Trial, others: Sequence[Trial]) -> bool:
+    return any(other.settings == trial.settings for other in others)
 
 
 _PLAIN: dict[str, Any] = {"tbl_hide_dataframe_shape": True, "tbl_hide_column_data_types": True}

@@ -94,6 +94,12 @@ class Search:
     def trials(self) -> list[Trial]:
         return [trial_of(frozen, self.out) for frozen in self.study.get_trials(deepcopy=False)]
 
+    def write_best(self) -> None:
+        """The whole configuration of the best so far, if there is one. Raises UserError."""
+        for best in ranked(self.trials())[:1]:
+            text = dump_config(config_of(self.config, best.settings))
+            write_text(self.out / BEST_FILE, self.header(best) + text)
+
     def _take_up_unfinished(self) -> None:
         from optuna.trial import Trial as Open
         from optuna.trial import TrialState
@@ -156,11 +162,13 @@ class Search:
 
         state = ended["end"]
         if state == "stopped" and self.stopped:
+            with quiet():
+                trial.set_user_attr("seconds", ended.get("seconds", 0.0) + trial.user_attrs.get("seconds", 0.0))
             return
         if state == "stopped":
             state, ended["reason"] = "failed", "its job was told to stop, and not by the search"
-        before = trial.user_attrs.get("seconds", 0.0)
-        told = {"state": state, "seconds": seconds + before, "reason": ended.get("reason"), "step": ended.get("step")}
+        seconds = ended.get("seconds", seconds) + trial.user_attrs.get("seconds", 0.0)
+        told = {"state": state, "seconds": seconds, "reason": ended.get("reason"), "step": ended.get("step")}
         states = {"done": TrialState.COMPLETE, "failed": TrialState.FAIL}
         with quiet():
             for name, content in told.items():
@@ -174,8 +182,7 @@ class Search:
         best = next(iter(ranked(trials)), None)
         get_logger().info(f"[{over}/{self.most}] {line_of(trials[trial.number], best)}")
         if best is trials[trial.number]:
-            text = dump_config(config_of(self.config, best.settings))
-            write_text(self.out / BEST_FILE, self.header(best) + text)
+            self.write_best()
         self._sweep(trials)
         self._failed = self._failed + 1 if state == "failed" else 0
         if self._failed >= MOST_FAILED and not self.stopped:

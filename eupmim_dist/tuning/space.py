@@ -129,11 +129,13 @@ def knobs_of(space: Any, config: Config, overrides: str | Overrides = ()) -> lis
 
 
 def _why_unknown(key: str, config: Config) -> str:
+    if key in Config.model_fields:
+        return f"is a section; search a key of it, such as {next(name for name in dict(fields(config)) if key in name)}"
     try:
         config_of(config, {key: 0})
     except UserError as error:
         return error.as_typed.removeprefix("configuration: ")
-    return "is no single setting; `eupmim-dist config show` lists the keys"
+    return "unknown key; `eupmim-dist config show` lists the keys"
 
 
 def _holds(values: Any, key: str) -> bool:
@@ -221,8 +223,9 @@ def _fitting(key: str, value: Any, field: FieldInfo) -> Any:
         raise UserError(f"--search {key}: {shown(value)} is no single value; {HOW}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--search {key}: {value} is no finite number")
+    kind: Any = Annotated[field.annotation, field]
     try:
-        found: Any = TypeAdapter[Any](Annotated[field.annotation, field]).validate_python(value)
+        found = TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"]
         raise UserError(f"--search {key}: {shown(value)}: {reason[:1].lower()}{reason[1:]}") from None

@@ -106,7 +106,8 @@ def _check_same(out: Path, pins: Mapping[str, Any]) -> None:
     if not isinstance(before, dict):
         raise UserError(f"{file}: cannot be read; give another --out")
     now = json.loads(json.dumps(pins))
-    others = [key for key in [*before, *(now.keys() - before.keys())] if before.get(key) != now.get(key)]
+    keys = [*before, *(now.keys() - before.keys())]
+    others = [key for key in keys if before.get(key) != now.get(key) and f"search {key}" not in keys]
     if others:
         told = [f"{key} {_told(now, key)} and not {_told(before, key)}" for key in others[:MOST_TOLD]]
         told += [f"{len(others) - MOST_TOLD} more"] if len(others) > MOST_TOLD else []
@@ -117,7 +118,7 @@ def _check_same(out: Path, pins: Mapping[str, Any]) -> None:
 
 def _told(pins: Mapping[str, Any], key: str) -> str:
     if key not in pins:
-        return "(none)"
+        return "nothing"
     value = pins[key]
     return value[:12] if key == "store" else value if key.startswith("search ") else shown(value)
 

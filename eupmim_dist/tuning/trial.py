@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -91,8 +92,9 @@ def serve() -> None:
         order = json.loads(lines.get())
         print(f"--- {order['run_dir']}", flush=True)
         world = init_world(order["cpu"])
+        started = time.monotonic()
         ended = train_trial(parse_config(order["config"], "trial"), Path(order["run_dir"]), world, keep)
-        tell(ended)
+        tell({**ended, "seconds": time.monotonic() - started})
         if ended["end"] == "failed":
             return
 

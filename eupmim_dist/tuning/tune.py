@@ -86,14 +86,16 @@ def tune(
         search = Search(study, settings, knobs, most, place, workers, lambda best: _header(search, best, command))
         with task_progress("trials", most) as search.advance:
             search.run(seconds)
+        search.write_best()  # which says of how many
         found = search.trials()
         finished = sum(trial.state != "unfinished" for trial in found) >= most
         best = next(iter(ranked(found)), None)
         if finished and best is None:
             raise UserError(f"no trial is done: {in_numbers(found)}; the last one: {found[-1].reason}")
         if not finished:
-            told = f"best {best.value:.4f} by trial {best.number}" if best else "none is done"
-            get_logger().info(f"stopped: {in_numbers(found)} of {most}, {told}; the same command goes on")
+            over = sum(trial.state != "unfinished" for trial in found)
+            told = f", best {best.value:.4f} by trial {best.number}" if best else ""
+            get_logger().info(f"stopped: {over} of {most} trials have ended{told}; the same command goes on")
         return Tuning(
             trials=found,
             metric=settings.evaluation.metric,
@@ -108,7 +110,10 @@ def tune(
 def _settings(config: ConfigLike, overrides: str | Overrides, data: StoreLike | None, metric: str | None) -> Config:
     settings = config_of(config, overrides)
     if metric is not None:
-        settings = config_of(settings, {"evaluation.metric": metric})
+        try:
+            settings = config_of(settings, {"evaluation.metric": metric})
+        except UserError as error:
+            raise UserError(f"--metric: {error.as_typed.removeprefix('configuration: ')}") from None
     if data is not None:
         settings.data.dir = store_dir(data)
     return settings
