@@ -30,13 +30,13 @@ class Group:
 def groups_of(runs: Sequence[ReportedRun]) -> list[Group]:
     """The charts of a report, without those that no run has anything for."""
     names = list(dict.fromkeys(name for run in runs for name in run.metrics.names()))
-    parts = [name for name in names if name.startswith(PART)]
+    parts = [name for name in names if name.startswith(PART) and _ever(runs, name)]
     evaluated = [name for name in names if EVALUATED.fullmatch(name)]
     others = [*OTHERS, *(name for name in names if _is_other(name))]
     groups = [
         Group("Loss", "What training minimises, and the parts that it is the sum of.", [
             *_overlaid(runs, "Loss", LOSS),
-            *(found for name in parts for found in _overlaid(runs, _loss_part(name), name)),
+            *(found for name in (parts if len(parts) > 1 else []) for found in _overlaid(runs, _loss_part(name), name)),
         ]),
         Group("Evaluations while training", "On the split and by the protocol that each title names.", [
             found for name in evaluated for found in _overlaid(runs, _evaluated(name), name)

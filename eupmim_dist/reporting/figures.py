@@ -73,7 +73,7 @@ def baseline_rows(
             progress=True,
             per_user=True,
         )
-        rows.append(row_of(name, None, "baseline", result, top_n))
+        rows.append(row_of(name, None, f"of the last {config.task.history_length:,} items", result, top_n))
     return rows
 
 
