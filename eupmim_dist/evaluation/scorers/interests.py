@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.heldout import HeldOut
-from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.catalogue import ScoredRows
+from eupmim_dist.train.skipped import Diverged
 
 USERS_AT_A_TIME = 128
 """Users a forward pass takes: a larger batch's activations fall out of a CPU's cache."""
@@ -63,7 +63,7 @@ class InterestScorer(Scorer):
         # at those of all, since one that raised alone would leave the others waiting.
         longest = everywhere(_longest(interests), self.world)
         if not all(one * other < torch.finfo(torch.float32).max for one in longest for other in self.longest):
-            raise UserError(
+            raise Diverged(
                 f"{type(self.model).__name__}: its vectors are not finite, or so long that their products are not; its "
                 "training has diverged or its weights were damaged: train again with a lower train.learning_rate"
             )
