@@ -16,7 +16,7 @@ from eupmim_dist.arguments import config_of
 from eupmim_dist.config import plain_yaml
 from eupmim_dist.config.load import CHOICES, Overrides, apply_overrides, fields
 from eupmim_dist.config.registry import find
-from eupmim_dist.config.schema import Config
+from eupmim_dist.config.schema import Choice, Config
 from eupmim_dist.errors import UserError, short, shown
 from eupmim_dist.files import read_text
 
@@ -116,6 +116,7 @@ def knobs_of(space: Any, config: Config, overrides: str | Overrides = ()) -> lis
             names = _values(f"{kind}.name", space[f"{kind}.name"])
             of_names = [find(kind, name).config.model_fields for name in names]
             known = {f"{kind}.{key}": field for of_name in of_names for key, field in of_name.items()} | known
+            known[f"{kind}.name"] = Choice.model_fields["name"]
     knobs = []
     for key, text in space.items():
         if not isinstance(key, str) or key not in known:

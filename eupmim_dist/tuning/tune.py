@@ -75,11 +75,11 @@ def tune(
     place = path_of("out", out)
     settings = _settings(config, overrides, data, metric)
     knobs = knobs_of(space, settings, overrides)
+    if settings.world_size not in (None, 1):
+        raise UserError(f"world_size: {settings.world_size}, and each trial is trained by one process; leave it out")
     here = World(0, 1, 0, 1, torch.device("cpu"))  # for looking only: jobs have the GPUs
     store = assemble.open_store(settings.data.dir, here)
     assemble.trainable(settings, here, store)
-    if settings.world_size not in (None, 1):
-        raise UserError(f"world_size: {settings.world_size}, and each trial is trained by one process; leave it out")
     with occupied(place, pins_of(settings, knobs, pruner, store)):
         study = open_study(place, pruner, settings)
         workers = [Job(each, number, place, cpu) for each in range(number)]
