@@ -16,6 +16,7 @@ from eupmim_dist.evaluation.statistics import bootstrap_intervals
 from eupmim_dist.parallel.world import World
 from eupmim_dist.reporting.charts import Scale, Tick
 from eupmim_dist.reporting.runs import ReportedRun
+from eupmim_dist.telemetry.progress import task_progress
 
 PROTOCOL = "strict"
 METRICS = ("recall", "ndcg", "hit_rate", "precision")
@@ -44,7 +45,8 @@ def row_of(name: str, style: int | None, about: str, result: Result, top_n: int)
     """A row of a result that has what each user got."""
     assert result.per_user is not None
     names = [f"{metric}@{top_n}" for metric in METRICS]
-    intervals = bootstrap_intervals(np.stack([result.per_user.metrics[key] for key in names], axis=1))
+    with task_progress(f"{name}: intervals over users"):
+        intervals = bootstrap_intervals(np.stack([result.per_user.metrics[key] for key in names], axis=1))
     figures = {
         metric: Figure(result.metrics[key], *interval)
         for metric, key, interval in zip(METRICS, names, intervals, strict=True)

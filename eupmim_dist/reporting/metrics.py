@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,21 @@ class Metrics:
     def times(self) -> list[float]:
         return [line.time for line in self.lines if line.time is not None]
 
+    @cached_property
+    def _by_name(self) -> dict[str, dict[int, float]]:
+        found: dict[str, dict[int, float]] = {}
+        for line in self.lines:
+            for name, value in line.values.items():
+                found.setdefault(name, {})[line.step] = value
+        return found
+
     def names(self) -> list[str]:
         """What was logged, in the order of its first appearance."""
-        return list(dict.fromkeys(name for line in self.lines for name in line.values))
+        return list(self._by_name)
 
     def points(self, name: str) -> Points:
         """One value over the steps; the later one where a step was logged twice."""
-        return sorted({line.step: line.values[name] for line in self.lines if name in line.values}.items())
+        return sorted(self._by_name.get(name, {}).items())
 
 
 def read_metrics(file: Path) -> Metrics:

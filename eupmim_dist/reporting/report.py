@@ -23,7 +23,7 @@ from eupmim_dist.reporting.examples import Example, Served, chosen_users, exampl
 from eupmim_dist.reporting.figures import PROTOCOL, Row, baseline_rows, plot_of, row_of
 from eupmim_dist.reporting.item_map import ItemMap, map_of, popular_items
 from eupmim_dist.reporting.metrics import spent
-from eupmim_dist.reporting.page import Content, render
+from eupmim_dist.reporting.page import NUM_STYLES, Content, render
 from eupmim_dist.reporting.runs import ReportedRun, RunLike, check_same_store, runs_of, store_dir_of
 from eupmim_dist.reporting.settings import differences
 from eupmim_dist.telemetry.log import get_logger
@@ -110,6 +110,8 @@ def _content(
     runs: list[ReportedRun], store: InteractionStore, chosen: list[str] | None, users: int, split: str
 ) -> Content:
     notes = [note for run in runs for note in _notes_on(run)]
+    if len(runs) > NUM_STYLES:
+        notes.append(f"there are {len(runs)} runs, and colours for {NUM_STYLES}: they repeat")
     if len({run.config.evaluation.exclude_seen for run in runs}) > 1:
         notes.append("evaluation.exclude_seen differs between these runs, so their figures do not compare")
     if chosen is None:

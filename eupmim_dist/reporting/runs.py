@@ -18,6 +18,7 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.files import read_text
 from eupmim_dist.reporting.metrics import Metrics, read_metrics
+from eupmim_dist.telemetry.progress import task_progress
 
 RunLike = Fitted | Path | str
 """What `fit` gave, or the path of a run directory."""
@@ -87,7 +88,8 @@ def _read(path: Path) -> ReportedRun:
         raise UserError(f"{path}: is no run directory: it has no {CONFIG_FILE}; give the --run-dir of a training")
     last = resolve(path, "last") if readable_steps(path) else None
     best = None if last is None else resolve(path, "best")
-    metrics, running = read_metrics(path / "metrics.jsonl"), _is_running(path)
+    with task_progress(f"{path}: reading metrics.jsonl"):
+        metrics, running = read_metrics(path / "metrics.jsonl"), _is_running(path)
     if running and best is not None and not best.path.is_dir():  # a better one came while this was read
         best = resolve(path, "best")
     try:

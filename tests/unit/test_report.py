@@ -64,10 +64,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(dataset, root / "store", name="shop</p>", source="test")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for name, model in (("two", "comirec_dr"), ("one", "sasrec")):
-            more = {"num_interests": 2} if name == "two" else {"num_layers": 1, "num_heads": 1}
-            fit({**SETTINGS, "model": {"name": model, "dim": 8, **more}}, f"runs/{name}", data="store")
-        report(["runs/two", "runs/one"], "pages/both.html", users=3)
+        more = {"num_interests": 2}
+        two = fit({**SETTINGS, "model": {"name": "comirec_dr", "dim": 8, **more}}, "runs/two", data="store")
+        more = {"num_layers": 1, "num_heads": 1}
+        fit({**SETTINGS, "model": {"name": "sasrec", "dim": 8, **more}}, "runs/one", data="store")
+        report([two, "runs/one"], "pages/both.html", users=3)
     return root
 
 
