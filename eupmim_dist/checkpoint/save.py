@@ -14,10 +14,10 @@ from eupmim_dist.checkpoint.layout import complete_steps, step_dir, step_dirs
 from eupmim_dist.checkpoint.state import host_copies, not_finite, readable_failures, training_tensors
 from eupmim_dist.checkpoint.writer import CheckpointWriter, remove
 from eupmim_dist.config.load import origins
-from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.exchange import own_group
 from eupmim_dist.telemetry.throughput import Throughput
+from eupmim_dist.train.skipped import Diverged
 from eupmim_dist.train.state import Assembled, Outcome, Run
 
 
@@ -35,9 +35,9 @@ def save_checkpoint(run: Run, run_dir: Path) -> Path:
 
 
 def _finite(run: Run, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same. Raises UserError if a number is not finite: a checkpoint is something to go on from."""
+    """The same. Raises Diverged if a number is not finite: a checkpoint is something to go on from."""
     if strange := not_finite(tensors):
-        raise UserError(
+        raise Diverged(
             f"step {run.progress.step}: {strange} holds numbers that are not finite, so it is not saved: the training "
             "has diverged; lower train.learning_rate or train.l2, or set train.clip_norm"
         )
