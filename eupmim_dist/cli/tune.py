@@ -84,7 +84,7 @@ def tune(
     )
     if tuning.best is not None:
         _print(tuning)
-    if not tuning.finished and timeout is None:
+    if not tuning.finished and not tuning.timed_out:
         raise typer.Exit(EXIT_CODE)
 
 

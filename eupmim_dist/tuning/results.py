@@ -53,6 +53,8 @@ class Tuning:
     """Shares of how much each setting decides (PED-ANOVA); empty while fewer than 8 trials are done."""
     finished: bool = True
     """False if it was asked to stop (Ctrl-C, SIGTERM, the timeout): the same call goes on with it."""
+    timed_out: bool = False
+    """Whether that was the timeout."""
 
     @property
     def ranked(self) -> list[Trial]:

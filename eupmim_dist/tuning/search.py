@@ -49,6 +49,7 @@ class Search:
     """Told of trials done since the last time."""
     stopped: bool = False
     """No trial is begun any more."""
+    timed_out: bool = False
     _lock: Any = field(default_factory=threading.RLock)
     _failed: int = 0
     _error: BaseException | None = None
@@ -73,6 +74,7 @@ class Search:
                         thread.join(0.1)
                         if deadline is not None and time.monotonic() > deadline and not self.stopped:
                             get_logger().info("the time is over: what is under way is saved")
+                            self.timed_out = True
                             self.stop()
         except BaseException:
             self.stopped = True

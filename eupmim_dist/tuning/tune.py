@@ -104,6 +104,7 @@ def tune(
             config=config_of(settings, best.settings) if best else None,
             importance=importance_of(study),
             finished=finished,
+            timed_out=search.timed_out,
         )
 
 

@@ -258,7 +258,8 @@ def test_the_timeout_saves_what_is_under_way(place: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(of_tune, "Job", Waiting)
     found = tune(SETTINGS, SPACE, out="out", jobs=2, timeout=0.001)
-    assert (found.finished, found.best, found.best_settings, found.config) == (False, None, {}, None)
+    assert (found.finished, found.timed_out) == (False, True)
+    assert (found.best, found.best_settings, found.config) == (None, {}, None)
     assert [trial.state for trial in found.trials] == ["unfinished"] * 2
     assert "2 unfinished" in found.title
 
@@ -372,9 +373,10 @@ def test_a_trial_says_why_it_cannot_be_or_has_failed(tmp_path: Path) -> None:
     config = config_of(tmp_path, evaluation__metric="recall@500")
     told = train_trial(config, tmp_path / "run", WORLD, lambda step, value: True)
     assert (told["end"], "top-N 500 is larger" in told["reason"]) == ("invalid", True)
-    for every, reason in ((4, "has diverged"), (60, "were not finite")):
-        rate = config_of(tmp_path, train__learning_rate=1e38, train__max_steps=60, evaluation__every=every)
-        told = train_trial(rate, tmp_path / f"run-{every}", WORLD, lambda step, value: True)
+    diverging = {"train__learning_rate": 1e38, "train__max_steps": 60}
+    for evaluated, saved, reason in ((4, 60, "its vectors"), (60, 6, "is not saved"), (60, 60, "were not finite")):
+        changed = config_of(tmp_path, **diverging, evaluation__every=evaluated, checkpoint__every=saved)
+        told = train_trial(changed, tmp_path / f"run-{evaluated}-{saved}", WORLD, lambda step, value: True)
         assert (told["end"], reason in told["reason"]) == ("invalid", True)
     told = train_trial(config_of(tmp_path), tmp_path / "broken", WORLD, broken)
     assert told == {"end": "failed", "reason": "RuntimeError: of a bug"}
