@@ -103,6 +103,10 @@ def test_the_pages_first_example_and_its_search_run(place: Path, capsys: pytest.
     assert str(first["fitted"].results) in told
     assert first["fitted"].results.frame()["recall"].max() > 0.1
 
+    run_block(block("import report"))
+    assert Path("runs/shop.html").read_text(encoding="utf-8").count("<article") == 3
+    capsys.readouterr()
+
     import optuna
 
     study = run_block(block("import optuna"))["study"]
