@@ -68,12 +68,4 @@
       show(steps[at], box.left + steps[at] * scale(), box.top + 20);
     });
   }
-
-  // What is folded is printed too.
-  let closed = [];
-  addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
-    closed.forEach((one) => (one.open = true));
-  });
-  addEventListener("afterprint", () => closed.forEach((one) => (one.open = false)));
 })();
