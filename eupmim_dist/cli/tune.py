@@ -101,7 +101,7 @@ def _print(tuning: "Tuning") -> None:
     console().print(tuning.title)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in rows[0]:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name.replace("_", "_\n"), justify="right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.values()))
     print_table(table)

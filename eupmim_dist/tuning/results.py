@@ -50,7 +50,7 @@ class Tuning:
     config: Config | None
     """The whole configuration of the best, as in best.yaml; None without one that is done."""
     importance: dict[str, float] = field(default_factory=dict)
-    """Shares of how much each setting decides (PED-ANOVA); empty while fewer than 8 trials are done."""
+    """Shares of how much each setting decides (PED-ANOVA); empty while fewer than 20 trials are done."""
     finished: bool = True
     """False if it was asked to stop (Ctrl-C, SIGTERM, the timeout): the same call goes on with it."""
     timed_out: bool = False

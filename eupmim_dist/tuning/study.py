@@ -25,6 +25,8 @@ LOCK_SECONDS = 5.0
 PRUNERS = ("median", "halving", "none")
 TRIALS_BEFORE_PRUNING = 4
 """Done, before the first may be pruned: of fewer the median tells little."""
+TRIALS_FOR_IMPORTANCE = 20
+"""Done: the best tenth of them is looked at, and fewer than two are chance."""
 FREE = ("data.dir", "train.log_every", "train.prefetch", "train.threads", "checkpoint.")
 """What a search that is gone on with may change: nothing that values depend on; the store is known by its content."""
 MOST_TOLD = 4
@@ -183,7 +185,7 @@ def importance_of(study: "Study") -> dict[str, float]:
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
-    if len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])) < 2 * TRIALS_BEFORE_PRUNING:
+    if len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])) < TRIALS_FOR_IMPORTANCE:
         return {}
     with quiet():
         shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
