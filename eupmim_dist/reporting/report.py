@@ -75,12 +75,14 @@ def report(
     """
     file = path_of("out", out)
     _check(file, split, users)
-    chosen = None if baselines is None else several(baselines)
+    chosen = None if baselines is None else list(dict.fromkeys(several(baselines)))
     check_baselines(chosen or [])
     found = runs_of(runs)
     place = store_dir_of(found, None if data is None else store_dir(data))
     store = assemble.open_store(place, WORLD)
     check_same_store(found, store, named=data is not None)
+    if not len(store.users(split)):
+        raise UserError(f"{store.path}: split {split} has no users")
     content = _content(found, store, chosen, users, split)
     for note in content.notes:
         get_logger().warning(note)
@@ -168,12 +170,13 @@ class _Work:
 
     def add(self, number: int, run: ReportedRun) -> None:
         """Evaluates a run's best checkpoint, if it has one."""
-        if run.best is None:
+        best = run.best_now()
+        if best is None:
             self.served.append(None)
             return
-        trained = assemble.load_trained(run.best.path, WORLD, self.store.path)
+        trained = assemble.load_trained(best.path, WORLD, self.store.path)
         result = evaluate_model(trained, self.split, PROTOCOL, [self.top_n], progress=True, per_user=True)
-        about = f"{run.config.model.name}, step {run.best.step:,}"
+        about = f"{run.config.model.name}, step {best.step:,}"
         self.rows.append(row_of(run.name, number, about, result, self.top_n))
         if trained.model.scorer != "interests" or not len(self.users):
             self.served.append(None)

@@ -59,11 +59,11 @@ class ReportedRun:
             return f"finished, {self.last.step:,} steps"
         return f"ended at step {at:,} of {most:,}" if self.tested else f"not finished, step {at:,} of {most:,}"
 
-    @property
-    def made_with(self) -> str | None:
-        """Versions and commit, as the head of its config.yaml has them."""
-        first = self.yaml.partition("\n")[0]
-        return first.removeprefix("#").strip() if first.startswith("#") else None
+    def best_now(self) -> Checkpoint | None:
+        """Its best checkpoint: while it trains a better one may have come, and this one have been deleted."""
+        if self.running and self.best is not None and not self.best.path.is_dir():
+            return resolve(self.path, "best")
+        return self.best
 
 
 def runs_of(runs: RunLike | Sequence[RunLike]) -> list[ReportedRun]:
@@ -90,8 +90,6 @@ def _read(path: Path) -> ReportedRun:
     best = None if last is None else resolve(path, "best")
     with task_progress(f"{path}: reading metrics.jsonl"):
         metrics, running = read_metrics(path / "metrics.jsonl"), _is_running(path)
-    if running and best is not None and not best.path.is_dir():  # a better one came while this was read
-        best = resolve(path, "best")
     try:
         text = read_text(file)
         config = load_config(file)
