@@ -108,7 +108,8 @@ def _environment(number: int, num_jobs: int, devices: list[str]) -> dict[str, st
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     elif num_jobs > 1:  # or each would take all cores
-        env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_jobs)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        env.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_jobs)))
     return env
 
 

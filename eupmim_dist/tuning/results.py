@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 BEST_FILE = "best.yaml"
 MOST_SHOWN = 5
+LONGEST_REASON = 160
+"""Characters in a line; `Trial.reason` has all."""
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,15 @@ def line_of(trial: Trial, best: Trial | None) -> str:
         told += f" at step {trial.last_step:,}"
     told += f": {trial.value:.4f}" if trial.value is not None and trial.state in ("done", "pruned") else ""
     told += f" ({trial.reason})" if trial.reason and trial.state in ("done", "pruned") else ""
-    told += f": {trial.reason}" if trial.state in ("invalid", "failed") else ""
+    told += f": {_beginning(trial.reason)}" if trial.state in ("invalid", "failed") else ""
     so_far = "none so far" if best is None else "the best" if best is trial else f"{best.value:.4f} by {best.number}"
     so_far = so_far if best is trial else f"best {so_far}"
     time = "" if trial.seconds is None else f"; {duration(trial.seconds)}"
     return f"{told}; {so_far}{time}; {settings}"
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 def short_names(keys: Any) -> dict[str, str]:

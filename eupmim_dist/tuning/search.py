@@ -82,6 +82,9 @@ class Search:
                 job.kill()
             raise
         finally:
+            for thread in threads:
+                if thread.is_alive():
+                    thread.join()
             for job in self.jobs:
                 job.close()
         if self._error is not None:

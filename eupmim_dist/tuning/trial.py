@@ -37,12 +37,13 @@ def train_trial(config: Config, run_dir: Path, world: World, keep: Keep) -> dict
     Returns `end`: `done`, `pruned`, `stopped` (asked to, by a signal), `invalid` (settings that cannot be trained) or
     `failed`; with the `reason`, or the best `value` and its `step`.
     """
-    try:
-        assemble.trainable(config, world, InteractionStore.open(config.data.dir, verify=False))
-    except UserError as error:
-        return {"end": "invalid", "reason": error.as_typed}
     watch = _Watch(f"valid/{config.evaluation.protocol}/{config.evaluation.metric}", keep)
     try:
+        store = InteractionStore.open(config.data.dir, verify=False)
+        try:
+            assemble.trainable(config, world, store)
+        except UserError as error:
+            return {"end": "invalid", "reason": error.as_typed}
         with the_only_training():
             run, start = begin(config, run_dir, "auto", None, world)
             with leaving_on_signal(run):

@@ -386,6 +386,8 @@ def test_a_trial_says_why_it_cannot_be_or_has_failed(tmp_path: Path) -> None:
         assert (told["end"], reason in told["reason"]) == ("invalid", True)
     told = train_trial(config_of(tmp_path), tmp_path / "broken", WORLD, broken)
     assert told == {"end": "failed", "reason": "RuntimeError: of a bug"}
+    (tmp_path / "store").rename(tmp_path / "gone")
+    assert train_trial(config, tmp_path / "lost", WORLD, lambda step, value: True)["end"] == "failed"
 
 
 # processes
