@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -215,6 +217,12 @@ def test_a_search_finds_and_keeps_the_best(
     assert [row["trial"] for row in found.table()] == [str(trial.number) for trial in found.ranked[:5]]
 
 
+def test_halving_prunes_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = search(monkeypatch, "out", pruner="halving")
+    assert {trial.last_step for trial in found.trials if trial.state == "pruned"} == {20}
+    assert found.best_value == max(trial.value or 0.0 for trial in found.trials)
+
+
 def test_what_decides_is_told_once_there_are_many(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shares = search(monkeypatch, "out", pruner="none", trials=20, jobs=2).importance
     assert list(shares) == ["train.learning_rate", "model.dim"]
@@ -268,6 +276,40 @@ def test_the_timeout_saves_what_is_under_way(place: Path, monkeypatch: pytest.Mo
     assert (found.best, found.best_settings, found.config) == (None, {}, None)
     assert [trial.state for trial in found.trials] == ["unfinished"] * 2
     assert "2 unfinished" in found.title
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: int
+) -> None:
+    asked, killed = threading.Event(), threading.Event()
+
+    class Interrupted(Pretended):
+        def train(self, *args: Any) -> dict[str, Any]:
+            for _, heard in zip(range(times), (asked, killed), strict=False):
+                os.kill(os.getpid(), signal.SIGINT)
+                assert heard.wait(10)
+            return {"end": "stopped", "seconds": 1.0}
+
+        def stop(self) -> None:
+            asked.set()
+
+        def kill(self) -> None:
+            killed.set()
+
+        close = stop
+
+    monkeypatch.setattr(of_tune, "Job", Interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    if times == 1:
+        found = tune(SETTINGS, SPACE, out="out")
+        assert (found.finished, found.timed_out, found.trials[0].seconds) == (False, False, 1.0)
+        assert "stopped: 0 of 20 trials have ended; the same command goes on" in capsys.readouterr().out
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            tune(SETTINGS, SPACE, out="out")
+    assert killed.is_set() == (times == 2)
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_trials_that_cannot_be_or_fail_are_told(
