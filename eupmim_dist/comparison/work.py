@@ -80,10 +80,9 @@ def trainings_of(entries: Sequence[Entry], seeds: Sequence[int], out: Path, rule
 
 
 def setup_of_baselines(entries: Sequence[Entry], rules: Rules) -> Setup:
-    """They read as much of a history as any of the models, and leave out what these do."""
+    """They leave out what the models do."""
     config = Config()
     if entries:
-        config.task.history_length = max(entry.config.task.history_length for entry in entries)
         config.evaluation.exclude_seen = entries[0].config.evaluation.exclude_seen
     return assemble.without_model(config, rules.world, rules.store)
 

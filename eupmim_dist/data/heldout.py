@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eupmim_dist.data.batch import UserBatch
+from eupmim_dist.data.batch import UserBatch, histories
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.store import InteractionStore
 
@@ -43,12 +43,17 @@ class Ragged:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One rank's users of a chunk. `seen` is all that came before the cut, not only the last L items; targets are
-    distinct."""
+    """One rank's users of a chunk. `seen` is all that came before the cut, oldest first, not only the last L items;
+    targets are distinct."""
 
     batch: UserBatch
     seen: Ragged
     targets: Ragged
+
+    def last_seen(self, number: int) -> Tensor:
+        """The last items before the cut, oldest first, NO_ROW on the right: int64 [B, number]."""
+        counts = torch.bincount(self.seen.user, minlength=len(self.batch))
+        return histories(self.seen.item.numpy(), counts.cumsum(0) - counts, counts, number)
 
 
 ToRank = Callable[[np.ndarray, np.ndarray], UserBatch]

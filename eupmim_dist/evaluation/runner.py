@@ -207,7 +207,6 @@ def ranking_of(setup: Setup, per_interest: bool = False) -> Ranking:
     assembled = setup if isinstance(setup, Assembled) else None
     return Ranking(
         store=setup.store,
-        history_length=setup.task.history_length,
         world=setup.world,
         per_interest=per_interest,
         model=None if assembled is None else assembled.model,

@@ -57,9 +57,8 @@ def row_of(name: str, style: int | None, about: str, result: Result, top_n: int)
 def baseline_rows(
     names: Sequence[str], runs: Sequence[ReportedRun], store: InteractionStore, split: str, top_n: int, world: World
 ) -> list[Row]:
-    """They read as much of a history as any of the runs, and leave out what the first one does."""
+    """They leave out what the first run does."""
     config = Config()
-    config.task.history_length = max(run.config.task.history_length for run in runs)
     config.evaluation.exclude_seen = runs[0].config.evaluation.exclude_seen
     setup = assemble.without_model(config, world, store)
     rows = []
@@ -75,7 +74,7 @@ def baseline_rows(
             progress=True,
             per_user=True,
         )
-        rows.append(row_of(name, None, f"of the last {config.task.history_length:,} items", result, top_n))
+        rows.append(row_of(name, None, "baseline", result, top_n))
     return rows
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from eupmim_dist.assemble import without_model
 from eupmim_dist.config.load import parse_config
-from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.data.batch import NO_ROW
+from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.runner import held_out_users
@@ -41,7 +42,7 @@ def store(tmp_path: Path) -> InteractionStore:
 
 
 def ranking(store: InteractionStore, world: World = WORLD) -> Ranking:
-    return Ranking(store, history_length=HISTORY, world=world)
+    return Ranking(store, world=world)
 
 
 def interactions(num_users: int, num_items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +91,9 @@ def test_followers_are_counted(first: int, last: int) -> None:
 
 def query_of(scorer: Scorer, store: InteractionStore, history: Tensor) -> Tensor:
     users = held_out_users(without_model(parse_config({}, "test"), WORLD, store), "test").chunk(0)
-    held_out: HeldOut = replace(users, batch=replace(users.batch, history=history))
+    user, place = (history != NO_ROW).nonzero(as_tuple=True)
+    batch = replace(users.batch, user=torch.zeros(len(history)))
+    held_out: HeldOut = replace(users, batch=batch, seen=Ragged(user, history[user, place]))
     return scorer.query(held_out)
 
 
@@ -174,3 +177,19 @@ def test_counting_is_named_after_the_baseline(
     monkeypatch.setattr(cls, "weights_of", lambda *_: time.sleep(0.05) or np.zeros(1))
     make_scorer(name, ranking(store))
     assert capsys.readouterr().out.startswith(f"{name}: counting what followed what, 0 s so far\n")
+
+
+def test_baselines_read_the_same_whatever_the_model_beside_them_reads(store: InteractionStore) -> None:
+    """Their last ten items, oldest first; of the task's histories a scorer sees nothing."""
+    found = []
+    for length in (2, 30):
+        config = parse_config({"task": {"history_length": length}}, "test")
+        users = held_out_users(without_model(config, WORLD, store), "test").chunk(0)
+        found.append(users.last_seen(10))
+        for row, user in zip(found[-1].tolist(), range(len(users.batch)), strict=True):
+            before = users.seen.item[users.seen.user == user].tolist()[-10:]
+            assert row == before + [NO_ROW] * (10 - len(before))
+        assert make_scorer("ease", ranking(store)).query(users).shape[1] == 10
+    assert torch.equal(*found)
+    assert (found[0] != NO_ROW).sum(1).max() == 10
+    assert (found[0] == NO_ROW).any()

@@ -154,7 +154,7 @@ def test_baselines_equal_the_naive_ones(assembled: Assembled, name: str) -> None
             scores = (
                 plain.popularity_scores(sequences, num_rows)
                 if matrix is None
-                else plain.matrix_scores(matrix, seen, num_last=6)
+                else plain.matrix_scores(matrix, seen, num_last=10)
             )
             per_user.append(plain.user_metrics("strict", scores.astype(np.float32), seen, targets, cutoff))
         expected |= {f"{metric}@{cutoff}": value for metric, value in plain.average(per_user).items()}

@@ -148,7 +148,7 @@ def test_figures_and_intervals_are_those_of_an_evaluation(place: Path) -> None:
         low, high = bootstrap_interval(result.per_user.metrics[f"{metric}@10"])
         assert re.search(rf"{mean:.4f} {low:.4f} . {high:.4f}", shown)
     for baseline in ("popularity", "association", "ease"):
-        assert f"{baseline} of the last 6 items 0." in shown
+        assert f"{baseline} baseline 0." in shown
 
 
 def test_users_get_what_the_model_recommends_them(place: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_run_under_way_or_damaged_is_shown_as_far_as_it_goes(own_run: Path, tm
     shown = text_of(out.read_text())
     assert "has no checkpoint yet" in shown
     assert "there is no metrics.jsonl" in shown
-    assert "popularity of the last 6 items 0." in shown
+    assert "popularity baseline 0." in shown
 
 
 @pytest.mark.parametrize(

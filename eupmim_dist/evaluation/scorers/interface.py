@@ -20,13 +20,15 @@ from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 
+BASELINE_HISTORY = 10
+"""Items of a history that baselines read, whatever the model beside them reads: most do worse with many more."""
+
 
 @dataclass(frozen=True)
 class Ranking:
     """What a scorer is made for."""
 
     store: InteractionStore
-    history_length: int
     world: World
     per_interest: bool = False
     """The protocol's: a list per interest, by cosine."""
