@@ -119,7 +119,7 @@ class TablesConfig(Section):
     """`exact`: dense Adam + L2 over each shard; the others move only the touched rows."""
     learning_rate: float | None = Field(None, gt=0, le=1e38)
     """Learning rate of the tables; train.learning_rate if not given."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e38)
     """Decoupled decay of the touched rows (AdamW's), for lazy_adam."""
     replicate_below: int = Field(2048, ge=0)
     """Tables with fewer rows than this are held whole by every rank, which then exchange gradients only."""
@@ -150,7 +150,7 @@ class TrainConfig(Section):
     """Of the dense network: Adam with l2 in the loss, or AdamW, which has weight_decay instead."""
     learning_rate: float = Field(1e-3, gt=0, le=1e38)
     """Learning rate of the dense network and, unless tables.learning_rate is given, of the tables."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1e38)
     """Decoupled decay of the dense network's weights, for adamw."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How both learning rates go from their value, after warm-up, to zero at max_steps; or stay."""
@@ -163,7 +163,7 @@ class TrainConfig(Section):
     threads: int | None = Field(None, ge=1, le=256)
     """Threads of a rank. If not given, on CPU ranks: those of the checkpoint that is gone on from, OMP_NUM_THREADS, or
     as many as are measured to be fastest."""
-    l2: float = Field(1e-5, ge=0)
+    l2: float = Field(1e-5, ge=0, le=1e38)
     """Adds l2/2 times the sum of squares of every parameter to the loss; lazy table optimizers: of touched rows."""
     log_every: int = Field(50, ge=1)
     """Steps between two lines of the log."""
