@@ -24,7 +24,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.frames import Results
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import evaluate_model, evaluate_scorer, held_out_users, ranking_of
+from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_of
 from eupmim_dist.evaluation.scorers.interface import check_baselines, make_scorer
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.world import init_world
@@ -195,23 +195,12 @@ def evaluate(
         if isinstance(setting, Assembled):
             for protocol in names:
                 results.append(evaluate_model(setting, split, protocol, cutoffs, variety=variety, progress=True))
-        users = held_out_users(setting, split)
         for name in rivals:
             with agreed(world):
                 scorer = make_scorer(name, ranking_of(setting))
             for protocol in names:
                 results.append(
-                    evaluate_scorer(
-                        scorer,
-                        name,
-                        users,
-                        PROTOCOLS[protocol],
-                        cutoffs,
-                        setting.world,
-                        exclude_seen=setting.config.evaluation.exclude_seen,
-                        variety=variety,
-                        progress=True,
-                    )
+                    evaluate_by(scorer, name, setting, split, protocol, cutoffs, variety=variety, progress=True)
                 )
     return results
 

@@ -87,6 +87,7 @@ def without_model(config: Config, world: World, store: InteractionStore) -> Setu
 
 def assemble(config: Config, world: World, store: InteractionStore) -> Assembled:
     """A model with initial weights and its tables, to rank with."""
+    _check_ranks(config, world)
     shape = shape_of_data(config, store)
     check_room(config, shape, _ranked(store), world, training=False)
     model = make_model(config, shape)
@@ -96,7 +97,6 @@ def assemble(config: Config, world: World, store: InteractionStore) -> Assembled
 def _with_tables(
     config: Config, world: World, store: InteractionStore, task: Task, model: Model, objective: Objective | None
 ) -> Assembled:
-    _check_ranks(config, world)
     whole = ITEM_TABLE if objective is not None and objective.whole_catalogue else None
     model.to(world.device)
     tables = ShardedTables(model.tables(), config.seed, world, config.tables, whole)

@@ -1,9 +1,9 @@
 """A comparison in words: two tables of short cells, for terminals, notebooks and Markdown."""
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 
 from eupmim_dist.comparison.rows import Figure, Row
+from eupmim_dist.telemetry.progress import duration
 
 UNKNOWN = "-"
 
@@ -33,7 +33,7 @@ def cost(rows: Sequence[Row]) -> list[dict[str, str]]:
             "interests": UNKNOWN if row.interests is None else f"{row.interests:.1f}/{row.num_interests}",
             "network": compact(row.dense_parameters),
             "tables": compact(row.table_parameters),
-            "trained": duration(row.train_seconds),
+            "trained": UNKNOWN if row.train_seconds is None else duration(row.train_seconds),
             "steps": UNKNOWN if row.steps is None else f"{row.steps:,.0f}",
             "users/s": f"{row.users_per_second:,.0f}",
         }
@@ -66,13 +66,6 @@ def compact(number: int | None) -> str:
         return str(number)
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f}{unit}"
-
-
-def duration(seconds: float | None) -> str:
-    """`1.2 s`, and from a minute on `0:01:05`."""
-    if seconds is None:
-        return UNKNOWN
-    return f"{seconds:.1f} s" if seconds < 59.95 else str(timedelta(seconds=round(seconds)))
 
 
 def markdown(table: Sequence[dict[str, str]]) -> str:

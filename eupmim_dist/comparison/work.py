@@ -15,8 +15,7 @@ from eupmim_dist.comparison.rows import Kind, Measured, measured
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.diversity import Variety
-from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users, ranking_of
+from eupmim_dist.evaluation.runner import Result, evaluate_by, evaluate_model, ranking_of
 from eupmim_dist.evaluation.scorers.interface import make_scorer
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World
@@ -129,14 +128,13 @@ def of_baseline(name: str, setup: Setup, rules: Rules, say: Say) -> Measured:
         scorer = make_scorer(name, ranking_of(setup))
         effort = Effort(time.perf_counter() - started)
         result, seconds = _timed(
-            lambda: evaluate_scorer(
+            lambda: evaluate_by(
                 scorer,
                 name,
-                held_out_users(setup, rules.split),
-                PROTOCOLS[PROTOCOL],
+                setup,
+                rules.split,
+                PROTOCOL,
                 [rules.top_n],
-                rules.world,
-                exclude_seen=setup.config.evaluation.exclude_seen,
                 variety=rules.variety,
                 progress=True,
                 per_user=True,

@@ -138,6 +138,14 @@ def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
         target[last] = value
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by its whole key, such as `train.l2`, in plain values."""
+    found: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        found |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
 def explain(error: ValidationError, values: dict[str, Any]) -> str:
     """The first mistake, in one line that names its key and the mend."""
     first = error.errors(include_url=False)[0]

@@ -3,7 +3,7 @@
 b users of a block, S lists each (1, or one for each of K interests), N items of a list, M reasons.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
@@ -11,9 +11,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from eupmim_dist.data.audience import Audience, asked
+from eupmim_dist.data.audience import Audience
 from eupmim_dist.data.heldout import HeldOut, Ragged, held_out
-from eupmim_dist.data.requests import Requests
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.tables import has_titles, read_table
 from eupmim_dist.errors import UserError
@@ -188,22 +187,6 @@ class Recommendations:
                 if part.get(name, 0) is None:
                     del part[name]
         return content
-
-
-def recommend_items(
-    trained: Assembled,
-    raw_users: Sequence[str],
-    num: int,
-    *,
-    exclude_seen: bool,
-    variety: Variety | None = None,
-) -> list[Recommendations]:
-    """The best `num` items for each user, as objects. Raises as `ranked_blocks`, and UserError for an unknown user."""
-    requests = Requests(pl.DataFrame({"user": raw_users}, schema={"user": pl.String}), str)
-    audience = asked(trained.store, requests, (), source="users", skip=False)
-    wanted = Wanted(num, exclude_seen, variety)
-    check_wanted(trained, wanted)
-    return recommendations(trained, audience, wanted)
 
 
 def recommendations(trained: Assembled, audience: Audience, wanted: Wanted) -> list[Recommendations]:

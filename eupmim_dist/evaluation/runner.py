@@ -158,8 +158,10 @@ def check_cutoffs(cutoffs: Sequence[int], num_item_rows: int, where: str = "") -
         )
 
 
-def evaluate_model(
-    assembled: Assembled,
+def evaluate_by(
+    scorer: Scorer,
+    name: str,
+    setup: Setup,
     split: str,
     protocol: str,
     cutoffs: Sequence[int],
@@ -168,21 +170,26 @@ def evaluate_model(
     progress: bool = False,
     per_user: bool = False,
 ) -> Result:
-    """Evaluates a model's current weights; collective. The model is left in the mode it was in."""
-    config = assembled.config
+    """`evaluate_scorer` for the users of a split as the setup's task and configuration have them; collective."""
+    return evaluate_scorer(
+        scorer,
+        name,
+        held_out_users(setup, split),
+        PROTOCOLS[protocol],
+        cutoffs,
+        setup.world,
+        exclude_seen=setup.config.evaluation.exclude_seen,
+        variety=variety,
+        progress=progress,
+        per_user=per_user,
+    )
+
+
+def evaluate_model(assembled: Assembled, split: str, protocol: str, cutoffs: Sequence[int], **options: Any) -> Result:
+    """`evaluate_by` a model's current weights, with the same options; collective. Its mode is left as it was."""
     with ranking_mode(assembled.model):
-        return evaluate_scorer(
-            scorer_of(assembled, PROTOCOLS[protocol].per_interest),
-            config.model.name,
-            held_out_users(assembled, split),
-            PROTOCOLS[protocol],
-            cutoffs,
-            assembled.world,
-            exclude_seen=config.evaluation.exclude_seen,
-            variety=variety,
-            progress=progress,
-            per_user=per_user,
-        )
+        scorer = scorer_of(assembled, PROTOCOLS[protocol].per_interest)
+        return evaluate_by(scorer, assembled.config.model.name, assembled, split, protocol, cutoffs, **options)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ USERS_PER_BLOCK = 2048
 
 
 def user_vectors(trained: Assembled) -> Vectors:
-    """Vectors [users, K, D] of every user with a history, as `recommend_items` ranks by: its best item is that with
+    """Vectors [users, K, D] of every user with a history, as `recommend` ranks by: its best item is that with
     the largest dot product with any of the K.
     """
     users = np.flatnonzero(np.diff(trained.store.offsets))

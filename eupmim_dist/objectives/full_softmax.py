@@ -16,7 +16,7 @@ from eupmim_dist.config.schema import ObjectiveSection
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.models.interface import ITEM_TABLE, Encoded, Model, Rows, Uses
 from eupmim_dist.objectives.interface import Candidates, Catalogue, Objective
-from eupmim_dist.objectives.log_total import log_total, tiling
+from eupmim_dist.objectives.log_total import log_total, tile_of
 from eupmim_dist.objectives.readout import BY_TARGET, Readout, narrowed, readout_of, scores_of
 from eupmim_dist.tasks.interface import Task
 
@@ -74,8 +74,8 @@ class FullSoftmax(Objective):
 
     def _log_total(self, queries: Tensor, catalogue: Catalogue) -> Tensor:
         """Over this rank's items, [R]; minus infinity where it has none."""
-        tile = tiling(queries)
-        return log_total(queries, catalogue.blocks(tile.items), self.readout, self.temperature, tile)
+        _, items = tile_of(queries)
+        return log_total(queries, catalogue.blocks(items), self.readout, self.temperature)
 
     def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
         return scores_of(queries, rows, self.readout, self.temperature)

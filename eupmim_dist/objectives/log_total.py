@@ -7,7 +7,6 @@ Q queries, K interests, c items of a block, D dim.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,44 +16,38 @@ TILES = {"cpu": (256, 1 << 18), "cuda": (1024, 1 << 24)}
 """By kind of device: queries of a tile, and scores of it; 1 MB beside a core's cache of 2 MB, or 64 MB."""
 
 
-@dataclass(frozen=True)
-class Tiling:
-    queries: int
-    items: int
-
-
-def tiling(queries: Tensor) -> Tiling:
-    """For queries [Q, K, D]."""
+def tile_of(queries: Tensor) -> tuple[int, int]:
+    """Of queries [Q, K, D], how many make a tile, and with how many items."""
     most, scores = TILES[queries.device.type]
     number = max(1, min(most, len(queries)))
-    return Tiling(number, max(1, scores // (number * queries.shape[1])))
+    return number, max(1, scores // (number * queries.shape[1]))
 
 
-def log_total(queries: Tensor, blocks: Sequence[Tensor], readout: str, temperature: float, tile: Tiling) -> Tensor:
-    """log sum over items of exp(score / temperature) for queries [Q, K, D] and items in blocks [c, D] of at most
-    `tile.items`: [Q] in the type of the queries; minus infinity where there is no item.
+def log_total(queries: Tensor, blocks: Sequence[Tensor], readout: str, temperature: float) -> Tensor:
+    """log sum over items of exp(score / temperature) for queries [Q, K, D] and items in blocks [c, D], each as large as
+    a tile has them: [Q] in the type of the queries; minus infinity where there is no item.
 
     The score of an item is the largest of its K dot products, whose gradient the first of equal ones has, or for
     read-out `logsumexp` their soft maximum (objectives/readout.py). Under autocast products are as narrow as it has
     them; everything is summed in the type of the queries.
     """
-    total: Tensor = _LogTotal.apply(queries, readout == "logsumexp", temperature, tile, *blocks)
+    total: Tensor = _LogTotal.apply(queries, readout == "logsumexp", temperature, *blocks)
     return total
 
 
 class _LogTotal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, soft: bool, temperature: float, tile: Tiling, *blocks: Tensor) -> Tensor:
+    def forward(ctx: Any, queries: Tensor, soft: bool, temperature: float, *blocks: Tensor) -> Tensor:
         kind = queries.device.type
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
         total = queries.new_full((len(queries),), -torch.inf)
         for block in blocks:
             columns = block.to(narrow).T.contiguous()
-            for part in _spans(len(queries), tile.queries):
+            for part in _parts(queries):
                 best = _best(_products(queries[part].to(narrow), columns, queries.dtype), soft)
                 total[part] = torch.logaddexp(total[part], _over(best, temperature).logsumexp(1))
         ctx.save_for_backward(queries, total, *blocks)
-        ctx.soft, ctx.temperature, ctx.tile, ctx.narrow = soft, temperature, tile, narrow
+        ctx.soft, ctx.temperature, ctx.narrow = soft, temperature, narrow
         return total
 
     @staticmethod
@@ -65,7 +58,7 @@ class _LogTotal(torch.autograd.Function):
         for block, of_block in zip(blocks, of_blocks, strict=True):
             items = block.to(ctx.narrow)
             columns = items.T.contiguous()
-            for part in _spans(len(queries), ctx.tile.queries):
+            for part in _parts(queries):
                 some = queries[part].to(ctx.narrow)
                 products = _products(some, columns, queries.dtype)
                 best = _best(products, ctx.soft)
@@ -73,7 +66,7 @@ class _LogTotal(torch.autograd.Function):
                 for interest, own in enumerate(_split(share, products, best, ctx.soft)):
                     _add_product(of_queries[part, interest], own.to(ctx.narrow), items)
                     _add_product(of_block, own.to(ctx.narrow).T, some[:, interest])
-        return of_queries, None, None, None, *of_blocks
+        return of_queries, None, None, *of_blocks
 
 
 def _products(queries: Tensor, columns: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -114,5 +107,6 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
         out.add_(left @ right)
 
 
-def _spans(number: int, most: int) -> list[slice]:
-    return [slice(first, min(first + most, number)) for first in range(0, number, most)]
+def _parts(queries: Tensor) -> list[slice]:
+    size, _ = tile_of(queries)
+    return [slice(first, min(first + size, len(queries))) for first in range(0, len(queries), size)]

@@ -9,8 +9,7 @@ from eupmim_dist import assemble
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.interest_use import InterestUse
-from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import Result, evaluate_scorer, held_out_users, ranking_of
+from eupmim_dist.evaluation.runner import Result, evaluate_by, ranking_of
 from eupmim_dist.evaluation.scorers.interface import make_scorer
 from eupmim_dist.evaluation.statistics import bootstrap_intervals
 from eupmim_dist.parallel.world import World
@@ -63,17 +62,8 @@ def baseline_rows(
     setup = assemble.without_model(config, world, store)
     rows = []
     for name in names:
-        result = evaluate_scorer(
-            make_scorer(name, ranking_of(setup)),
-            name,
-            held_out_users(setup, split),
-            PROTOCOLS[PROTOCOL],
-            [top_n],
-            world,
-            exclude_seen=config.evaluation.exclude_seen,
-            progress=True,
-            per_user=True,
-        )
+        scorer = make_scorer(name, ranking_of(setup))
+        result = evaluate_by(scorer, name, setup, split, PROTOCOL, [top_n], progress=True, per_user=True)
         rows.append(row_of(name, None, "baseline", result, top_n))
     return rows
 

@@ -16,6 +16,7 @@ from eupmim_dist.reporting.item_map import ItemMap
 from eupmim_dist.reporting.metrics import Spent
 from eupmim_dist.reporting.runs import ReportedRun
 from eupmim_dist.reporting.settings import Difference
+from eupmim_dist.telemetry.progress import duration
 
 NUM_STYLES = 8
 """Colours of the style sheet."""
@@ -64,18 +65,6 @@ def render(content: Content) -> str:
         shown_targets=SHOWN_TARGETS,
     )
     return text.encode("utf-8", "replace").decode()  # a name may hold half a surrogate pair
-
-
-def duration(seconds: float) -> str:
-    """`3 h 5 min`, `2 min 40 s`, `4.2 s`."""
-    whole = round(seconds)
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
 def moment(seconds: float) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from eupmim_dist.config.load import flat
 from eupmim_dist.config.schema import Config
 
 ABSENT = "—"
@@ -20,18 +21,10 @@ class Difference:
 
 def differences(configs: Sequence[Config]) -> list[Difference]:
     """By key, in the order of a configuration."""
-    flat = [_flat(config) for config in configs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    rows = [Difference(key, [one.get(key, ABSENT) for one in flat]) for key in keys]
+    settings = [{key: _shown(value) for key, value in flat(config).items()} for config in configs]
+    keys = dict.fromkeys(key for of_run in settings for key in of_run)
+    rows = [Difference(key, [of_run.get(key, ABSENT) for of_run in settings]) for key in keys]
     return [row for row in rows if len(set(row.values)) > 1]
-
-
-def _flat(config: Config) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in config.model_dump(mode="json").items():
-        inner = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-        found |= {key: _shown(v) for key, v in inner.items()}
-    return found
 
 
 def _shown(value: object) -> str:

@@ -100,6 +100,11 @@ class StepProgress:
             self._live.stop()
 
 
+def duration(seconds: float) -> str:
+    """`1.2 s`, and from a minute on `0:01:05`."""
+    return f"{seconds:.1f} s" if seconds < 59.95 else str(timedelta(seconds=round(seconds)))
+
+
 @contextmanager
 def byte_progress(what: str, total: int, is_main: bool = True) -> Iterator[Callable[[int], None]]:
     """A function to tell of bytes done since the last time, shown on rank 0's stderr as a share of `total`.

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from eupmim_dist.config.schema import Config
+from eupmim_dist.telemetry.progress import duration
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -192,8 +192,3 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """`1.2 s`, and from a minute on `0:01:05`."""
-    return f"{seconds:.1f} s" if seconds < 59.95 else str(timedelta(seconds=round(seconds)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from eupmim_dist.config.load import flat
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError, shown
@@ -58,11 +59,7 @@ def quiet() -> Iterator[None]:
 def pins_of(config: Config, knobs: Sequence[Knob], pruner: str, store: InteractionStore) -> dict[str, Any]:
     """What two searches have in common if they are one, by the name of each thing."""
     searched = {knob.key for knob in knobs}
-    flat: dict[str, Any] = {}
-    for name, value in config.model_dump(mode="json").items():
-        inner = value if isinstance(value, Mapping) else {}
-        flat |= {f"{name}.{key}": of_key for key, of_key in inner.items()} or {name: value}
-    settings = {key: value for key, value in flat.items() if not key.startswith(FREE) and key not in searched}
+    settings = {key: value for key, value in flat(config).items() if not key.startswith(FREE) and key not in searched}
     return {
         "store": store.fingerprint,
         "pruner": pruner,

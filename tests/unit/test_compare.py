@@ -21,12 +21,13 @@ from eupmim_dist.cli.compare import as_table
 from eupmim_dist.comparison import work
 from eupmim_dist.comparison.effort import training_seconds
 from eupmim_dist.comparison.rows import METRICS, Figure, Row, effective_number
-from eupmim_dist.comparison.text import compact, cost, duration, in_lines, markdown, quality
+from eupmim_dist.comparison.text import compact, cost, in_lines, markdown, quality
 from eupmim_dist.config.schema import Config
 from eupmim_dist.evaluation.protocols import PROTOCOLS
 from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users, ranking_of
 from eupmim_dist.evaluation.scorers.interface import make_scorer
 from eupmim_dist.evaluation.statistics import bootstrap_interval, holm, paired_p_value
+from eupmim_dist.telemetry.progress import duration
 from tests.runs import WORLD, command_line
 from tests.stores import small_store
 
@@ -309,7 +310,6 @@ def test_the_effective_number_of_interests() -> None:
         (compact, 12_345, "12.3k"),
         (compact, 999_600, "1.00M"),
         (compact, 40_000_000 * 64, "2.56G"),
-        (duration, None, "-"),
         (duration, 59.91, "59.9 s"),
         (duration, 59.96, "0:01:00"),
         (duration, 3725.0, "1:02:05"),

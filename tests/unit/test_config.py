@@ -59,6 +59,8 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["train.max_steps=many"], r"train.max_steps: .*\(got 'many'\)"),
         (["model.num_heads=5"], "num_heads 5 must divide dim 32"),
         (["model.profile=false"], "set model.profile_attention=none too"),
+        (["model.profile=false", "model.profile_attention=none", "model.user_dropout=0.5"], "model.user_dropout=0 too"),
+        (["model.extractor=causal", "model.dim=12"], "needs an even dim / num_heads, not 3"),
         (["evaluation.metric=recal@10"], "evaluation.metric: .*recal@10"),
         (["evaluation.protocol=loose"], "evaluation.protocol: .*'strict', 'comirec' or 'seed'"),
         (["model.name=comirec_dr", "model.num_levels=2"], "model.num_levels is a key of model eupmim"),

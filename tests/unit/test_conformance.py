@@ -24,6 +24,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("eupmim", {"extractor": "linear", "profile_attention": "full", "unseen_users": "table"}),
     ("eupmim", {"extractor": "causal", "num_heads": 2, "dim": 8}),
     ("eupmim", {"extractor": "causal", "num_interests": 1, "profile_attention": "full", "orthogonal": False}),
+    ("eupmim", {"extractor": "causal", "user_dropout": 0.5}),
     ("eupmim", {"graph": False}),
     ("eupmim", {"profile": False, "profile_attention": "none"}),
     ("gru4rec", {"num_interests": 3, "num_layers": 2}),

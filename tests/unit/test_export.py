@@ -23,9 +23,9 @@ from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset, write_dataset
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.recommend import recommend_items
 from eupmim_dist.export import exported, vectors
 from eupmim_dist.export.model_dir import consolidate
+from eupmim_dist.recommending import recommendations
 from tests.runs import WORLD, config_of, start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,7 +108,7 @@ def test_vectors_rank_as_recommend_does(source: Path, tmp_path: Path) -> None:
     assert user_map["raw_id"].to_list() == [f"u{1000 - user}" for user in user_map["id"]]
 
     trained.config.evaluation.batch_size = 7
-    found = recommend_items(trained, user_map["raw_id"].to_list(), 10, exclude_seen=True)
+    found = recommendations(trained, user_map["raw_id"].to_list(), 10)
     for row, (user, recommended) in enumerate(zip(user_map["id"], found, strict=True)):
         history = np.asarray(trained.store.items[trained.store.offsets[user] : trained.store.offsets[user + 1]])
         best, scores = brute_force(users[row], items, history, 10)
@@ -176,7 +176,7 @@ def test_import_reads_back_what_export_wrote(
     first, second = (load_trained(tmp_path / name, WORLD) for name in (kind, "again"))
     assert first.config.model == second.config.model
     users = ["u999", "u950"]
-    assert recommend_items(first, users, 5, exclude_seen=True) == recommend_items(second, users, 5, exclude_seen=True)
+    assert recommendations(first, users, 5) == recommendations(second, users, 5)
 
 
 @pytest.mark.parametrize(

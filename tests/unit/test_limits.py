@@ -16,10 +16,10 @@ from eupmim_dist.checkpoint.run_dir import find_start
 from eupmim_dist.checkpoint.save import Saving, save_checkpoint
 from eupmim_dist.config.load import load_config
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.recommend import recommend_items
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.hashing import sha256_of_json
 from eupmim_dist.parallel import memory
+from eupmim_dist.recommending import recommendations
 from eupmim_dist.train.state import Run
 from tests.runs import WORLD, config_of, start, train_in
 
@@ -136,7 +136,7 @@ def test_nobody_is_ranked_for_by_vectors_whose_products_overflow(tmp_path: Path,
     run = start(config_of(tmp_path))
     spoil(run, 1e38)
     with pytest.raises(UserError, match="EUPMiM: its vectors are not finite, or so long that their products are not"):
-        recommend_items(run, ["u1"], 3, exclude_seen=True) if rank == "recommend" else rank(run)
+        recommendations(run, ["u1"], 3) if rank == "recommend" else rank(run)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from eupmim_dist.config.registry import KINDS, Registered, built_in, find, names
 from eupmim_dist.config.schema import Config, ModelSection, ObjectiveSection, ScorerSection, TaskSection
 from eupmim_dist.data.batch import Batch, UserBatch
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.recommend import recommend_items
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.evaluation.scorers.interface import baselines, check_baselines
 from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows, TableSpec, Uses
@@ -30,6 +29,7 @@ from eupmim_dist.models.sasrec import SASRec
 from eupmim_dist.models.youtube_dnn import YouTubeDNN
 from eupmim_dist.objectives.interface import Candidates
 from eupmim_dist.objectives.sampled_softmax import Sampled, SampledSoftmax, SampledSoftmaxConfig
+from eupmim_dist.recommending import recommendations
 from eupmim_dist.tasks.interface import Setting, Task
 from eupmim_dist.tasks.next_item import NextItem, NextItemConfig
 from tests.e2e.test_mistakes import check_line, command_line
@@ -597,7 +597,7 @@ def test_a_model_that_is_not_ranked_by_interests_is_evaluated_but_not_recommende
     run = start(Config(**load_config(place / "small.yaml").model_dump() | {"model": {"name": "toy"}}))
     assert evaluate_model(run, "test", "strict", [5]).users == 8
     with pytest.raises(UserError, match="model toy: is ranked by popularity, and items are recommended by interests"):
-        recommend_items(run, ["u1"], 5, exclude_seen=True)
+        recommendations(run, ["u1"], 5)
 
 
 def test_a_causal_model_is_tried_with_all_its_predictions(place: Path, install: Install) -> None:

@@ -48,6 +48,8 @@ class EUPMiMConfig(ModelSection):
             raise ValueError(f"extractor causal needs an even dim / num_heads, not {self.dim // self.num_heads}")
         if not self.profile and self.profile_attention != "none":
             raise ValueError("profile_attention needs the profile: set model.profile_attention=none too")
+        if self.user_dropout and not self.profile:
+            raise ValueError("user_dropout needs the profile: set model.user_dropout=0 too")
         if self.profile_attention == "seed" and self.dim < 3:
             raise ValueError("profile_attention seed needs dim >= 3")
         return self
