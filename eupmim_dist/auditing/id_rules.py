@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 
 from eupmim_dist.auditing.findings import Finding, Group, Verdict, how_many, percent, share_of
 from eupmim_dist.auditing.ranking import HeldOutSample, largest_ids, nearest_ids, new_ids, next_ids, smallest_ids
@@ -114,16 +115,8 @@ def judged(recalls: np.ndarray, chance: float, popularity: float) -> tuple[Verdi
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's; 0 where either is constant."""
-    ranks = np.stack([_ranks(one), _ranks(other)])
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    spread = np.sqrt((ranks**2).sum(axis=1).prod())
-    return float(ranks[0] @ ranks[1] / spread) if spread else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """float64; equal values share the mean of their ranks."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[which]
+    found = pl.DataFrame({"one": one, "other": other}).select(pl.corr("one", "other", method="spearman")).item()
+    return float(found) if np.isfinite(found) else 0.0
 
 
 def _recall(key: str, what: str, recall: float, verdict: Verdict, meaning: str, users: int) -> Finding:

@@ -116,7 +116,9 @@ def _read(tensors: dict[str, Tensor], checkpoint: Checkpoint, world: World, shar
                 f"{found}; use the configuration and data it was trained with"
             )
         if tensor.is_floating_point() and pieces[name][0].dtype not in FLOATS:
-            raise Damaged(f"{pieces[name][0].file}: {name} holds {pieces[name][0].dtype}, not floats")
+            raise Damaged(
+                f"{pieces[name][0].file}: {name} holds {pieces[name][0].dtype}, not floats; use another checkpoint"
+            )
     if checkpoint.is_model:
         for name, shard in shards.items():
             whole, *others = pieces[f"table.{name}"]

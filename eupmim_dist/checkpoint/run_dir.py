@@ -24,7 +24,7 @@ from eupmim_dist.checkpoint.layout import (
 from eupmim_dist.checkpoint.load import open_sound
 from eupmim_dist.checkpoint.manifest import Damaged
 from eupmim_dist.checkpoint.writer import recover
-from eupmim_dist.config.load import dump_config, origins
+from eupmim_dist.config.load import dump_config, flat, origins
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError, shown
 from eupmim_dist.files import read_text, write_text
@@ -209,8 +209,4 @@ def _check_compatible(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def _fixed(config: Config) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in config.model_dump(mode="json").items():
-        inner = value if isinstance(value, dict) else {}
-        flat.update({f"{name}.{key}": v for key, v in inner.items()} or {name: value})
-    return {key: value for key, value in flat.items() if key not in FREE_KEYS}
+    return {key: value for key, value in flat(config).items() if key not in FREE_KEYS}
