@@ -90,11 +90,13 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
+    from eupmim_dist.train.preemption import ANOTHER_FAILED
+
     debug = os.environ.get("EUPMIM_DEBUG") == "1"
     # Accelerate's own starts one process, and leaves it running when the launcher is told to stop. There is no option.
     accelerate_launch.simple_launcher = _run_alone
     # What torchrun gives the others once a rank has failed; its option (below) is for ranks that are asked to leave.
-    PContext.close.__defaults__ = (None, SURVIVORS_SECONDS)
+    PContext.close.__defaults__ = (ANOTHER_FAILED, SURVIVORS_SECONDS)
     try:
         if not debug:
             logging.disable(logging.CRITICAL)  # the ranks say what went wrong; elastic's report only repeats it

@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # the launcher, which knows these signals, has no need of wha
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What batch systems send some time before they kill, and Ctrl-C; one rank's is enough."""
 
+ANOTHER_FAILED = signal.SIGUSR2
+"""What the launcher sends the other ranks once one has failed: they end too, and say nothing, for none will save."""
+
 EXIT_CODE = 75
 """sysexits.h's EX_TEMPFAIL: start the same command again."""
 
@@ -28,13 +31,13 @@ def leaving_on_signal(run: "Run") -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (*SIGNALS, ANOTHER_FAILED)}
 
     def request(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and run.stop_requested:
             raise KeyboardInterrupt
         # Written past everything that has a lock, since a handler runs in the middle of anything.
-        if run.world.is_main and not run.stop_requested:
+        if run.world.is_main and not run.stop_requested and number != ANOTHER_FAILED:
             again = ", a second Ctrl-C stops at once" if number == signal.SIGINT else ""
             with suppress(OSError):
                 os.write(2, f"stopping after one of the next steps, which is then saved{again}\n".encode())
