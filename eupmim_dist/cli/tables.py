@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eupmim_dist.cli.options import write_json
+from eupmim_dist.evaluation.baselines import histories_read
 from eupmim_dist.evaluation.runner import Result
 
 
@@ -31,6 +32,8 @@ def print_results(results: Sequence[Result]) -> None:
         for row in rows:
             if row.interests is not None:
                 console.print(f"{row.model}: {row.interests}", highlight=False)
+    if read := histories_read({result.model: result.history for result in results}):
+        console.print(read, highlight=False)
 
 
 def _cell(value: float, is_best: bool) -> str:

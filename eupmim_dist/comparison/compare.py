@@ -27,7 +27,7 @@ from eupmim_dist.data.categories import read_categories
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.runner import check_cutoffs
-from eupmim_dist.evaluation.scorers.interface import BASELINE_HISTORY, check_baselines
+from eupmim_dist.evaluation.scorers.interface import check_baselines
 from eupmim_dist.files import check_out, writing
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World, init_world
@@ -122,7 +122,6 @@ def compare(
         "command": command,
         "store": {"name": store.name, "fingerprint": store.fingerprint[:12]},
         "seeds": wanted_seeds or list(dict.fromkeys(training.seed for training in trainings)),
-        "baseline_history": BASELINE_HISTORY,
         "commit": commit(),
         "torch": torch.__version__,
         "machine": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else cpu_name(),

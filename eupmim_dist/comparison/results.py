@@ -9,6 +9,7 @@ import polars as pl
 
 from eupmim_dist.comparison.rows import METRICS, Figure, Row
 from eupmim_dist.comparison.text import cost, in_lines, in_one_line, markdown, quality
+from eupmim_dist.evaluation.baselines import histories_read
 from eupmim_dist.files import write_text
 
 JSON_FILE, MARKDOWN_FILE = "comparison.json", "comparison.md"
@@ -24,7 +25,7 @@ class Comparison:
     top_n: int
     users: int
     made_by: dict[str, Any] = field(default_factory=dict)
-    """Store, seeds, history of the baselines, versions and machine; the command line, if it was one."""
+    """Store, seeds, versions and machine; the command line, if it was one."""
     finished: bool = True
     """False if a training was asked to stop (Ctrl-C, SIGTERM): the same call goes on with it."""
 
@@ -42,8 +43,8 @@ class Comparison:
                 "p: paired randomisation test of recall against the best, over users, Holm-corrected for "
                 f"{len(self.rows) - 1}."
             )
-        if any(row.kind == "baseline" for row in self.rows):
-            lines.append(f"Baselines read the last {self.made_by['baseline_history']} items of a history.")
+        if read := histories_read({row.model: row.history for row in self.rows}):
+            lines.append(read)
         return lines
 
     def frame(self) -> pl.DataFrame:

@@ -32,6 +32,7 @@ class Measured:
     diversity: float | None
     interests: float | None
     num_interests: int | None
+    history: int | None
     parameters: tuple[int, int] | None
     """Of the dense network and of the tables."""
     effort: Effort
@@ -68,6 +69,8 @@ class Row:
     interests: float | None
     """How many interests fill the lists, effectively: 1 if one does, K if all do alike; None of models with one."""
     num_interests: int | None
+    history: int | None
+    """How many of a history's last items a baseline read."""
     dense_parameters: int | None
     table_parameters: int | None
     train_seconds: float | None
@@ -101,6 +104,7 @@ def measured(
         diversity=result.metrics.get(by_name.get("diversity", "")),
         interests=None if share is None else effective_number(share),
         num_interests=None if share is None else len(share),
+        history=result.history,
         parameters=parameters,
         effort=effort,
         users_per_second=result.users / seconds if seconds > 0 else 0.0,
@@ -147,6 +151,7 @@ def _row(seeds: Sequence[Measured], figures: dict[str, Figure], p_value: float |
         diversity=_mean([one.diversity for one in seeds]),
         interests=_mean([one.interests for one in seeds]),
         num_interests=first.num_interests,
+        history=first.history,
         dense_parameters=dense,
         table_parameters=tables,
         train_seconds=_mean([one.effort.seconds for one in seeds]),

@@ -14,9 +14,9 @@ from eupmim_dist.comparison.entries import Entry, ToTrain, Trained, is_finished,
 from eupmim_dist.comparison.rows import Kind, Measured, measured
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.evaluation.baselines import make_baseline
 from eupmim_dist.evaluation.diversity import Variety
-from eupmim_dist.evaluation.runner import Result, evaluate_by, evaluate_model, ranking_of
-from eupmim_dist.evaluation.scorers.interface import make_scorer
+from eupmim_dist.evaluation.runner import Result, evaluate_by, evaluate_model
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Assembled, Setup
@@ -125,7 +125,7 @@ def of_baseline(name: str, setup: Setup, rules: Rules, say: Say) -> Measured:
     say(f"{name}: evaluating")
     with agreed(rules.world):
         started = time.perf_counter()
-        scorer = make_scorer(name, ranking_of(setup))
+        scorer = make_baseline(name, setup, rules.top_n)
         effort = Effort(time.perf_counter() - started)
         result, seconds = _timed(
             lambda: evaluate_by(

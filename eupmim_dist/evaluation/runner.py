@@ -44,12 +44,15 @@ class Result:
     metrics: dict[str, float]
     interests: InterestUse | None = None
     """How a model with several interests uses them; None for others."""
+    history: int | None = None
+    """How many of a history's last items a baseline read; None for others."""
     per_user: PerUser | None = field(default=None, repr=False, compare=False)
     """If asked for."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: all but `per_user`, and `interests` where there are several."""
+        """For JSON: all but `per_user`; `interests` and `history` where there are any."""
         content = {name: getattr(self, name) for name in ("model", "protocol", "split", "users", "metrics")}
+        content |= {} if self.history is None else {"history": self.history}
         return content | ({} if self.interests is None else {"interests": asdict(self.interests)})
 
 
@@ -110,6 +113,7 @@ def evaluate_scorer(
         num_users,
         metrics,
         None if used is None else used.reduce(world),
+        scorer.history,
         _per_user(users.users, sums.names, kept) if per_user else None,
     )
 

@@ -30,8 +30,6 @@ class Content:
     split: str
     top_n: int
     num_users: int
-    baseline_history: int
-    """Items that baselines read."""
     runs: list[ReportedRun]
     rows: list[Row]
     """Of runs with a checkpoint, then of baselines."""

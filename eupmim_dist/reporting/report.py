@@ -15,7 +15,7 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.evaluation.recommend import ItemLabels, item_labels
 from eupmim_dist.evaluation.runner import evaluate_model
-from eupmim_dist.evaluation.scorers.interface import BASELINE_HISTORY, check_baselines
+from eupmim_dist.evaluation.scorers.interface import check_baselines
 from eupmim_dist.files import check_out, write_text, writing
 from eupmim_dist.parallel.world import World
 from eupmim_dist.reporting.curves import groups_of
@@ -131,7 +131,6 @@ def _content(
         split=split,
         top_n=top_n,
         num_users=len(store.users(split)),
-        baseline_history=BASELINE_HISTORY,
         runs=runs,
         rows=rows,
         plots=[plot_of(rows, metric) for metric in ("recall", "ndcg")] if rows else [],

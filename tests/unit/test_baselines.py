@@ -15,7 +15,8 @@ from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.runner import held_out_users
+from eupmim_dist.evaluation.baselines import HISTORIES, histories_read, make_baseline
+from eupmim_dist.evaluation.runner import evaluate_by, held_out_users, ranking_of
 from eupmim_dist.evaluation.scorers import ease
 from eupmim_dist.evaluation.scorers.association import Association
 from eupmim_dist.evaluation.scorers.cooccurrence import Cooccurrence, followers
@@ -193,3 +194,31 @@ def test_baselines_read_the_same_whatever_the_model_beside_them_reads(store: Int
     assert torch.equal(*found)
     assert (found[0] != NO_ROW).sum(1).max() == 10
     assert (found[0] == NO_ROW).any()
+
+
+@pytest.mark.parametrize("name", ["ease", "association", "popularity"])
+def test_baselines_read_what_is_best_for_them_on_valid_users(tmp_path: Path, name: str) -> None:
+    store = small_store(tmp_path / "store", num_users=300, num_items=60, longest=80)
+    setup = without_model(parse_config({}, "test"), WORLD, store)
+    if name == "popularity":
+        assert make_baseline(name, setup, 5).history is None
+        return
+    recalls, scorer = [], make_scorer(name, ranking_of(setup))
+    for scorer.history in HISTORIES:
+        recalls.append(evaluate_by(scorer, name, setup, "valid", "strict", [5]).metrics["recall@5"])
+    assert len(set(recalls)) > 1, "the users are too much alike to tell"
+    assert make_baseline(name, setup, 5).history == HISTORIES[recalls.index(max(recalls))]
+
+
+def test_baselines_read_what_they_do_by_default_without_valid_users(store: InteractionStore) -> None:
+    setup = without_model(parse_config({}, "test"), WORLD, replace(store, split=np.where(store.split == 1, 0, 2)))
+    assert make_baseline("ease", setup, 5).history == 10
+
+
+def test_what_baselines_read_is_told() -> None:
+    assert histories_read({"eupmim": None, "popularity": None}) == ""
+    told = histories_read({"ease": 5, "popularity": None, "association": 20})
+    assert told == (
+        "Last items of a history that baselines read, of 5, 10, 20 or 50 the best on valid users: "
+        "ease 5, association 20."
+    )

@@ -23,9 +23,9 @@ from eupmim_dist.comparison.effort import training_seconds
 from eupmim_dist.comparison.rows import METRICS, Figure, Row, effective_number
 from eupmim_dist.comparison.text import compact, cost, in_lines, markdown, quality
 from eupmim_dist.config.schema import Config
+from eupmim_dist.evaluation.baselines import make_baseline
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users, ranking_of
-from eupmim_dist.evaluation.scorers.interface import make_scorer
+from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users
 from eupmim_dist.evaluation.statistics import bootstrap_interval, holm, paired_p_value
 from eupmim_dist.telemetry.progress import duration
 from tests.runs import WORLD, command_line
@@ -101,7 +101,7 @@ def evaluated(place: Path) -> dict[str, list[Result]]:
     setup = without_model(Config(task={"history_length": 6}), WORLD, load("run").store)
     users = held_out_users(setup, "test")
     for name in ("popularity", "ease"):
-        scorer = make_scorer(name, ranking_of(setup))
+        scorer = make_baseline(name, setup, TOP_N)
         found[name] = [evaluate_scorer(scorer, name, users, PROTOCOLS["strict"], [TOP_N], WORLD, per_user=True)]
     return found
 
@@ -323,7 +323,7 @@ def test_tables_fit_into_80_columns() -> None:
     figure = Figure(0.12345, 0.1, 0.2, 0.0123)
     counts = {"dense_parameters": 123_456_789, "table_parameters": 999_499, "num_interests": 4, "interests": 3.999}
     row = Row("eupmim_profile", "configuration", [1, 2], figure, figure, figure, 0.00049995, 1.0, 0.875, **counts,
-              train_seconds=35_999.0, steps=99_999.0, users_per_second=9_999.0)  # fmt: skip
+              history=None, train_seconds=35_999.0, steps=99_999.0, users_per_second=9_999.0)  # fmt: skip
     console = Console(width=80)
     for table in (quality([row], in_lines), cost([row])):
         assert Measurement.get(console, console.options, as_table(table)).maximum <= 80

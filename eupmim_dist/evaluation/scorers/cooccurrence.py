@@ -1,6 +1,6 @@
 """Windowed co-occurrence: how often an item followed one of the user's last items in the training sequences.
 
-G queries, L = BASELINE_HISTORY, R item rows.
+G queries, L = `history`, R item rows.
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.data.training_data import training_interactions
-from eupmim_dist.evaluation.scorers.interface import BASELINE_HISTORY, Ranking, Scorer
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 from eupmim_dist.telemetry.progress import task_progress
 
 WINDOW = 10
@@ -28,6 +28,8 @@ class CooccurrenceConfig(ScorerSection):
 
 class Cooccurrence(Scorer):
     """Sparse weights of this rank's items after any item; a score sums over the user's last L items."""
+
+    history: int = 10
 
     def __init__(self, config: ScorerSection, ranking: Ranking) -> None:
         store, world = ranking.store, ranking.world
@@ -46,7 +48,7 @@ class Cooccurrence(Scorer):
         return counts.astype(np.float64)
 
     def query(self, users: HeldOut) -> Tensor:
-        return users.last_seen(BASELINE_HISTORY).to(self.keys.device)
+        return users.last_seen(self.history).to(self.keys.device)
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
         width = stop - start

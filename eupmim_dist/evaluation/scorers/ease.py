@@ -1,6 +1,6 @@
 """EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019), in closed form.
 
-G queries, L = BASELINE_HISTORY, R item rows.
+G queries, L = `history`, R item rows.
 """
 
 import time
@@ -17,7 +17,7 @@ from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.scorers.interface import BASELINE_HISTORY, Ranking, Scorer
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 from eupmim_dist.parallel.memory import lack_of_memory
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
@@ -45,6 +45,8 @@ class EASE(Scorer):
     in float64, and its own columns once more where there are several ranks.
     """
 
+    history: int = 10
+
     def __init__(self, config: EASEConfig, ranking: Ranking) -> None:
         store, world = ranking.store, ranking.world
         rows = store.num_item_rows
@@ -63,7 +65,7 @@ class EASE(Scorer):
 
     def query(self, users: HeldOut) -> Tensor:
         """Each user's items once, ascending, among zeros."""
-        items = users.last_seen(BASELINE_HISTORY).clamp(min=0).sort(dim=1).values
+        items = users.last_seen(self.history).clamp(min=0).sort(dim=1).values
         again = items[:, 1:] == items[:, :-1]
         items[:, 1:].masked_fill_(again, 0)
         return items.to(self.weights.device)

@@ -20,9 +20,6 @@ from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 
-BASELINE_HISTORY = 10
-"""Items of a history that baselines read, whatever the model beside them reads: most do worse with many more."""
-
 
 @dataclass(frozen=True)
 class Ranking:
@@ -41,6 +38,9 @@ class Scorer(ABC):
 
     item_ids: Tensor
     """Int64, ascending; every item is one rank's."""
+
+    history: int | None = None
+    """Of a baseline that may read more or less of a history: how many of its last items; `make_baseline` chooses it."""
 
     @abstractmethod
     def query(self, users: HeldOut) -> Tensor:
