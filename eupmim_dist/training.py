@@ -103,13 +103,13 @@ def run_training(
     """
     main, run_dir = run.world.is_main, start.run_dir
     throughput, users = Throughput(), Callbacks(run, callbacks, on_metrics)
-    saving = CheckpointHook(run_dir, throughput)
     with (
         MetricsWriter(run_dir, main, run.progress.step or None, users.on_metrics) as writer,
         StepProgress(run.config.train.max_steps, run.progress.step, is_main=main) as progress,
     ):
+        logging, skipped = LogHook(run, writer, progress, throughput), SkippedHook(run.world.device)
+        saving = CheckpointHook(run_dir, writer, throughput)
         try:
-            logging, skipped = LogHook(writer, progress, throughput), SkippedHook(run.world.device)
             train(run, [logging, skipped, EvaluationHook(writer, throughput), saving, users])
         except BaseException:
             if run.world.size == 1:  # of several ranks one may be gone, without which a save does not end

@@ -1,5 +1,7 @@
 """Small runs on one rank, for tests."""
 
+import json
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -69,3 +71,11 @@ def train_in(config: Config, run_dir: Path, prepare: Callable[[Run], None] = lam
     write_config(run_dir, config)
     run_training(run, begun)
     return run
+
+
+def logged(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without what a clock has measured or what is counted as it is prepared, ahead."""
+    timed = re.compile("time|samples_per_second|seconds/.*|bytes_sent/.*")
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    told = [{name: value for name, value in line.items() if not timed.fullmatch(name)} for line in lines]
+    return [line for line in told if line.keys() > {"step"}]

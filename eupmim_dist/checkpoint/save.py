@@ -16,7 +16,8 @@ from eupmim_dist.checkpoint.writer import CheckpointWriter, remove
 from eupmim_dist.config.load import origins
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.exchange import own_group
-from eupmim_dist.telemetry.throughput import Throughput
+from eupmim_dist.telemetry.metrics import MetricsWriter
+from eupmim_dist.telemetry.throughput import SECONDS, Throughput
 from eupmim_dist.train.skipped import Diverged
 from eupmim_dist.train.state import Assembled, Outcome, Run
 
@@ -119,8 +120,8 @@ def _prune(run_dir: Path, keep: int, step: int, best_step: int | None) -> None:
 class CheckpointHook:
     """Saves every `checkpoint.every` steps, at a new best and at the end; comes after the evaluation's hook."""
 
-    def __init__(self, run_dir: Path, throughput: Throughput) -> None:
-        self.run_dir, self.throughput = run_dir, throughput
+    def __init__(self, run_dir: Path, writer: MetricsWriter, throughput: Throughput) -> None:
+        self.run_dir, self.writer, self.throughput = run_dir, writer, throughput
         self._saved: dict[str, Any] | None = None
         self._under_way: Saving | None = None
 
@@ -145,13 +146,14 @@ class CheckpointHook:
             self._under_way.wait()
 
     def _save(self, run: Run, asynchronous: bool) -> None:
-        with self.throughput.pause():
+        with self.throughput.pause() as pause:
             self._finish()  # one at a time
             if asynchronous:
                 self._under_way = Saving(run, self.run_dir)
             else:
                 save_checkpoint(run, self.run_dir)
         self._saved = run.progress.as_dict()
+        self.writer.log(run.progress.step, {f"{SECONDS}checkpoint": pause.seconds})
 
     def _finish(self) -> None:
         if self._under_way is not None:

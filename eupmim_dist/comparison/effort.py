@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eupmim_dist.checkpoint.layout import Checkpoint, resolve
 from eupmim_dist.files import read_text
+from eupmim_dist.telemetry.throughput import SECONDS
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ def effort_of(path: Path, checkpoint: Checkpoint) -> Effort:
         return Effort(steps=checkpoint.step)
     whole = path.resolve() == within.parent.resolve()
     steps = resolve(path, "last").step if whole else checkpoint.step
-    return Effort(training_seconds(within.parent, steps, checkpoint.config.train.global_batch_size), steps)
+    return Effort(training_seconds(within.parent, steps), steps)
 
 
-def training_seconds(run_dir: Path, steps: int, batch_size: int) -> float | None:
-    """Seconds of the first `steps`, from the speeds in the run's metrics.jsonl; None if it holds none.
+def training_seconds(run_dir: Path, steps: int) -> float | None:
+    """Seconds of the first `steps`, from the run's metrics.jsonl; None if it tells none.
 
-    Each line speaks of the steps since the one before it. Steps that were done again after a crash count once.
+    Steps that were done again after a crash count once.
     """
     try:
         lines = read_text(run_dir / "metrics.jsonl").splitlines()
@@ -43,9 +44,9 @@ def training_seconds(run_dir: Path, steps: int, batch_size: int) -> float | None
     for line in lines:
         try:
             content = json.loads(line)
-            step, rate = int(content["step"]), float(content["samples_per_second"])
+            step, took = int(content["step"]), float(content[f"{SECONDS}training"])
         except (ValueError, KeyError, TypeError, RecursionError):  # an evaluation's, or one that a crash cut short
             continue
-        if done < step <= steps and rate > 0:
-            seconds, done = seconds + (step - done) * batch_size / rate, step
+        if done < step <= steps:
+            seconds, done = seconds + took, step
     return seconds if done else None

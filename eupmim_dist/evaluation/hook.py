@@ -4,7 +4,7 @@ from eupmim_dist.evaluation.interest_use import InterestUse
 from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
-from eupmim_dist.telemetry.throughput import Throughput
+from eupmim_dist.telemetry.throughput import SECONDS, Throughput
 from eupmim_dist.train.state import Outcome, Run
 
 
@@ -24,9 +24,9 @@ class EvaluationHook:
 
     def _evaluate(self, run: Run) -> None:
         config = run.config.evaluation
-        with self.throughput.pause():
+        with self.throughput.pause() as pause:
             result = evaluate_model(run, "valid", config.protocol, [config.cutoff])
-        self.writer.log(run.progress.step, _tags(result))
+        self.writer.log(run.progress.step, _tags(result) | {f"{SECONDS}evaluation": pause.seconds})
         self._look_at(run, result.interests)
         self._judge(run, result.metrics[config.metric])
 

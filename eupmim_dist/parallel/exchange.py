@@ -28,8 +28,16 @@ class Cost:
     """The host's time in it; under NCCL that of starting it."""
 
 
+KINDS = ("counts", "ids", "rows", "gradients", "replicated")
+"""Kinds of exchange; replicated are gradients of tables that every rank has whole."""
+
+
 class Traffic(dict[str, Cost]):
-    """Costs by kind of exchange: counts, ids, rows, gradients, replicated."""
+    """Costs by kind of exchange."""
+
+    def sent(self) -> list[int]:
+        """Bytes of each of KINDS so far."""
+        return [self.get(kind, Cost()).bytes for kind in KINDS]
 
     @contextmanager
     def measured(self, kind: str, num_bytes: int | None) -> Iterator[None]:
@@ -95,7 +103,7 @@ class Exchange:
 
     def all_reduce(self, kind: str, tensor: Tensor) -> None:
         """Sums over the ranks in place."""
-        with self.traffic.measured(kind, 2 * tensor.nbytes * (self.world.size - 1) // self.world.size):
+        with self.traffic.measured(kind, all_reduce_bytes(tensor.nbytes, self.world)):
             dist.all_reduce(tensor)
 
     def _operations(self, function: Callable, lists: Parts) -> list[dist.P2POp]:
@@ -109,6 +117,11 @@ class Exchange:
     def _connection(self, peer: int, sending: bool) -> dist.ProcessGroup:
         assert self.connections is not None, "several ranks have connections"
         return self.connections.up if (self.world.rank < peer) == sending else self.connections.down
+
+
+def all_reduce_bytes(num_bytes: int, world: World) -> int:
+    """What a rank sends in a ring's all-reduce of so many bytes."""
+    return 2 * num_bytes * (world.size - 1) // world.size
 
 
 def _start(operations: list[dist.P2POp]) -> list[dist.Work]:

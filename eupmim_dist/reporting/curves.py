@@ -5,15 +5,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from eupmim_dist.reporting.charts import Chart, Series, chart
-from eupmim_dist.reporting.metrics import RATE, Metrics
+from eupmim_dist.reporting.metrics import Metrics
 from eupmim_dist.reporting.runs import ReportedRun
+from eupmim_dist.telemetry.throughput import SECONDS
+from eupmim_dist.train.hooks import BYTES
 
 LOSS, PART, INTERESTS = "loss", "loss/", "interests/"
 EVALUATED = re.compile(r"(valid|test)/(\w+)/(.+)")
 OTHERS = {
     "gradient_norm": "Gradient norm",
     "learning_rate": "Learning rate",
-    RATE: "Samples per second",
+    "samples_per_second": "Samples per second",
     "skipped_steps": "Skipped steps",
 }
 """Each has a chart of its own, in this order; those that are not here come last."""
@@ -85,7 +87,7 @@ def _ever(runs: Sequence[ReportedRun], name: str) -> bool:
 
 
 def _is_other(name: str) -> bool:
-    known = name in OTHERS or name == LOSS or name.startswith((PART, INTERESTS))
+    known = name in OTHERS or name == LOSS or name.startswith((PART, INTERESTS, SECONDS, BYTES))
     return not known and not EVALUATED.fullmatch(name)
 
 

@@ -2,18 +2,17 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from eupmim_dist.errors import mistake_of
+from eupmim_dist.telemetry.throughput import SECONDS
+from eupmim_dist.train.hooks import BYTES
 
 Points = list[tuple[int, float]]
 """Steps, ascending, and a value at each."""
-RATE = "samples_per_second"
-"""What every line about training has, and no other."""
 
 
 @dataclass(frozen=True)
@@ -94,53 +93,37 @@ def _finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds between the first and the last line of a metrics.jsonl."""
+    """Seconds between the first and the last line of a metrics.jsonl, and those before the first that it tells of."""
 
     training: float
-    """As the logged speeds have it."""
-    evaluation: float | None
-    """None where it cannot be told from the rest: the steps of evaluations are not among those logged."""
+    evaluation: float
+    checkpoints: float
     rest: float
-    """Checkpoints, and any time in which the run was not going."""
-    longest_gap: float
-    """The longest part of `rest` in one piece."""
+    """Any time in which the run was not going, and what callbacks did."""
 
     @property
     def total(self) -> float:
-        return self.training + (self.evaluation or 0.0) + self.rest
+        return self.training + self.evaluation + self.checkpoints + self.rest
 
 
-def spent(lines: Sequence[Line], batch_size: int) -> Spent | None:
-    """Where the time went; None where the lines do not tell it.
-
-    A line about training tells the speed of the steps since the one before it, without what else was done meanwhile.
-    An evaluation is logged when it ends; it began when the line about training of the same step was written.
-    """
-    timed = [line for line in lines if line.time is not None]
-    training = evaluation = rest = gap = 0.0
-    aligned = True
-    before: Line | None = None
-    """The last line about training."""
-    within = 0.0
-    """Seconds of evaluations since then."""
-    for line in timed:
-        assert line.time is not None
-        rate = line.values.get(RATE)
-        if before is None or before.time is None:
-            before = line if rate else None
-            continue
-        if rate is None:
-            aligned = aligned and line.step == before.step
-            within = max(within, line.time - before.time) if line.step == before.step else within
-            continue
-        steps, elapsed = line.step - before.step, line.time - before.time
-        if steps > 0 and elapsed > 0 and rate > 0:
-            busy = min(steps * batch_size / rate, elapsed)
-            judged = min(within, elapsed - busy)
-            other = elapsed - busy - judged
-            training, evaluation, rest, gap = training + busy, evaluation + judged, rest + other, max(gap, other)
-        before, within = line, 0.0
-    evaluation += within
-    if not training or not math.isfinite(training + evaluation + rest):
+def spent(metrics: Metrics) -> Spent | None:
+    """Where the time went; None where the lines do not tell it."""
+    training, evaluation, checkpoints = (
+        math.fsum(value for _, value in metrics.points(SECONDS + kind))
+        for kind in ("training", "evaluation", "checkpoint")
+    )
+    if training <= 0 or not metrics.times:
         return None
-    return Spent(training, evaluation if aligned else None, rest + (0.0 if aligned else evaluation), gap)
+    first = next(line for line in metrics.lines if line.time is not None)
+    before = sum(value for name, value in first.values.items() if name.startswith(SECONDS))
+    elapsed = metrics.times[-1] - metrics.times[0] + before
+    return Spent(training, evaluation, checkpoints, max(0.0, elapsed - training - evaluation - checkpoints))
+
+
+def bytes_sent(metrics: Metrics) -> dict[str, float] | None:
+    """What a rank sent in a step, by kind of exchange, on average over the lines; None where they do not tell it."""
+    kinds = [name for name in metrics.names() if name.startswith(BYTES)]
+    if not kinds:
+        return None
+    of_kind = {name: [value for _, value in metrics.points(name)] for name in kinds}
+    return {name.removeprefix(BYTES): math.fsum(values) / len(values) for name, values in of_kind.items()}

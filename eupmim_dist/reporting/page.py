@@ -39,6 +39,8 @@ class Content:
     served: list[list[Served] | None]
     maps: list[ItemMap]
     spent: list[Spent | None]
+    bytes_sent: list[dict[str, float] | None]
+    """By a rank in a step, by kind of exchange; None of runs on one rank."""
     differences: list[Difference]
     notes: list[str]
     version: str

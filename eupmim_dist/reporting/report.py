@@ -22,7 +22,7 @@ from eupmim_dist.reporting.curves import groups_of
 from eupmim_dist.reporting.examples import Example, Served, chosen_users, examples_of, served
 from eupmim_dist.reporting.figures import PROTOCOL, Row, baseline_rows, plot_of, row_of
 from eupmim_dist.reporting.item_map import ItemMap, map_of, popular_items
-from eupmim_dist.reporting.metrics import spent
+from eupmim_dist.reporting.metrics import bytes_sent, spent
 from eupmim_dist.reporting.page import NUM_STYLES, Content, render
 from eupmim_dist.reporting.runs import ReportedRun, RunLike, check_same_store, runs_of, store_dir_of
 from eupmim_dist.reporting.settings import differences
@@ -138,7 +138,8 @@ def _content(
         examples=work.examples,
         served=work.served,
         maps=work.maps,
-        spent=[spent(run.metrics.lines, run.config.train.global_batch_size) for run in runs],
+        spent=[spent(run.metrics) for run in runs],
+        bytes_sent=[bytes_sent(run.metrics) for run in runs],
         differences=differences([run.config for run in runs]),
         notes=notes,
         version=version("eupmim-dist"),

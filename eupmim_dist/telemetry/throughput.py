@@ -1,12 +1,27 @@
-"""How fast training goes, not counting the time it stands still."""
+"""How fast training goes, and what else takes its time."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+SECONDS = "seconds/"
+"""What metrics that are times of a run begin with: seconds/training, seconds/evaluation, seconds/checkpoint."""
+
+
+@dataclass
+class Window:
+    seconds: float = 0.0
+    samples: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Samples per second, 0.0 if no time passed."""
+        return self.samples / self.seconds if self.seconds > 0 else 0.0
 
 
 class Throughput:
-    """Samples per second since the last `rate()`, without the time spent inside `pause()`."""
+    """Seconds and samples of training since the last `window()`, without the time spent inside `pause()`."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -19,21 +34,21 @@ class Throughput:
         self._samples += samples
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Time inside (an evaluation, a checkpoint) does not count; pauses do not nest."""
-        started = self._clock()
+    def pause(self) -> Iterator[Window]:
+        """Time inside (an evaluation, a checkpoint) does not count; pauses do not nest. Its length once it is over."""
+        started, pause = self._clock(), Window()
         try:
-            yield
+            yield pause
         finally:
-            self._paused += self._clock() - started
+            pause.seconds = self._clock() - started
+            self._paused += pause.seconds
 
-    def rate(self) -> float:
-        """Samples per second since the last call (or the start), 0.0 if no time passed; starts a new window.
+    def window(self) -> Window:
+        """What was done since the last call (or the start); starts a new window.
 
         GPU work is asynchronous: call it once the step has been waited for, as by reading the loss.
         """
         now = self._clock()
-        seconds = now - self._started - self._paused
-        samples = self._samples
+        window = Window(now - self._started - self._paused, self._samples)
         self._samples, self._paused, self._started = 0, 0.0, now
-        return samples / seconds if seconds > 0 else 0.0
+        return window

@@ -7,12 +7,16 @@ from torch import Tensor
 
 from eupmim_dist.optim.schedule import rate_factor
 from eupmim_dist.parallel.collectives import sum_
+from eupmim_dist.parallel.exchange import KINDS, all_reduce_bytes
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import StepProgress
-from eupmim_dist.telemetry.throughput import Throughput
+from eupmim_dist.telemetry.throughput import SECONDS, Throughput
 from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import l2_term
+
+BYTES = "bytes_sent/"
+"""What metrics of the bytes that a rank sends in a step begin with: of look-ups by KINDS, and bytes_sent/dense."""
 
 
 class Hook(Protocol):
@@ -24,13 +28,16 @@ class Hook(Protocol):
 
 
 class LogHook:
-    """Loss, its parts, gradient norm and samples/s every `train.log_every` steps.
+    """Loss, its parts, gradient norm and samples/s every `train.log_every` steps; of several ranks the bytes they send.
 
     Means over the steps of the window that were not skipped, and over the ranks.
     """
 
-    def __init__(self, writer: MetricsWriter, progress: StepProgress, throughput: Throughput) -> None:
+    def __init__(self, run: Run, writer: MetricsWriter, progress: StepProgress, throughput: Throughput) -> None:
         self.writer, self.progress, self.throughput = writer, progress, throughput
+        self._sent = run.tables.traffic.sent()
+        gradients = sum(part.nbytes for part in run.dense.module.parameters() if part.requires_grad)
+        self._dense_bytes = all_reduce_bytes(gradients, run.world)
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
 
@@ -58,7 +65,7 @@ class LogHook:
         sum_(shares, run.world)
         shares[-1] += dense_l2
         values = dict(zip([*sums, "l2"], shares.tolist(), strict=True))
-        loss, rate = sum(values.values()), self.throughput.rate()
+        loss, window = sum(values.values()), self.throughput.window()
         told = {"loss": loss, **{f"loss/{name}": value for name, value in values.items()}}
         told["gradient_norm"] = norm / max(used, 1)
         self.writer.log(
@@ -67,7 +74,9 @@ class LogHook:
                 **(told if used else {}),
                 "skipped_steps": num_steps - used,
                 "learning_rate": run.config.train.learning_rate * rate_factor(run.config.train, step - 1),
-                "samples_per_second": rate,
+                "samples_per_second": window.rate,
+                f"{SECONDS}training": window.seconds,
+                **self._bytes_of_a_step(run, num_steps),
             },
         )
         if used < num_steps:
@@ -76,4 +85,14 @@ class LogHook:
             log.warning(f"step {step}: {skipped} of {num_steps} steps skipped: their gradients were not finite")
         value = run.progress.best_value
         best = None if value is None else (f"valid {run.config.evaluation.metric}", value)
-        self.progress.update(step, loss, rate, best)
+        self.progress.update(step, loss, window.rate, best)
+
+    def _bytes_of_a_step(self, run: Run, num_steps: int) -> dict[str, float]:
+        """What a rank has sent, on average; collective. Look-ups are counted when they are prepared, steps ahead."""
+        if run.world.size == 1:
+            return {}
+        before, self._sent = self._sent, run.tables.traffic.sent()
+        sent = [now - then for now, then in zip(self._sent, before, strict=True)]
+        of_all = sum_(torch.tensor(sent, dtype=torch.float64, device=run.world.device), run.world)
+        mean = [*(of_all / (run.world.size * num_steps)).tolist(), float(self._dense_bytes)]
+        return {f"{BYTES}{kind}": value for kind, value in zip([*KINDS, "dense"], mean, strict=True)}

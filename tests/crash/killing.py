@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.runs import logged
+
 ROOT = Path(__file__).parents[2]
 VICTIMS = ("rank 0", "rank 1", "both", "launcher")
 PATIENCE_SECONDS = 180
@@ -113,7 +115,11 @@ def differences(whole: Path, killed: Path) -> list[str]:
         other = killed / "checkpoints" / last / file.name
         if not other.is_file() or other.read_bytes() != file.read_bytes():
             found.append(f"{other}: differs")
-    for what, read in {"training state": _training, "log": _logged, "evaluation": _evaluation}.items():
+    for what, read in {
+        "training state": _training,
+        "log": lambda run_dir, _: logged(run_dir),
+        "evaluation": _evaluation,
+    }.items():
         if read(whole, last) != read(killed, last):
             found.append(f"{killed}: another {what}")
     if left := [path.name for path in (killed / "checkpoints").iterdir() if path.name.startswith(".")]:
@@ -123,11 +129,6 @@ def differences(whole: Path, killed: Path) -> list[str]:
 
 def _training(run_dir: Path, last: str) -> dict:
     return json.loads((run_dir / "checkpoints" / last / "manifest.json").read_text())["training"]
-
-
-def _logged(run_dir: Path, last: str) -> list[dict]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "samples_per_second")} for line in lines]
 
 
 def _evaluation(run_dir: Path, last: str) -> dict:

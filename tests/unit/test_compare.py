@@ -153,7 +153,7 @@ def test_costs_are_those_of_the_runs(place: Path, again: Comparison) -> None:
         assert row.table_parameters == (NUM_ITEMS + 1) * 8
         assert row.steps == 6
         lines = [json.loads(line) for run in run_dirs for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-        windows = [2 * 8 / line["samples_per_second"] for line in lines if "loss" in line]
+        windows = [line["seconds/training"] for line in lines if "loss" in line]
         assert row.train_seconds == pytest.approx(sum(windows) / len(run_dirs))
         assert row.users_per_second > 0
 
@@ -281,19 +281,19 @@ def test_runs_of_one_name_go_by_their_paths(place: Path, tmp_path: Path) -> None
 
 def test_seconds_are_those_of_the_lines_that_count(tmp_path: Path) -> None:
     lines = [
-        {"step": 10, "samples_per_second": 100.0},
+        {"step": 10, "seconds/training": 100.0},
         {"step": 10, "valid/strict/recall@10": 0.1},
-        {"step": 25, "samples_per_second": 50.0},  # 15 steps, whatever their number in the log was
-        {"step": 30, "samples_per_second": 0.0},
-        {"step": 40, "samples_per_second": 75.0},
+        {"step": 25, "seconds/training": 50.0},
+        {"step": 20, "seconds/training": 7.0},  # done before
+        {"step": 40, "seconds/training": 75.0},
     ]
     file = tmp_path / "metrics.jsonl"
-    assert training_seconds(tmp_path, 40, 5) is None
-    file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 50, "samp')
-    assert training_seconds(tmp_path, 40, 5) == pytest.approx(10 * 5 / 100 + 15 * 5 / 50 + 15 * 5 / 75)
-    assert training_seconds(tmp_path, 30, 5) == pytest.approx(10 * 5 / 100 + 15 * 5 / 50)
+    assert training_seconds(tmp_path, 40) is None
+    file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 50, "seco')
+    assert training_seconds(tmp_path, 40) == 225
+    assert training_seconds(tmp_path, 30) == 150
     file.write_text("[1]\nnull\n3\n")
-    assert training_seconds(tmp_path, 40, 5) is None
+    assert training_seconds(tmp_path, 40) is None
 
 
 def test_the_effective_number_of_interests() -> None:

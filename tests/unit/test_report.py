@@ -28,7 +28,7 @@ from eupmim_dist.evaluation.statistics import bootstrap_interval
 from eupmim_dist.reporting.charts import Series, chart, compact, scale_of, thinned
 from eupmim_dist.reporting.examples import chosen_users
 from eupmim_dist.reporting.item_map import SIZE, apart, principal_axes
-from eupmim_dist.reporting.metrics import Line, read_metrics, spent
+from eupmim_dist.reporting.metrics import Line, Metrics, Spent, bytes_sent, read_metrics, spent
 from tests.runs import command_line
 from tests.stores import small_store
 
@@ -271,20 +271,22 @@ def test_runs_of_two_stores_are_refused(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "page.html").exists()
 
 
-def test_time_is_shared_between_training_evaluation_and_the_rest() -> None:
+def test_time_is_shared_between_what_it_went_to() -> None:
     def trained(step: int, time: float) -> Line:
-        return Line(step, time, {"samples_per_second": 10.0})
+        return Line(step, time, {"seconds/training": 10.0})
 
-    lines = [trained(10, 100.0), Line(10, 103.0, {"valid": 1}), trained(20, 115.0), trained(30, 125.0)]
-    found = spent(lines, batch_size=10)  # 10 s for 10 steps
-    assert found is not None
-    assert (found.training, found.evaluation, found.rest, found.longest_gap) == (20.0, 3.0, 2.0, 2.0)
-    assert found.total == 25.0
-    unaligned = spent([trained(10, 100.0), Line(15, 106.0, {"valid": 1}), trained(20, 115.0)], batch_size=10)
-    assert unaligned is not None
-    assert (unaligned.training, unaligned.evaluation, unaligned.rest) == (10.0, None, 5.0)
-    assert spent([trained(10, 100.0)], batch_size=10) is None
-    assert spent([], batch_size=10) is None
+    lines = [trained(10, 110.0), Line(10, 113.0, {"valid": 1, "seconds/evaluation": 2.5})]
+    lines += [Line(10, 114.0, {"seconds/checkpoint": 0.5}), trained(20, 125.0), trained(30, 200.0)]
+    assert spent(Metrics(lines)) == Spent(training=30.0, evaluation=2.5, checkpoints=0.5, rest=67.0)
+    assert spent(Metrics(lines)).total == 100.0
+    assert spent(Metrics([Line(10, 1.0, {"loss": 1.0})])) is None
+    assert spent(Metrics()) is None
+
+
+def test_bytes_are_means_of_the_lines() -> None:
+    lines = [Line(step, 1.0, {"bytes_sent/rows": 10.0 * step, "bytes_sent/dense": 7.0}) for step in (1, 2)]
+    assert bytes_sent(Metrics(lines)) == {"rows": 15.0, "dense": 7.0}
+    assert bytes_sent(Metrics([Line(1, 1.0, {"loss": 1.0})])) is None
 
 
 def test_scales_hold_their_values_at_round_ticks() -> None:

@@ -20,7 +20,7 @@ from eupmim_dist.telemetry import progress as progress_module
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import StepProgress, task_progress
-from eupmim_dist.telemetry.throughput import Throughput
+from eupmim_dist.telemetry.throughput import Throughput, Window
 
 
 class Clock:
@@ -145,17 +145,18 @@ def test_other_ranks_write_nothing(tmp_path):
 def test_throughput_leaves_pauses_out_and_starts_anew():
     clock = Clock()
     throughput = Throughput(clock)
-    assert throughput.rate() == 0.0
+    assert throughput.window().rate == 0.0
     throughput.add(100)
     clock.now += 2
-    with throughput.pause():
+    with throughput.pause() as pause:
         clock.now += 50
+    assert pause.seconds == 50
     throughput.add(100)
     clock.now += 2
-    assert throughput.rate() == pytest.approx(50)
+    assert throughput.window() == Window(4.0, 200)
     clock.now += 4
     throughput.add(100)
-    assert throughput.rate() == pytest.approx(25)
+    assert throughput.window().rate == pytest.approx(25)
 
 
 def test_progress_prints_first_last_and_now_and_then(capsys):

@@ -26,7 +26,7 @@ from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import prepare_step, train_step
 from eupmim_dist.training import evaluate_best
-from tests.runs import WORLD, config_of, start, train_in
+from tests.runs import WORLD, config_of, logged, start, train_in
 from tests.stores import small_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,12 +86,6 @@ def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
-
-
-def logged(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without what a clock has measured."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "samples_per_second")} for line in lines]
 
 
 @pytest.mark.parametrize("optimizer", TABLE_OPTIMIZERS)
