@@ -21,7 +21,7 @@ from eupmim_dist.errors import UserError
 
 Protocol = Literal["strict", "comirec", "seed"]
 Probability = Annotated[float, Field(ge=0.0, le=0.99)]
-Depth = Annotated[int, Field(ge=1, le=1000)]
+Depth = Annotated[int, Field(ge=1, le=256)]
 """Of what is done one after another, such as layers."""
 Interests = Annotated[int, Field(ge=1, le=100)]
 LARGEST = 10**15

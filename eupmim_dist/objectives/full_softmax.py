@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ObjectiveSection
-from eupmim_dist.data.batch import NO_ROW, UserBatch
+from eupmim_dist.data.batch import UserBatch
 from eupmim_dist.models.interface import ITEM_TABLE, Encoded, Model, Rows, Uses
 from eupmim_dist.objectives.interface import Candidates, Catalogue, Objective
 from eupmim_dist.objectives.log_total import log_total, tile_of
@@ -64,12 +64,15 @@ class FullSoftmax(Objective):
         queries = catalogue.gather(narrowed(encoded.queries, rows.get("target"), self.readout), capacity)
         # Their gradients are summed over the blocks: in bfloat16 a sum of some hundreds would not grow any further.
         queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
-        # A target whose row is on no rank, NO_ROW or what fills up a rank's queries, scores 0 and is left out below.
-        row, here = catalogue.rows_of(catalogue.gather(candidates.target, capacity))
+        targets = catalogue.gather(candidates.target, capacity)
+        # NO_ROW predicts nothing and 0 fills up a rank's queries: they may be half of all, and are not scored.
+        asked = targets > 0
+        queries, targets = queries[asked], targets[asked]
+        row, here = catalogue.rows_of(targets)
         score = catalogue.sum(torch.where(here, self._scores(queries, row[:, None])[:, 0], 0.0))
         total = catalogue.logsumexp(self._log_total(queries, catalogue))
-        losses = catalogue.own(total - score, number)
-        share = (losses * (candidates.target != NO_ROW)).sum() / batch.num_predictions
+        losses = catalogue.own(total.new_zeros(len(asked)).masked_scatter(asked, total - score), number)
+        share = losses.sum() / batch.num_predictions
         return {"cross_entropy": share, **encoded.penalties}
 
     def _log_total(self, queries: Tensor, catalogue: Catalogue) -> Tensor:
