@@ -43,13 +43,13 @@ train: $(STAMP) $(DATA)  ## Train on example data, compare with baselines, recom
 $(DATA): | $(STAMP)
 	$(EUPMIM) synth --users 4000 --items 1000 --out $@
 
-# Unit tests run side by side; those that start ranks of their own come after them, one by one.
+# Unit tests run side by side, as many as there are CPUs; then those that start ranks of their own, two files at a time.
 test: $(STAMP)  ## Run all tests
 ifdef ARGS
 	$(PYTEST) $(ARGS)
 else
 	status=0; $(PYTEST) tests/unit -n logical --maxprocesses 4 --dist worksteal || status=1; \
-	  $(PYTEST) tests/distributed tests/e2e || status=1; exit $$status
+	  $(PYTEST) tests/distributed tests/e2e -n 2 --dist loadfile || status=1; exit $$status
 endif
 
 crash-test: $(STAMP)  ## Kill two trainings 20 times each and compare with one that was left alone; some 10 minutes

@@ -21,12 +21,12 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.data.categories import read_categories
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.baselines import make_baseline
+from eupmim_dist.evaluation.baselines import choose_history
 from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.frames import Results
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model
-from eupmim_dist.evaluation.scorers.interface import check_baselines
+from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_of
+from eupmim_dist.evaluation.scorers.interface import check_baselines, make_scorer
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.world import init_world
 from eupmim_dist.train.callbacks import Callback, OnMetrics
@@ -165,7 +165,7 @@ def evaluate(
         protocols: of `strict`, `comirec` and `seed` (README.md, Evaluating).
         top_n: the cut-offs N.
         baselines: of `popularity`, `ease`, `cooccurrence` and `association`. Those that read a history read as many
-            of its last items as give them the best recall on valid users.
+            of its last items as give them the best recall on valid users, at the first N.
         categories: a data frame, or a CSV or Parquet file, with the columns raw_id (of items) and category; adds the
             metric diversity.
         diversity: above 0, lists are re-ranked for variety of `categories`: the strength of ComiRec's controllable
@@ -199,7 +199,8 @@ def evaluate(
                 results.append(evaluate_model(setting, split, protocol, cutoffs, variety=variety, progress=True))
         for name in rivals:
             with agreed(world):
-                scorer = make_baseline(name, setting, cutoffs[0])
+                scorer = make_scorer(name, ranking_of(setting))
+                choose_history(scorer, name, setting, cutoffs[0])
             for protocol in names:
                 results.append(
                     evaluate_by(scorer, name, setting, split, protocol, cutoffs, variety=variety, progress=True)

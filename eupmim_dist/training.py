@@ -117,6 +117,18 @@ def run_training(
             raise
 
 
+def train_alone(config: Config, run_dir: Path, world: World, callbacks: Sequence[Callback] = ()) -> Run:
+    """Trains in `run_dir`, or goes on there, as one of several trainings that are judged; collective.
+
+    The test split is not looked at. Asked to leave it has saved: `run.asked_to_leave`.
+    """
+    with the_only_training():
+        run, start = begin(config, run_dir, "auto", None, world)
+        with agreed(world), leaving_on_signal(run):
+            run_training(run, start, callbacks)
+    return run
+
+
 def train_and_test(
     run: Run, start: Start, resume: str, callbacks: Sequence[Callback], on_metrics: OnMetrics | None
 ) -> list[Result]:

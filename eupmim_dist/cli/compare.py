@@ -104,6 +104,8 @@ def compare(
     shutdown(world)
     if not comparison.finished:
         raise typer.Exit(EXIT_CODE)
+    if comparison.failed:
+        raise typer.Exit(1)
 
 
 def _seeds(text: str) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from eupmim_dist import assemble
 from eupmim_dist.arguments import StoreLike, cutoffs_of, path_of, several, store_dir
 from eupmim_dist.comparison.entries import Models, ToTrain, Trained, check_comparable, data_of, entries_of
-from eupmim_dist.comparison.results import Comparison
+from eupmim_dist.comparison.results import JSON_FILE, MARKDOWN_FILE, Comparison
 from eupmim_dist.comparison.rows import Measured, rows_of
 from eupmim_dist.comparison.work import (
     Rules,
@@ -113,11 +113,11 @@ def compare(
     }
     users = len(store.users(split))
     # What may fail before long comes first.
-    found = _all_measured(of_entries | of_baselines | of_trainings, world)
+    found, failed = _all_measured(of_entries | of_baselines | of_trainings, world)
     if found is None:
         return Comparison([], split, num, users, finished=False)
     with task_progress("intervals and tests over users", is_main=world.is_main):
-        rows = rows_of(found)
+        rows = rows_of(found) if found else []
     made_by = {
         "command": command,
         "store": {"name": store.name, "fingerprint": store.fingerprint[:12]},
@@ -127,7 +127,7 @@ def compare(
         "machine": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else cpu_name(),
         "ranks": world.size,
     }
-    comparison = Comparison(rows, split, num, users, made_by)
+    comparison = Comparison(rows, split, num, users, made_by, failed)
     with agreed(world):
         if world.is_main:
             comparison.write(place)
@@ -143,6 +143,12 @@ def _check(baselines: Sequence[str], split: str, out: Path) -> None:
     check_out(out, f"--out {out}")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a directory")
+    if others := [path for path in (out.iterdir() if out.exists() else []) if path.is_file() and not _own(path)]:
+        raise UserError(f"--out {out}: already holds something else, {min(others).name}; give another directory")
+
+
+def _own(path: Path) -> bool:
+    return path.name in (JSON_FILE, MARKDOWN_FILE) or path.name.startswith(".")
 
 
 def _seeds(seeds: Any) -> list[int]:
@@ -155,15 +161,16 @@ def _seeds(seeds: Any) -> list[int]:
     return found
 
 
-Measure = Callable[[Say], Measured | None]
-"""Trains where needed and evaluates, and says so; None if it was asked to stop."""
+Measure = Callable[[Say], Measured | str | None]
+"""Trains where needed and evaluates, and says so; why it failed, or None if it was asked to stop."""
 
 
-def _all_measured(work: dict[str, list[Measure]], world: World) -> list[list[Measured]] | None:
+def _all_measured(work: dict[str, list[Measure]], world: World) -> tuple[list[list[Measured]] | None, dict[str, str]]:
+    """Those that could be, None if asked to stop; and why the others failed, by name."""
     number, total = 0, sum(map(len, work.values()))
-    found: list[list[Measured]] = []
-    for of_model in work.values():
-        found.append([])
+    found: dict[str, list[Measured]] = {}
+    failed: dict[str, str] = {}
+    for name, of_model in work.items():
         for measure in of_model:
             number += 1
 
@@ -172,6 +179,11 @@ def _all_measured(work: dict[str, list[Measure]], world: World) -> list[list[Mea
 
             one = measure(say)
             if one is None:
-                return None
-            found[-1].append(one)
-    return found
+                return None, failed
+            if isinstance(one, str):  # with another seed it may go well, but a mean would not be of all
+                failed[name] = one
+                get_logger(world.rank).warning(f"{name}: {one}")
+                found.pop(name, None)
+                break
+            found.setdefault(name, []).append(one)
+    return list(found.values()), failed

@@ -26,6 +26,8 @@ class Comparison:
     users: int
     made_by: dict[str, Any] = field(default_factory=dict)
     """Store, seeds, versions and machine; the command line, if it was one."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why a configuration has no row: its training diverged."""
     finished: bool = True
     """False if a training was asked to stop (Ctrl-C, SIGTERM): the same call goes on with it."""
 
@@ -45,7 +47,7 @@ class Comparison:
             )
         if read := histories_read({row.model: row.history for row in self.rows}):
             lines.append(read)
-        return lines
+        return lines + [f"{name} has no row: {reason}." for name, reason in self.failed.items()]
 
     def frame(self) -> pl.DataFrame:
         """A row for each model, with every figure: recall, recall_low, recall_high, recall_std and so on."""

@@ -7,20 +7,24 @@ from functools import partial
 from pathlib import Path
 
 from eupmim_dist import api, assemble
-from eupmim_dist.checkpoint.layout import resolve
+from eupmim_dist.checkpoint.layout import Checkpoint, resolve
+from eupmim_dist.checkpoint.origin import check_same_data
 from eupmim_dist.checkpoint.run_dir import find_start
 from eupmim_dist.comparison.effort import Effort, effort_of
 from eupmim_dist.comparison.entries import Entry, ToTrain, Trained, is_finished, named
 from eupmim_dist.comparison.rows import Kind, Measured, measured
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.evaluation.baselines import make_baseline
+from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.baselines import choose_history
 from eupmim_dist.evaluation.diversity import Variety
-from eupmim_dist.evaluation.runner import Result, evaluate_by, evaluate_model
+from eupmim_dist.evaluation.runner import Result, evaluate_by, evaluate_model, ranking_of
+from eupmim_dist.evaluation.scorers.interface import make_scorer
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World
+from eupmim_dist.train.skipped import Diverged
 from eupmim_dist.train.state import Assembled, Setup
-from eupmim_dist.training import the_only_training
+from eupmim_dist.training import the_only_training, train_alone
 
 PROTOCOL = "strict"
 Say = Callable[[str], None]
@@ -71,11 +75,26 @@ def trainings_of(entries: Sequence[Entry], seeds: Sequence[int], out: Path, rule
             training = Training(entry, seed, run_dir, finished=False)
             with named(training.name), the_only_training():
                 last = find_start(run_dir, "auto", training.config, world).checkpoint
-                if last is None and (source := entry.config.train.init_from) is not None:
+                if last is not None:
+                    check_same_data(last, rules.store)
+                    _check_goes_on(training, last)
+                elif (source := entry.config.train.init_from) is not None:
                     decided_by_main(world, partial(resolve, source))
             finished = last is not None and is_finished(last, entry.config)
             trainings.append(Training(entry, seed, run_dir, finished))
     return trainings
+
+
+def _check_goes_on(training: Training, last: Checkpoint) -> None:
+    """Raises UserError if what was trained there, so far, is not what the configuration would have trained."""
+    now, before = training.config, last.config
+    if last.step > now.train.max_steps:
+        why = f"has trained {last.step} steps, more than train.max_steps {now.train.max_steps}"
+    elif last.progress is not None and last.progress.stopped and now.evaluation.patience != before.evaluation.patience:
+        why = f"has ended early by evaluation.patience {before.evaluation.patience}, not {now.evaluation.patience}"
+    else:
+        return
+    raise UserError(f"{training.run_dir}: {why}; give another --out")
 
 
 def setup_of_baselines(entries: Sequence[Entry], rules: Rules) -> Setup:
@@ -93,17 +112,23 @@ def of_trained(entry: Trained, rules: Rules, say: Say) -> Measured:
         return _evaluated(model, entry.name, None, entry.effort, rules)
 
 
-def of_training(training: Training, rules: Rules, say: Say) -> Measured | None:
+def of_training(training: Training, rules: Rules, say: Say) -> Measured | str | None:
+    """Why it failed, if the training diverged; None if it was asked to stop."""
     with named(training.name):
         if training.finished:
             say(f"{training.name}: finished before, evaluating")
-            model = api.load(training.run_dir, data=rules.store, cpu=rules.cpu)
         else:
             say(f"{training.name}: training")
-            fitted = api.fit(training.config, training.run_dir, data=rules.store, cpu=rules.cpu)
-            if not fitted.finished:
+            config = training.config.model_copy(deep=True)
+            config.data.dir = rules.store.path
+            try:
+                run = train_alone(config, training.run_dir, rules.world)
+            except Diverged as error:
+                return error.as_typed
+            if run.asked_to_leave:
                 return None
-            model = fitted.model
+            del run  # the optimizers' state is twice as large as the model
+        model = api.load(training.run_dir, data=rules.store, cpu=rules.cpu)
         effort = decided_by_main(rules.world, lambda: effort_of(training.run_dir, resolve(training.run_dir, "best")))
         return _evaluated(model, training.entry.name, training.seed, effort, rules)
 
@@ -125,8 +150,9 @@ def of_baseline(name: str, setup: Setup, rules: Rules, say: Say) -> Measured:
     say(f"{name}: evaluating")
     with agreed(rules.world):
         started = time.perf_counter()
-        scorer = make_baseline(name, setup, rules.top_n)
+        scorer = make_scorer(name, ranking_of(setup))
         effort = Effort(time.perf_counter() - started)
+        choose_history(scorer, name, setup, rules.top_n)
         result, seconds = _timed(
             lambda: evaluate_by(
                 scorer,

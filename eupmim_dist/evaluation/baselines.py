@@ -2,33 +2,42 @@
 
 from collections.abc import Mapping
 
-from eupmim_dist.evaluation.runner import evaluate_by, ranking_of
-from eupmim_dist.evaluation.scorers.interface import Scorer, make_scorer
+from eupmim_dist.evaluation.protocols import PROTOCOLS
+from eupmim_dist.evaluation.runner import evaluate_scorer, held_out_users
+from eupmim_dist.evaluation.scorers.interface import Scorer
 from eupmim_dist.train.state import Setup
 
-HISTORIES = (5, 10, 20, 50)
+HISTORIES = (1, 2, 3, 5, 10, 20, 50)
 """Numbers of items that a baseline is tried with."""
+MOST_USERS = 10_000
+"""Valid users that it is tried on, evenly from all: more would only make a rough choice slower."""
 
 
-def make_baseline(name: str, setup: Setup, top_n: int) -> Scorer:
-    """A baseline that reads as much of a history as gives it the best strict recall@top_n on valid users; collective.
+def choose_history(scorer: Scorer, name: str, setup: Setup, top_n: int) -> None:
+    """Has a baseline read as much of a history as gives it the best strict recall@top_n on valid users; collective.
 
     How much that is differs much between data sets, and one that reads too much or too little is no rival. Without
-    valid users it reads what it does by default.
+    valid users, or if it reads no history, it stays as it is.
     """
-    scorer = make_scorer(name, ranking_of(setup))
-    if scorer.history is not None and len(setup.store.users("valid")):
-        recalls = {}
-        for scorer.history in HISTORIES:
-            read = f"{name} by the last {scorer.history} items"
-            result = evaluate_by(scorer, read, setup, "valid", "strict", [top_n], progress=True)
-            recalls[scorer.history] = result.metrics[f"recall@{top_n}"]
-        scorer.history = max(recalls, key=recalls.__getitem__)
-    return scorer
+    users = held_out_users(setup, "valid")
+    if scorer.history is None or not len(users.users):
+        return
+    users.users = users.users[:: -(-len(users.users) // MOST_USERS)]
+    recalls = {}
+    for scorer.history in HISTORIES:
+        read = f"{name} by the last {scorer.history} items"
+        protocol, excluded = PROTOCOLS["strict"], setup.config.evaluation.exclude_seen
+        result = evaluate_scorer(
+            scorer, read, users, protocol, [top_n], setup.world, exclude_seen=excluded, progress=True
+        )
+        recalls[scorer.history] = result.metrics[f"recall@{top_n}"]
+    scorer.history = max(recalls, key=recalls.__getitem__)
 
 
 def histories_read(histories: Mapping[str, int | None]) -> str:
     """A sentence on what baselines read, by their names; empty if none reads a history."""
     read = ", ".join(f"{name} {history}" for name, history in histories.items() if history is not None)
     any_of = f"{', '.join(map(str, HISTORIES[:-1]))} or {HISTORIES[-1]}"
-    return read and f"Last items of a history that baselines read, of {any_of} the best on valid users: {read}."
+    return read and (
+        f"Last items of a history that baselines read, of {any_of} those with the best recall on valid users: {read}."
+    )

@@ -88,6 +88,9 @@ class ShardedTables:
         so. Raises, on every rank, what `make_plan` raises.
         """
         exchange = Exchange(self.world, self.traffic, connections or self.exchange.connections)
+        return self._plan(micro_batches, exchange, stop)
+
+    def _plan(self, micro_batches: Sequence[Uses], exchange: Exchange, stop: bool = False) -> Plan:
         plan = make_plan(self.groups, micro_batches, exchange, stop)
         if self.world.device.type == "cuda":
             plan = replace(plan, groups=[part.pinned() for part in plan.groups])
@@ -97,7 +100,7 @@ class ShardedTables:
         """The rows of a plan; collective."""
         for name, count in plan.requests.items():
             self.requests[name] += count
-        return Lookup(self, plan, self.row_format)
+        return Lookup(self, plan, self.row_format, self.exchange)
 
     def catalogue(self) -> ShardedCatalogue:
         """This rank's rows of the table that is scored whole, for one step."""
@@ -115,8 +118,12 @@ class ShardedTables:
         return {name: [of_rank[name] for of_rank in ranks] for name in mine}
 
     def lookup(self, uses: Uses) -> "Lookup":
-        """Plans and fetches a single batch, for ranking: rows travel as float32, no request is counted; collective."""
-        return Lookup(self, self.plan([uses]), torch.float32)
+        """Plans and fetches a single batch, for ranking: rows travel as float32; collective.
+
+        Neither requests nor traffic are counted: those are of training.
+        """
+        exchange = Exchange(self.world, Traffic(), self.exchange.connections)
+        return Lookup(self, self._plan([uses], exchange), torch.float32, exchange)
 
 
 class Lookup:
@@ -126,8 +133,8 @@ class Lookup:
     `gradients` brings their gradients to the owners.
     """
 
-    def __init__(self, tables: ShardedTables, plan: Plan, row_format: torch.dtype) -> None:
-        self._tables, self._plan, self._row_format = tables, plan, row_format
+    def __init__(self, tables: ShardedTables, plan: Plan, row_format: torch.dtype, exchange: Exchange) -> None:
+        self._tables, self._plan, self._row_format, self._exchange = tables, plan, row_format, exchange
         self._device = tables.world.device
         self.rows: list[Rows] = [{} for _ in range(plan.num_micro_batches)]
         for part, found in zip(plan.groups, self._fetch(), strict=True):
@@ -175,7 +182,7 @@ class Lookup:
         if group.replicated:  # each rank has scored a part
             part, whole = whole, torch.zeros_like(group.weight)
             whole[catalogue.part.first : catalogue.part.stop] = part
-            self._tables.exchange.all_reduce("replicated", whole)
+            self._exchange.all_reduce("replicated", whole)
         whole.index_add_(0, looked_up.rows, looked_up.values)
         return RowGradients(torch.arange(len(whole), device=whole.device), whole)
 
@@ -213,7 +220,7 @@ class Lookup:
             parts[number] if into.dtype == wire else torch.empty_like(into, dtype=wire).split(counts)
             for number, (into, counts) in enumerate(incoming)
         ]
-        with self._tables.exchange.receiving(kind, received) as send:
+        with self._exchange.receiving(kind, received) as send:
             yield lambda outgoing: send(
                 [(rows if scale == 1 else rows * scale).to(wire).split(counts) for rows, counts in outgoing]
             )
@@ -254,7 +261,7 @@ class Lookup:
             assert part.in_union is not None
             summed = values.new_zeros(len(part.rows), values.shape[1])
             summed.index_copy_(0, part.in_union.to(self._device, non_blocking=True), values)
-            self._tables.exchange.all_reduce("replicated", summed)
+            self._exchange.all_reduce("replicated", summed)
             return summed
         return values
 

@@ -8,9 +8,10 @@ import numpy as np
 from eupmim_dist import assemble
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.evaluation.baselines import make_baseline
+from eupmim_dist.evaluation.baselines import choose_history
 from eupmim_dist.evaluation.interest_use import InterestUse
-from eupmim_dist.evaluation.runner import Result, evaluate_by
+from eupmim_dist.evaluation.runner import Result, evaluate_by, ranking_of
+from eupmim_dist.evaluation.scorers.interface import make_scorer
 from eupmim_dist.evaluation.statistics import bootstrap_intervals
 from eupmim_dist.parallel.world import World
 from eupmim_dist.reporting.charts import Scale, Tick
@@ -62,7 +63,8 @@ def baseline_rows(
     setup = assemble.without_model(config, world, store)
     rows = []
     for name in names:
-        scorer = make_baseline(name, setup, top_n)
+        scorer = make_scorer(name, ranking_of(setup))
+        choose_history(scorer, name, setup, top_n)
         result = evaluate_by(scorer, name, setup, split, PROTOCOL, [top_n], progress=True, per_user=True)
         read = "" if result.history is None else f", by the last {result.history} items"
         rows.append(row_of(name, None, f"baseline{read}", result, top_n))

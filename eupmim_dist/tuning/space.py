@@ -22,7 +22,7 @@ from eupmim_dist.files import read_text
 
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(?:\s+(log)|\s+step\s+({NUMBER}))?")
-JUDGES = ("data.", "evaluation.", "checkpoint.", "world_size")
+JUDGES = ("data.", "evaluation.", "checkpoint.", "world_size", "seed")
 """Settings that all trials have in common, or they could not be compared."""
 HOW = "write a range as 1..3, 1e-4..1e-2 log or 0..1 step 0.1, and choices as 32,64,96"
 

@@ -22,10 +22,9 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError, mistake_of
 from eupmim_dist.parallel.world import World, init_world
 from eupmim_dist.train.callbacks import Callback
-from eupmim_dist.train.preemption import leaving_on_signal
 from eupmim_dist.train.skipped import Diverged
 from eupmim_dist.train.state import Run
-from eupmim_dist.training import begin, run_training, the_only_training
+from eupmim_dist.training import train_alone
 
 Keep = Callable[[int, float], bool]
 """Told of a step and the value that trials are judged by; False if the trial is not worth going on."""
@@ -44,10 +43,7 @@ def train_trial(config: Config, run_dir: Path, world: World, keep: Keep) -> dict
             assemble.trainable(config, world, store)
         except UserError as error:
             return {"end": "invalid", "reason": error.as_typed}
-        with the_only_training():
-            run, start = begin(config, run_dir, "auto", None, world)
-            with leaving_on_signal(run):
-                run_training(run, start, [watch])
+        run = train_alone(config, run_dir, world, [watch])
     except Diverged as error:
         return {"end": "invalid", "reason": error.as_typed}
     except Exception as error:

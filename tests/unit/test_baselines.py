@@ -15,8 +15,10 @@ from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.baselines import HISTORIES, histories_read, make_baseline
-from eupmim_dist.evaluation.runner import evaluate_by, held_out_users, ranking_of
+from eupmim_dist.evaluation import baselines
+from eupmim_dist.evaluation.baselines import HISTORIES, choose_history, histories_read
+from eupmim_dist.evaluation.protocols import PROTOCOLS
+from eupmim_dist.evaluation.runner import evaluate_scorer, held_out_users, ranking_of
 from eupmim_dist.evaluation.scorers import ease
 from eupmim_dist.evaluation.scorers.association import Association
 from eupmim_dist.evaluation.scorers.cooccurrence import Cooccurrence, followers
@@ -24,6 +26,7 @@ from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_score
 from eupmim_dist.parallel import memory
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry import progress
+from eupmim_dist.train.state import Setup
 from tests.oracles import metrics_plain as plain
 from tests.stores import small_store
 
@@ -196,29 +199,41 @@ def test_baselines_read_the_same_whatever_the_model_beside_them_reads(store: Int
     assert (found[0] == NO_ROW).any()
 
 
+def chosen(name: str, setup: Setup) -> int | None:
+    scorer = make_scorer(name, ranking_of(setup))
+    choose_history(scorer, name, setup, 5)
+    return scorer.history
+
+
 @pytest.mark.parametrize("name", ["ease", "association", "popularity"])
-def test_baselines_read_what_is_best_for_them_on_valid_users(tmp_path: Path, name: str) -> None:
+def test_baselines_read_what_is_best_for_them_on_valid_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     store = small_store(tmp_path / "store", num_users=300, num_items=60, longest=80)
     setup = without_model(parse_config({}, "test"), WORLD, store)
     if name == "popularity":
-        assert make_baseline(name, setup, 5).history is None
+        assert chosen(name, setup) is None
         return
-    recalls, scorer = [], make_scorer(name, ranking_of(setup))
-    for scorer.history in HISTORIES:
-        recalls.append(evaluate_by(scorer, name, setup, "valid", "strict", [5]).metrics["recall@5"])
-    assert len(set(recalls)) > 1, "the users are too much alike to tell"
-    assert make_baseline(name, setup, 5).history == HISTORIES[recalls.index(max(recalls))]
+    scorer, users = make_scorer(name, ranking_of(setup)), held_out_users(setup, "valid")
+    for most, step in ((10_000, 1), (60, 1), (59, 2), (20, 3)):  # of 60
+        monkeypatch.setattr(baselines, "MOST_USERS", most)
+        users.users, recalls = store.users("valid")[::step], []
+        for scorer.history in HISTORIES:
+            result = evaluate_scorer(scorer, name, users, PROTOCOLS["strict"], [5], WORLD)
+            recalls.append(result.metrics["recall@5"])
+        assert len(set(recalls)) > 1, "the users are too much alike to tell"
+        assert chosen(name, setup) == HISTORIES[recalls.index(max(recalls))]
 
 
 def test_baselines_read_what_they_do_by_default_without_valid_users(store: InteractionStore) -> None:
     setup = without_model(parse_config({}, "test"), WORLD, replace(store, split=np.where(store.split == 1, 0, 2)))
-    assert make_baseline("ease", setup, 5).history == 10
+    assert chosen("ease", setup) == 10
 
 
 def test_what_baselines_read_is_told() -> None:
     assert histories_read({"eupmim": None, "popularity": None}) == ""
     told = histories_read({"ease": 5, "popularity": None, "association": 20})
     assert told == (
-        "Last items of a history that baselines read, of 5, 10, 20 or 50 the best on valid users: "
-        "ease 5, association 20."
+        "Last items of a history that baselines read, of 1, 2, 3, 5, 10, 20 or 50 those with the best recall on "
+        "valid users: ease 5, association 20."
     )

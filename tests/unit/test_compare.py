@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import statistics as plain
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from rich.console import Console
 from rich.measure import Measurement
 
-from eupmim_dist import Callback, Comparison, UserError, api, compare, fit, load
+from eupmim_dist import Callback, Comparison, UserError, compare, fit, load
 from eupmim_dist.assemble import without_model
 from eupmim_dist.cli.compare import as_table
 from eupmim_dist.comparison import work
@@ -23,11 +24,14 @@ from eupmim_dist.comparison.effort import training_seconds
 from eupmim_dist.comparison.rows import METRICS, Figure, Row, effective_number
 from eupmim_dist.comparison.text import compact, cost, in_lines, markdown, quality
 from eupmim_dist.config.schema import Config
-from eupmim_dist.evaluation.baselines import make_baseline
+from eupmim_dist.evaluation.baselines import choose_history
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users
+from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users, ranking_of
+from eupmim_dist.evaluation.scorers.interface import make_scorer
 from eupmim_dist.evaluation.statistics import bootstrap_interval, holm, paired_p_value
+from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.progress import duration
+from eupmim_dist.train.state import Run
 from tests.runs import WORLD, command_line
 from tests.stores import small_store
 
@@ -84,7 +88,7 @@ def again(root: Path) -> Comparison:
     """The same from Python, which finds all trainings finished."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr(work.api, "fit", lambda *args, **more: pytest.fail("trained again"))
+        patch.setattr(work, "train_alone", lambda *args: pytest.fail("trained again"))
         baselines = ["popularity", "ease"]
         return compare(
             ["two.yaml", "run"], baselines=baselines, seeds=[1, 2], top_n=TOP_N, categories="categories.csv", out="out"
@@ -101,7 +105,8 @@ def evaluated(place: Path) -> dict[str, list[Result]]:
     setup = without_model(Config(task={"history_length": 6}), WORLD, load("run").store)
     users = held_out_users(setup, "test")
     for name in ("popularity", "ease"):
-        scorer = make_baseline(name, setup, TOP_N)
+        scorer = make_scorer(name, ranking_of(setup))
+        choose_history(scorer, name, setup, TOP_N)
         found[name] = [evaluate_scorer(scorer, name, users, PROTOCOLS["strict"], [TOP_N], WORLD, per_user=True)]
     return found
 
@@ -193,13 +198,13 @@ def test_one_that_was_stopped_goes_on_and_gives_the_same(
 ) -> None:
     models = {"first": settings("youtube_dnn"), "second": settings("comirec_dr")}
     whole = compare(models, out=tmp_path / "whole")
-    fitting = api.fit
+    training = work.train_alone
 
-    def stopped(config: Config, run_dir: Path, **more: Any) -> api.Fitted:
-        return fitting(config, run_dir, callbacks=[Stop()] if run_dir.name.startswith("second") else [], **more)
+    def stopped(config: Config, run_dir: Path, world: World) -> Run:
+        return training(config, run_dir, world, [Stop()] if run_dir.name.startswith("second") else [])
 
     with monkeypatch.context() as patch:
-        patch.setattr(work.api, "fit", stopped)
+        patch.setattr(work, "train_alone", stopped)
         halted = compare(models, out=tmp_path / "out")
     assert (halted.finished, halted.rows) == (False, [])
     assert "goes on" in repr(halted)
@@ -212,6 +217,21 @@ def test_one_that_was_stopped_goes_on_and_gives_the_same(
     assert "going on from" in told
     figures = [pl.col("model", "recall", "recall_low", "ndcg", "p_value", "coverage", "steps")]
     assert resumed.frame().select(figures).equals(whole.frame().select(figures))
+
+
+def test_one_that_diverges_is_told_and_the_others_are_compared(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = settings("youtube_dnn")
+    bad["train"] = bad["train"] | {"learning_rate": 1e36, "max_steps": 60}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(bad))
+    line = f"compare one.yaml {tmp_path / 'bad.yaml'} --seeds 1,2 --top-n 5 --out {tmp_path / 'out'}"
+    assert command_line(line) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"bad has no row: .*finite", " ".join(out.split()))
+    content = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert ([row["model"] for row in content["rows"]], [*content["failed"]]) == (["one"], ["bad"])
+    assert not list((tmp_path / "out").glob("*/evaluation.json"))  # the test split is looked at once, in the end
 
 
 def test_an_unfinished_run_is_told(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,13 +275,17 @@ def test_an_unfinished_run_is_told(place: Path, tmp_path: Path, capsys: pytest.C
             {"seeds": 1, "overrides": ["model.dim=16"], "out": "out"},
             "model.dim: 16, but .* give another out",
         ),
+        (["two.yaml"], {"seeds": 1, "overrides": ["train.max_steps=4"], "out": "out"}, "has trained 6 steps, more"),
+        (["two.yaml"], {"seeds": 1, "overrides": ["data.dir=other"], "out": "out"}, "two seed 1: .*another store"),
         (["run"], {"out": "one.yaml"}, "out one.yaml: is a file"),
+        (["run"], {"out": "run"}, "out run: already holds something else, config.yaml; give another"),
+        (["run"], {"out": "store"}, "out store: already holds something else, attributes.npy"),
     ],
 )
 def test_a_mistake_is_told_before_any_training(
     place: Path, monkeypatch: pytest.MonkeyPatch, models: Any, more: dict[str, Any], told: str
 ) -> None:
-    monkeypatch.setattr(work.api, "fit", lambda *args, **more: pytest.fail("trained"))
+    monkeypatch.setattr(work, "train_alone", lambda *args: pytest.fail("trained"))
     before = sorted(place.rglob("*"))
     with pytest.raises(UserError, match=told):
         compare(models, **{"out": "new", **more})
