@@ -6,7 +6,7 @@ All of them take what `recommend` takes, in one process and on every rank alike 
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,21 @@ def recommend_batches(
 
 
 def recommendations(
-    model: Assembled | Fitted | Path | str, users: Ids | Path | None = None, top_n: int = 10, **options: Any
+    model: Assembled | Fitted | Path | str,
+    users: Ids | Path | None = None,
+    top_n: int = 10,
+    *,
+    most: int | None = None,
+    **options: Any,
 ) -> list[Recommendations]:
-    """As `recommend`, as objects, with what each user had last."""
+    """As `recommend`, as objects, with what each user had last; where `most` is given, of so many users alone."""
     prepared = _prepared(model, users, top_n, **options)
-    return as_objects(prepared.trained, prepared.audience, prepared.wanted)
+    audience = prepared.audience
+    if most is not None and len(audience) > most:
+        told = f"these are the first {most} of {len(audience):,} users: --out FILE takes all of them"
+        get_logger(prepared.trained.world.rank).warning(told)
+        audience = replace(audience, names=audience.names[:most], users=audience.users[:most])
+    return as_objects(prepared.trained, audience, prepared.wanted)
 
 
 @dataclass(frozen=True)

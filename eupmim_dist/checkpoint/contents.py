@@ -32,7 +32,7 @@ class Evaluation(Metadata):
     users: Count
     step: Count
     metrics: dict[Annotated[str, Field(pattern="^[a-z_]+@[0-9]+$")], float]
-    interests: dict[Literal["share", "norm", "cosine"], list[float] | float] | None = None
+    interests: dict[Literal["top_n", "share", "norm", "cosine"], list[float] | float] | None = None
 
 
 def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes = ignore_bytes) -> dict[str, Any]:

@@ -153,7 +153,9 @@ class CheckpointHook:
             else:
                 save_checkpoint(run, self.run_dir)
         self._saved = run.progress.as_dict()
-        self.writer.log(run.progress.step, {f"{SECONDS}checkpoint": pause.seconds})
+        # What is saved is on record with it: a run that goes on from here knows nothing of what was before.
+        seconds = {"checkpoint": pause.seconds, "training": self.throughput.untold()}
+        self.writer.log(run.progress.step, {f"{SECONDS}{what}": value for what, value in seconds.items()})
 
     def _finish(self) -> None:
         if self._under_way is not None:

@@ -97,11 +97,10 @@ def recommend(
     if out is not None:
         typer.echo(f"{out}: {recommending.write_recommendations(run_or_checkpoint, out, **wanted)}")
         return
-    found = recommending.recommendations(run_or_checkpoint, **wanted)
+    most = MOST_TABLES if json_file is None else None
+    found = recommending.recommendations(run_or_checkpoint, most=most, **wanted)
     for entry in found[:MOST_TABLES]:
         _show(entry, "given history" if history is not None else f"user {entry.user}")
-    if len(found) > MOST_TABLES:
-        typer.echo(f"... and {len(found) - MOST_TABLES:,} more users: --out FILE takes all of them")
     write_json(json_file, [entry.as_dict() for entry in found], ensure_ascii=False)
 
 

@@ -32,21 +32,17 @@ def effort_of(path: Path, checkpoint: Checkpoint) -> Effort:
 
 
 def training_seconds(run_dir: Path, steps: int) -> float | None:
-    """Seconds of the first `steps`, from the run's metrics.jsonl; None if it tells none.
-
-    Steps that were done again after a crash count once.
-    """
+    """Seconds of the first `steps`, from the run's metrics.jsonl; None if it tells none."""
     try:
         lines = read_text(run_dir / "metrics.jsonl").splitlines()
     except (OSError, ValueError):
         return None
-    seconds, done = 0.0, 0
+    found = []
     for line in lines:
         try:
             content = json.loads(line)
-            step, took = int(content["step"]), float(content[f"{SECONDS}training"])
+            if int(content["step"]) <= steps:
+                found.append(float(content[f"{SECONDS}training"]))
         except (ValueError, KeyError, TypeError, RecursionError):  # an evaluation's, or one that a crash cut short
             continue
-        if done < step <= steps:
-            seconds, done = seconds + took, step
-    return seconds if done else None
+    return sum(found) if found else None

@@ -104,7 +104,7 @@ def asked(store: InteractionStore, requests: Requests, read: Collection[str], *,
             notes.append(f"{source}: unknown items of histories, left out: {len(unknown):,} ({_few(unknown)})")
     lost, empty = (users == NO_ROW) & ~told, told & (counts == 0)
     if not skip:
-        _refuse(store, rows, lost, empty)
+        _refuse(store, rows, lost, empty, requests.named)
     for wrong, what in ((lost, "unknown and without a history"), (empty, "with no known item in their history")):
         if wrong.any():
             names = _few(rows["user"].filter(pl.Series(wrong)))
@@ -120,7 +120,9 @@ def asked(store: InteractionStore, requests: Requests, read: Collection[str], *,
     return Audience(rows["user"], users, given, tuple(notes))
 
 
-def _refuse(store: InteractionStore, rows: pl.DataFrame, lost: np.ndarray, empty: np.ndarray) -> None:
+def _refuse(store: InteractionStore, rows: pl.DataFrame, lost: np.ndarray, empty: np.ndarray, named: bool) -> None:
+    if lost.any() and not named:
+        raise UserError("--history: holds no item; give raw ids with blanks between them, oldest first")
     if lost.any():
         name = short(rows["user"][int(lost.argmax())])
         raise UserError(f"--user {name}: no such user in {store.path}; `users.parquet` there lists the raw ids")

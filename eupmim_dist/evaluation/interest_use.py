@@ -20,6 +20,8 @@ COLLAPSED = 0.95
 
 @dataclass(frozen=True)
 class InterestUse:
+    top_n: int
+    """N: places of a list, of those that are asked for the longest."""
     share: list[float]
     """Of each interest: the part of the recommended places whose item it scores highest; 1 in all."""
     norm: list[float]
@@ -34,7 +36,8 @@ class InterestUse:
     def __str__(self) -> str:
         filled = ", ".join(f"{100 * share:.1f}" for share in self.share)
         return (
-            f"its {len(self.share)} interests fill {filled} % of the lists; mean cosine between them {self.cosine:.3f}"
+            f"its {len(self.share)} interests fill {filled} % of the lists of {self.top_n}; "
+            f"mean cosine between them {self.cosine:.3f}"
         )
 
     def tags(self) -> dict[str, float]:
@@ -47,8 +50,8 @@ class InterestUse:
 class InterestSums:
     """Sums over the users that a scorer is asked for, on this rank."""
 
-    def __init__(self, scorer: InterestScorer) -> None:
-        self.scorer = scorer
+    def __init__(self, scorer: InterestScorer, top_n: int) -> None:
+        self.scorer, self.top_n = scorer, top_n
         self.num_interests = scorer.model.num_interests
         self.sums = torch.zeros(2 * self.num_interests + 2, dtype=torch.float64)
 
@@ -72,5 +75,8 @@ class InterestSums:
         sums = sum_(self.sums.to(world.device), world).cpu()
         places, norms, pairs, users = sums[:num], sums[num : 2 * num], float(sums[-2]), float(sums[-1])
         return InterestUse(
-            share=(places / places.sum().clamp(min=1)).tolist(), norm=(norms / users).tolist(), cosine=pairs / users
+            self.top_n,
+            share=(places / places.sum().clamp(min=1)).tolist(),
+            norm=(norms / users).tolist(),
+            cosine=pairs / users,
         )

@@ -84,7 +84,9 @@ def evaluate_scorer(
     if variety is not None and protocol.per_interest:
         raise UserError(f"--categories: protocol {protocol.name} has a list for each interest; use strict or comirec")
     sums = MetricSums(protocol, cutoffs, store.num_item_rows, None if variety is None else variety.categories)
-    used = InterestSums(scorer) if isinstance(scorer, InterestScorer) and not protocol.per_interest else None
+    used = (
+        InterestSums(scorer, max(cutoffs)) if isinstance(scorer, InterestScorer) and not protocol.per_interest else None
+    )
     kept: list[tuple[Tensor, Tensor]] = []
     description = f"{name}: {users.split} split, protocol {protocol.name}"
     with task_progress(description, len(users), progress and world.is_main) as advance:

@@ -41,34 +41,60 @@ class Row:
     interests: InterestUse | None
 
 
-def row_of(name: str, style: int | None, about: str, result: Result, top_n: int) -> Row:
-    """A row of a result that has what each user got."""
+@dataclass(frozen=True)
+class Evaluated:
+    """A row without its intervals."""
+
+    model: str
+    style: int | None
+    about: str
+    means: dict[str, float]
+    of_users: np.ndarray  # float64 [n, METRICS]
+    interests: InterestUse | None
+
+
+def evaluated(name: str, style: int | None, about: str, result: Result, top_n: int) -> Evaluated:
+    """Of a result that has what each user got."""
     assert result.per_user is not None
-    names = [f"{metric}@{top_n}" for metric in METRICS]
-    with task_progress(f"{name}: intervals over users"):
-        intervals = bootstrap_intervals(np.stack([result.per_user.metrics[key] for key in names], axis=1))
-    figures = {
-        metric: Figure(result.metrics[key], *interval)
-        for metric, key, interval in zip(METRICS, names, intervals, strict=True)
-    }
-    return Row(name, style, about, figures, result.interests)
+    keys = {metric: f"{metric}@{top_n}" for metric in METRICS}
+    means = {metric: result.metrics[key] for metric, key in keys.items()}
+    of_users = np.stack([result.per_user.metrics[key] for key in keys.values()], axis=1)
+    return Evaluated(name, style, about, means, of_users, result.interests)
 
 
-def baseline_rows(
+def rows_of(found: Sequence[Evaluated]) -> list[Row]:
+    """All intervals from the same draws of users: for the time of one."""
+    if not found:
+        return []
+    with task_progress("intervals over users"):
+        intervals = iter(bootstrap_intervals(np.concatenate([one.of_users for one in found], axis=1)))
+    return [
+        Row(
+            one.model,
+            one.style,
+            one.about,
+            {metric: Figure(mean, *next(intervals)) for metric, mean in one.means.items()},
+            one.interests,
+        )
+        for one in found
+    ]
+
+
+def evaluated_baselines(
     names: Sequence[str], runs: Sequence[ReportedRun], store: InteractionStore, split: str, top_n: int, world: World
-) -> list[Row]:
+) -> list[Evaluated]:
     """They leave out what the first run does."""
     config = Config()
     config.evaluation.exclude_seen = runs[0].config.evaluation.exclude_seen
     setup = assemble.without_model(config, world, store)
-    rows = []
+    found = []
     for name in names:
         scorer = make_scorer(name, ranking_of(setup))
         choose_history(scorer, name, setup, top_n)
         result = evaluate_by(scorer, name, setup, split, PROTOCOL, [top_n], progress=True, per_user=True)
         read = "" if result.history is None else f", by the last {result.history} items"
-        rows.append(row_of(name, None, f"baseline{read}", result, top_n))
-    return rows
+        found.append(evaluated(name, None, f"baseline{read}", result, top_n))
+    return found
 
 
 @dataclass(frozen=True)

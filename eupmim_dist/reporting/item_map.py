@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.training_data import training_interactions
@@ -122,8 +123,9 @@ def apart(places: Sequence[Place]) -> list[Place]:
 def vectors_of(trained: Assembled, items: np.ndarray) -> np.ndarray:
     """Float64 [n, D] of items that one rank holds."""
     part = ScoredRows(trained.tables.shards[ITEM_TABLE], trained.world)
-    places = part.places.cpu().numpy()[np.searchsorted(part.ids.cpu().numpy(), items)]
-    return part.rows.detach().float().cpu().numpy().astype(np.float64)[places]
+    places = part.places[torch.searchsorted(part.ids, torch.from_numpy(items).to(part.ids.device))]
+    vectors: np.ndarray = part.rows.detach()[places].double().cpu().numpy()
+    return vectors
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from eupmim_dist.files import check_out, write_text, writing
 from eupmim_dist.parallel.world import World
 from eupmim_dist.reporting.curves import groups_of
 from eupmim_dist.reporting.examples import Example, Served, chosen_users, examples_of, served
-from eupmim_dist.reporting.figures import PROTOCOL, Row, baseline_rows, plot_of, row_of
+from eupmim_dist.reporting.figures import PROTOCOL, Evaluated, evaluated, evaluated_baselines, plot_of, rows_of
 from eupmim_dist.reporting.item_map import ItemMap, map_of, popular_items
 from eupmim_dist.reporting.metrics import bytes_sent, spent
 from eupmim_dist.reporting.page import NUM_STYLES, Content, render
@@ -125,7 +125,7 @@ def _content(
     work = _Work(store, split, top_n, item_labels(store), chosen_users(store, split, users if trained else 0))
     for number, run in enumerate(runs):
         work.add(number, run)
-    rows = work.rows + (baseline_rows(chosen, runs, store, split, top_n, WORLD) if chosen else [])
+    rows = rows_of(work.found + evaluated_baselines(chosen, runs, store, split, top_n, WORLD))
     return Content(
         store=store,
         split=split,
@@ -165,7 +165,7 @@ class _Work:
         self.store, self.split, self.top_n, self.labels, self.users = store, split, top_n, labels, users
         self.examples: list[Example] = examples_of(store, split, users, labels)
         self.popular = popular_items(store)
-        self.rows: list[Row] = []
+        self.found: list[Evaluated] = []
         self.served: list[list[Served] | None] = []
         self.maps: list[ItemMap] = []
 
@@ -178,7 +178,7 @@ class _Work:
         trained = assemble.load_trained(best.path, WORLD, self.store.path)
         result = evaluate_model(trained, self.split, PROTOCOL, [self.top_n], progress=True, per_user=True)
         about = f"{run.config.model.name}, step {best.step:,}"
-        self.rows.append(row_of(run.name, number, about, result, self.top_n))
+        self.found.append(evaluated(run.name, number, about, result, self.top_n))
         if trained.model.scorer != "interests" or not len(self.users):
             self.served.append(None)
             return

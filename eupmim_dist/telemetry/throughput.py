@@ -27,6 +27,7 @@ class Throughput:
         self._clock = clock
         self._samples = 0
         self._paused = 0.0
+        self._told = 0.0
         self._started = clock()
 
     def add(self, samples: int) -> None:
@@ -43,6 +44,12 @@ class Throughput:
             pause.seconds = self._clock() - started
             self._paused += pause.seconds
 
+    def untold(self) -> float:
+        """Seconds of training since the last call, or the start of it: what is not yet on record."""
+        seconds = self._clock() - self._started - self._paused
+        untold, self._told = seconds - self._told, seconds
+        return untold
+
     def window(self) -> Window:
         """What was done since the last call (or the start); starts a new window.
 
@@ -51,4 +58,5 @@ class Throughput:
         now = self._clock()
         window = Window(now - self._started - self._paused, self._samples)
         self._samples, self._paused, self._started = 0, 0.0, now
+        self._told -= window.seconds
         return window

@@ -75,7 +75,7 @@ class LogHook:
                 "skipped_steps": num_steps - used,
                 "learning_rate": run.config.train.learning_rate * rate_factor(run.config.train, step - 1),
                 "samples_per_second": window.rate,
-                f"{SECONDS}training": window.seconds,
+                f"{SECONDS}training": self.throughput.untold(),
                 **self._bytes_of_a_step(run, num_steps),
             },
         )

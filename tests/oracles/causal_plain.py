@@ -158,7 +158,7 @@ def plain_causal_eupmim(
         profile = sum(rows) / len(rows)
         scaled = [math.sqrt(weights["item"].shape[1]) * weights["item"][item] for item in real]
         edges = [[1.0 / (1.0 + torch.exp(-(one * other * profile).sum())) for other in scaled] for one in scaled]
-        total = total + sum(sum(row) for row in edges)
+        total = total + sum(edges[i][j] for i in range(len(edges)) for j in range(i))
         for place in position[row].tolist():
             known = range(place + 1)
             levels = [[scaled[i] for i in known]]

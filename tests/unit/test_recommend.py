@@ -11,10 +11,12 @@ import torch
 
 from eupmim_dist import recommending
 from eupmim_dist.api import load
-from eupmim_dist.data.audience import asked
+from eupmim_dist.cli import recommend as recommend_module
+from eupmim_dist.data.audience import Audience, asked
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.data.requests import Requests
 from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.recommend import Recommendations, Wanted, recommendations
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.export import frame_files
 from eupmim_dist.recommending import recommend, recommend_batches, write_recommendations
@@ -338,6 +340,26 @@ def test_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ("--user u1 --out a.txt", "--out a.txt: give a name that ends in .parquet, .jsonl or .csv"),
         ("--user u1 --out nowhere/a.csv", "--out nowhere/a.csv: there is no directory nowhere"),
         ("--user u1 --out a.csv --json a.json", "--json: --out has all of it"),
+        ("--history ' '", "--history: holds no item; give raw ids"),
     ):
         assert command_line(f"recommend {run} {mistake}") == 2
         assert message in capsys.readouterr().err
+
+
+def test_tables_are_of_the_first_users_and_no_others_are_ranked(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recommend_module, "MOST_TABLES", 3)
+    assert command_line(f"recommend {run} --split all --top-n 2 --json {tmp_path / 'all.json'}") == 0
+    assert len(json.loads((tmp_path / "all.json").read_text())) == 40
+    first = capsys.readouterr()
+    monkeypatch.setattr(recommending, "as_objects", of_few)
+    assert command_line(f"recommend {run} --split all --top-n 2") == 0
+    told = capsys.readouterr()
+    assert told.out == first.out
+    assert "these are the first 3 of 40 users: --out FILE takes all of them" in told.err
+
+
+def of_few(model: Assembled, audience: Audience, wanted: Wanted) -> list[Recommendations]:
+    assert len(audience) == 3
+    return recommendations(model, audience, wanted)

@@ -153,7 +153,10 @@ def test_throughput_leaves_pauses_out_and_starts_anew():
     assert pause.seconds == 50
     throughput.add(100)
     clock.now += 2
-    assert throughput.window() == Window(4.0, 200)
+    assert throughput.untold() == 4
+    clock.now += 1
+    assert throughput.window() == Window(5.0, 200)
+    assert throughput.untold() == 1
     clock.now += 4
     throughput.add(100)
     assert throughput.window().rate == pytest.approx(25)

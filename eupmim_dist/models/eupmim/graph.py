@@ -17,13 +17,13 @@ def user_aware_adjacency(items: Tensor, profile: Tensor, mask: Tensor) -> Tensor
 
 
 def causal_levels(items: Tensor, adjacency: Tensor, num_levels: int) -> Tensor:
-    """The mean of the levels x_0..x_P of x_l = N x_(l-1), where a place has edges to itself and to earlier ones alone.
+    """The mean of the levels x_0..x_P of x_l = N x_(l-1), of an adjacency with edges to earlier places alone.
 
     Rows of N = A + I are divided by their sum and not by its root: histories grow along a window, and places with many
     neighbours would be told by nothing but the length of their vectors. items [B, L, D], adjacency [B, L, L]
     -> [B, L, D].
     """
-    with_self = adjacency.tril(-1) + torch.eye(adjacency.shape[-1], dtype=adjacency.dtype, device=adjacency.device)
+    with_self = adjacency + torch.eye(adjacency.shape[-1], dtype=adjacency.dtype, device=adjacency.device)
     normalised = with_self / with_self.sum(-1, keepdim=True)
     level, total = items, items
     for _ in range(num_levels):

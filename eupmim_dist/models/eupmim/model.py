@@ -72,6 +72,8 @@ class EUPMiM(Model):
         if config.graph:
             weights = profile if profile is not None else torch.ones_like(items[:, 0])
             adjacency = user_aware_adjacency(items, weights, mask)
+            if self.causal:  # what is behind a place it does not see, and no penalty counts
+                adjacency = adjacency.tril(-1)
         extract = self._extract_causal if self.causal else self._extract
         interests = extract(items, adjacency, mask, batch)
         if self.attention is not None and profile is not None:
