@@ -1,7 +1,7 @@
 """Softmax cross entropy of the target against the whole catalogue, each rank scoring the rows it holds.
 
-Q queries of this rank, R of all ranks, K interests, D dim. No rank holds scores of all items: beyond the queries of all
-ranks and the gradients of both those and its own rows it needs a few tiles (log_total.py).
+Q queries of this rank, R of all ranks, N windows of P of these, K interests, D dim. No rank holds scores of all items:
+beyond the queries of all ranks and the gradients of both those and its own rows it needs a few tiles (log_total.py).
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from torch import Tensor
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ObjectiveSection
 from eupmim_dist.data.batch import UserBatch
+from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import ITEM_TABLE, Encoded, Model, Rows, Uses
 from eupmim_dist.objectives.interface import Candidates, Catalogue, Objective
 from eupmim_dist.objectives.log_total import log_total, tile_of
-from eupmim_dist.objectives.readout import BY_TARGET, Readout, narrowed, readout_of, scores_of
+from eupmim_dist.objectives.readout import BY_TARGET, Readout, narrowed, readout_of, scores_of, window_scores
 from eupmim_dist.tasks.interface import Task
 
 
@@ -28,11 +29,15 @@ class FullSoftmaxConfig(ObjectiveSection):
     """Scores are divided by it."""
     readout: Readout = "model"
     """How scores come out of K interests: hard, mean, logsumexp, target or attention; model: as its paper trains it."""
+    discount: float = Field(0.0, ge=0, lt=1)
+    """Above 0 a place of a window is trained on all items after it: the n-th after the next one with weight
+    discount^n, the weights of a place being 1 in all. 0: on the next one alone."""
 
 
 @dataclass(frozen=True)
 class Targets(Candidates):
     target: Tensor  # int64 [Q]
+    place: Tensor | None = None  # int64 [Q], in the window, where later targets count
     look_up: bool = False
 
     def uses(self) -> Uses:
@@ -41,7 +46,11 @@ class Targets(Candidates):
 
 class FullSoftmax(Objective):
     """Exact cross entropy over all items (padding left out). Every row has a gradient in every step, so the lazy table
-    optimizers move all rows of the item table too."""
+    optimizers move all rows of the item table too.
+
+    With a discount the targets of a place are a distribution over what its user took later, as in the dense all action
+    loss of PinnerFormer (KDD 2022): lists are judged by all that a user takes, of which the next item is one.
+    """
 
     whole_catalogue = True
 
@@ -49,10 +58,17 @@ class FullSoftmax(Objective):
         super().__init__()
         self.temperature = config.temperature
         self.readout = readout_of(model, config.readout)
+        self.discount = config.discount
+        if self.discount and not task.one_window:
+            raise UserError(
+                f"objective.discount: {self.discount}: needs several places of a window, which task every_position has "
+                "with a causal model (model.extractor causal, sasrec, gru4rec)"
+            )
 
     def draw(self, batch: UserBatch, step: int) -> Targets:
         assert batch.target is not None, "a training batch has targets"
-        return Targets(batch.target.flatten(), look_up=self.readout in BY_TARGET)
+        place = batch.position.flatten() if self.discount else None
+        return Targets(batch.target.flatten(), place, look_up=self.readout in BY_TARGET)
 
     def forward(
         self, encoded: Encoded, rows: Rows, batch: UserBatch, candidates: Candidates, catalogue: Catalogue | None
@@ -67,13 +83,35 @@ class FullSoftmax(Objective):
         targets = catalogue.gather(candidates.target, capacity)
         # NO_ROW predicts nothing and 0 fills up a rank's queries: they may be half of all, and are not scored.
         asked = targets > 0
-        queries, targets = queries[asked], targets[asked]
-        row, here = catalogue.rows_of(targets)
-        score = catalogue.sum(torch.where(here, self._scores(queries, row[:, None])[:, 0], 0.0))
-        total = catalogue.logsumexp(self._log_total(queries, catalogue))
+        if candidates.place is None:
+            row, here = catalogue.rows_of(targets[asked])
+            score = torch.where(here, self._scores(queries[asked], row[:, None])[:, 0], 0.0)
+        else:
+            places = catalogue.gather(candidates.place, capacity)
+            score = self._later_scores(queries, targets, places, batch.target.shape[1], catalogue)[asked]
+        score = catalogue.sum(score)
+        total = catalogue.logsumexp(self._log_total(queries[asked], catalogue))
         losses = catalogue.own(total.new_zeros(len(asked)).masked_scatter(asked, total - score), number)
         share = losses.sum() / batch.num_predictions
         return {"cross_entropy": share, **encoded.penalties}
+
+    def _later_scores(
+        self, queries: Tensor, targets: Tensor, places: Tensor, num_places: int, catalogue: Catalogue
+    ) -> Tensor:
+        """What of the mean score of a query's targets, the next item and the later ones of its window, this rank's
+        rows make: queries [R, K, D], targets and places [R] -> [R]."""
+        row, here = catalogue.rows_of(targets)
+        scores = window_scores(
+            queries.view(-1, num_places, *queries.shape[1:]),
+            row.view(-1, num_places, row.shape[1]),
+            self.readout,
+            self.temperature,
+        )
+        target, place = targets.view(-1, 1, num_places), places.view(-1, num_places)
+        distance = (place[:, None, :] - place[:, :, None]).to(scores.dtype)
+        weight = torch.where((distance >= 0) & (target > 0), self.discount ** distance.clamp(min=0), 0.0)
+        weight = weight / weight.sum(2, keepdim=True).clamp(min=1.0)  # a place that predicts has its own, of weight 1
+        return (weight * scores * here.view(-1, 1, num_places)).sum(2).flatten()
 
     def _log_total(self, queries: Tensor, catalogue: Catalogue) -> Tensor:
         """Over this rank's items, [R]; minus infinity where it has none."""

@@ -55,6 +55,15 @@ def narrowed(queries: Tensor, target: Tensor | None, readout: str) -> Tensor:
     return queries
 
 
+def window_scores(queries: Tensor, rows: Tensor, readout: str, temperature: float = 1.0) -> Tensor:
+    """Scores [N, P, P] by the P narrowed queries of each of N windows, [N, P, K, D], of its P targets, [N, P, D]."""
+    windows, places, interests, _ = queries.shape
+    of_interests = (queries.flatten(1, 2) @ rows.mT).view(windows, places, interests, places)
+    scores = of_interests.logsumexp(2) if readout == "logsumexp" and interests > 1 else of_interests.amax(2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return scores if temperature == 1 else scores / temperature
+
+
 def scores_of(queries: Tensor, candidates: Tensor, readout: str, temperature: float = 1.0) -> Tensor:
     """Scores [Q, C] of candidates [Q, C, D], each query's own, or [C, D], shared by all, for narrowed queries; divided
     by the temperature, in float32 at least."""

@@ -53,6 +53,7 @@ class EveryPosition(Task):
         super().__init__(config, setting)
         most = config.history_length if setting.causal else UNLESS_CAUSAL
         self.num_positions = min(config.num_positions or most, config.history_length)
+        self.one_window = setting.causal
 
     def sample(self, step: int) -> UserBatch:
         user, start, cut, place, counter = self._drawn(step, self.first_slot, self.last_slot)

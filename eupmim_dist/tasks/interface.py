@@ -44,6 +44,8 @@ class Task(ABC):
 
     least: int
     """A user is trained on who has more items than this."""
+    one_window = False
+    """Whether all targets of a sample are items of one sequence, in its order."""
 
     def __init__(self, config: TaskSection, setting: Setting) -> None:
         self.history_length = config.history_length

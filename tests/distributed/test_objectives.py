@@ -64,6 +64,7 @@ class Scenario:
     interests: int = 3
     readout: Any = "hard"
     temperature: float = 1.0
+    discount: float = 0.0
     optimizer: Any = "lazy_adam"
     replicate_below: int = 0
     micro_batches: int = 1
@@ -83,7 +84,7 @@ class Scenario:
             user=torch.randint(USERS - 2, (self.samples,), generator=generator),  # the last two are never asked for
             attributes=torch.zeros(self.samples, 0, dtype=torch.int64),
             history=history,
-            position=torch.zeros_like(target),
+            position=torch.arange(self.positions).expand_as(target).contiguous(),
             target=target,
             counter=target,
         )
@@ -95,8 +96,8 @@ class Scenario:
 
     @property
     def objective(self) -> FullSoftmax:
-        config = FullSoftmaxConfig(readout=self.readout, temperature=self.temperature)
-        return FullSoftmax(config, SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+        config = FullSoftmaxConfig(readout=self.readout, temperature=self.temperature, discount=self.discount)
+        return FullSoftmax(config, SimpleNamespace(), SimpleNamespace(one_window=True))  # type: ignore[arg-type]
 
 
 def encoded(queries: Tensor, rows: Rows) -> Tensor:
@@ -192,6 +193,8 @@ def check(scenario: Scenario, ranks: list[dict[str, Any]]) -> None:
             batch.num_predictions,
             readout=scenario.readout,
             temperature=scenario.temperature,
+            discount=scenario.discount,
+            places=batch.position,
         )
         loss.backward()
         assert queries.grad is not None
@@ -228,6 +231,9 @@ SCENARIOS = {
     "two-items": Scenario(rows=3, samples=3),
     "few-samples": Scenario(samples=2, positions=3, readout="attention"),
     "few-samples-in-parts": Scenario(samples=2, positions=3, micro_batches=3, optimizer="sgd"),
+    "discount": Scenario(positions=4, discount=0.7, micro_batches=2),
+    "discount-logsumexp": Scenario(positions=4, discount=0.5, readout="logsumexp", temperature=0.5, rows=5),
+    "discount-one-interest": Scenario(positions=3, discount=0.9, interests=1, replicate_below=EVERYTHING, samples=2),
     "parts": Scenario(samples=10, micro_batches=3, readout="logsumexp"),
     "replicated": Scenario(replicate_below=EVERYTHING, readout="attention"),
     "replicated-exact": Scenario(replicate_below=EVERYTHING, optimizer="exact", micro_batches=2),

@@ -38,15 +38,38 @@ def score(query: Tensor, row: Tensor, target: Tensor, readout: str) -> Tensor:
 
 
 def plain_full_softmax(
-    queries: Tensor, items: Tensor, targets: Tensor, num_predictions: int, *, readout: str, temperature: float = 1.0
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    num_predictions: int,
+    *,
+    readout: str,
+    temperature: float = 1.0,
+    discount: float = 0.0,
+    places: Tensor | None = None,
 ) -> Tensor:
-    """queries [Q, K, D], items [R, D], targets [Q]: sum of -log softmax over the items 1..R-1, divided by n."""
+    """queries [Q, K, D], items [R, D], targets [Q]: sum of -log softmax over the items 1..R-1, divided by n.
+
+    With places [N, P], Q = N * P, each has a mean over the targets of its window from its own on, of weight
+    discount^(places later).
+    """
     total = torch.zeros((), dtype=items.dtype)
-    for query, target in zip(queries, targets.tolist(), strict=True):
+    for number, (query, target) in enumerate(zip(queries, targets.tolist(), strict=True)):
         if target == NOTHING:
             continue
         scores = [score(query, items[item], items[target], readout) / temperature for item in range(1, len(items))]
-        total = total + log_sum_exp(scores) - scores[target - 1]
+        weights = {number: 1.0}
+        if discount:
+            assert places is not None
+            window = number // places.shape[1]
+            for other in range(window * places.shape[1], (window + 1) * places.shape[1]):
+                later = int(places.flatten()[other] - places.flatten()[number])
+                if later > 0 and int(targets[other]) != NOTHING:
+                    weights[other] = discount**later
+        mean = sum(weight * scores[int(targets[other]) - 1] for other, weight in weights.items()) / sum(
+            weights.values()
+        )
+        total = total + log_sum_exp(scores) - mean
     return total / num_predictions
 
 

@@ -162,6 +162,29 @@ def test_full_softmax_is_the_oracles_in_one_tile_and_in_many(
 
 
 @pytest.mark.parametrize("num_interests", [1, INTERESTS])
+@every_readout
+def test_a_discounted_full_softmax_is_the_oracles(store: InteractionStore, readout: str, num_interests: int) -> None:
+    setup = Setup(store, num_interests)
+    discount = {"discount": 0.6, "temperature": 0.7}
+    parts = setup.parts(full(setup.task, readout=readout, **discount))
+    expected = plain_full_softmax(
+        setup.queries,
+        setup.table.weight,
+        setup.targets,
+        setup.batch.num_predictions,
+        readout=readout,
+        places=setup.batch.position,
+        **discount,
+    )
+    setup.check(parts["cross_entropy"], expected)
+
+
+def test_a_discount_is_refused_where_no_window_has_several_places(store: InteractionStore) -> None:
+    with pytest.raises(UserError, match=r"objective.discount: 0.5: needs several places of a window"):
+        full(make_task(store, causal=False), discount=0.5)
+
+
+@pytest.mark.parametrize("num_interests", [1, INTERESTS])
 @pytest.mark.parametrize(
     ("config", "readout"),
     [
