@@ -42,6 +42,13 @@ def compare(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of all configurations; may be repeated."),
     ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'NAME: KEY=VALUE ...'",
+            help="Train the one configuration with these settings changed too; may be repeated.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where trainings and results go; the same command goes on there.")] = Path(
         "runs/compare"
     ),
@@ -65,6 +72,8 @@ def compare(
 
     `eupmim-dist compare configs/models/*.yaml --set data.dir=data/ml-1m --baseline ease --seeds 1,2,3`
 
+    `eupmim-dist compare configs/example.yaml --variant "k1: model.num_interests=1" --seeds 1,2`
+
     `eupmim-dist launch --nproc 2 -- compare configs/example.yaml runs/a --categories items.csv`
     """
     import shlex
@@ -83,6 +92,7 @@ def compare(
         if more:
             raise UserError(f"--top-n {short(top_n)}: models are compared at one N; give one")
         wanted_seeds = _seeds(seeds)
+        variants = _variants(variant or [])
         check_json(json_file)
     comparison = compare_models(
         models or [],
@@ -92,6 +102,7 @@ def compare(
         top_n=number,
         seeds=wanted_seeds,
         overrides=set_ or [],
+        variants=variants,
         categories=categories,
         out=out,
         cpu=cpu,
@@ -116,6 +127,25 @@ def _seeds(text: str) -> list[int]:
     if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
         raise UserError(f"--seeds {short(text)}: give whole numbers from 0, separated by commas, such as 1,2,3")
     return [int(part) for part in parts]
+
+
+def _variants(texts: list[str]) -> dict[str, list[str]]:
+    """`no-graph: model.graph=false` -> {"no-graph": ["model.graph=false"]}."""
+    import shlex
+
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, colon, changes = text.partition(":")
+        try:
+            settings = shlex.split(changes)
+        except ValueError:  # a quotation mark without another
+            settings = []
+        if not (colon and name.strip() and settings):
+            raise UserError(f"--variant {short(text)}: give a name and settings, such as 'no-graph: model.graph=false'")
+        if name.strip() in found:
+            raise UserError(f"--variant {short(text)}: the name {name.strip()} is given twice")
+        found[name.strip()] = settings
+    return found
 
 
 def _print(comparison: "Comparison", out: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from eupmim_dist import assemble
 from eupmim_dist.arguments import StoreLike, cutoffs_of, path_of, several, store_dir
-from eupmim_dist.comparison.entries import Models, ToTrain, Trained, check_comparable, data_of, entries_of
+from eupmim_dist.comparison.entries import Models, ToTrain, Trained, Variants, check_comparable, data_of, entries_of
 from eupmim_dist.comparison.results import JSON_FILE, MARKDOWN_FILE, Comparison
 from eupmim_dist.comparison.rows import Measured, rows_of
 from eupmim_dist.comparison.work import (
@@ -45,6 +45,7 @@ def compare(
     top_n: int = 10,
     seeds: int | Sequence[int] = (),
     overrides: str | Overrides = (),
+    variants: Variants | None = None,
     categories: Any = None,
     out: Path | str = "runs/compare",
     cpu: bool = False,
@@ -66,6 +67,8 @@ def compare(
         seeds: train each configuration with each of them, in place of its own. A row then has the means over seeds;
             intervals and tests are over users, each with the mean over seeds.
         overrides: settings that come before those of all configurations, as for `fit`.
+        variants: of the one configuration that is given, for an ablation: by a name for each, settings in which it
+            differs, such as `{"no graph": {"model.graph": False}}`. They are trained beside it.
         categories: a data frame or file of the items' categories, as for `evaluate`; adds the diversity of lists.
         out: where trainings and results are written.
         cpu: use the CPU even where there are GPUs.
@@ -82,7 +85,7 @@ def compare(
         _check(chosen, split, place)
         wanted_seeds = _seeds(seeds)
     with agreed(world):
-        entries = decided_by_main(world, lambda: entries_of(models, overrides, chosen))
+        entries = decided_by_main(world, lambda: entries_of(models, overrides, variants or {}, chosen))
         if not entries and not (chosen and data is not None):
             raise UserError("compare: give runs or configurations, or --baseline NAME with --data DIR")
         if wanted_seeds and not any(isinstance(entry, ToTrain) for entry in entries):

@@ -22,6 +22,8 @@ ModelLike = Fitted | ConfigLike
 """A training of `fit`, the path of a run, checkpoint or model, or a configuration: a YAML file, `Config` or mapping."""
 Models = ModelLike | Sequence[ModelLike] | Mapping[str, ModelLike]
 """One or more, or by names of one's own."""
+Variants = Mapping[str, str | Overrides]
+"""By their names, the settings in which they differ from the one configuration."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,11 @@ class ToTrain:
 Entry = Trained | ToTrain
 
 
-def entries_of(models: Models, overrides: str | Overrides, baselines: Sequence[str]) -> list[Entry]:
+def entries_of(models: Models, overrides: str | Overrides, variants: Variants, baselines: Sequence[str]) -> list[Entry]:
     """Reads configurations, with the overrides, and the manifests of trained models; warns of unfinished runs.
 
-    Raises UserError for what is neither, and where two would have one name.
+    Raises UserError for what is neither, where two would have one name, and for variants of no or of several
+    configurations.
     """
     given: list[tuple[str | None, Any]]
     if isinstance(models, Mapping):
@@ -71,7 +74,18 @@ def entries_of(models: Models, overrides: str | Overrides, baselines: Sequence[s
     entries = [_entry(name, model, overrides) for name, model in given]
     if overrides and not any(isinstance(entry, ToTrain) for entry in entries):
         raise UserError("--set: changes configurations, and only trained models are given; leave it out")
-    return _with_distinct_names(entries, baselines)
+    return _with_distinct_names([*entries, *_variants_of(entries, variants)], baselines)
+
+
+def _variants_of(entries: Sequence[Entry], variants: Variants) -> list[Entry]:
+    bases = [entry for entry in entries if isinstance(entry, ToTrain)]
+    if variants and len(bases) != 1:
+        raise UserError(f"--variant: changes the one configuration that is given, and there are {len(bases)}")
+    found: list[Entry] = []
+    for name, changes in variants.items():
+        with named(f"--variant {_checked(name)}"):
+            found.append(ToTrain(name, f"--variant {name}", config_of(bases[0].config, changes)))
+    return found
 
 
 def _entry(name: str | None, model: Any, overrides: str | Overrides) -> Entry:

@@ -23,6 +23,7 @@ from eupmim_dist.comparison import work
 from eupmim_dist.comparison.effort import training_seconds
 from eupmim_dist.comparison.rows import METRICS, Figure, Row, effective_number
 from eupmim_dist.comparison.text import compact, cost, in_lines, markdown, quality
+from eupmim_dist.config.load import load_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.evaluation.baselines import choose_history
 from eupmim_dist.evaluation.protocols import PROTOCOLS
@@ -219,6 +220,25 @@ def test_one_that_was_stopped_goes_on_and_gives_the_same(
     assert resumed.frame().select(figures).equals(whole.frame().select(figures))
 
 
+def test_variants_are_the_configuration_with_their_settings(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"compare one.yaml --set train.max_steps=4 --top-n 5 --out {tmp_path / 'out'}"
+    assert command_line(f"{line} --variant 'wide: model.dim=16 train.l2=0' --variant 'again:seed=321'") == 0
+    of_run = {name: load_config(tmp_path / f"out/{name}-seed321/config.yaml") for name in ("one", "wide", "again")}
+    assert (of_run["wide"].model.dim, of_run["wide"].train.l2, of_run["wide"].train.max_steps) == (16, 0.0, 4)
+    assert of_run["again"] == of_run["one"]
+    rows = json.loads((tmp_path / "out/comparison.json").read_text())["rows"]
+    figures = {row["model"]: row["recall"]["mean"] for row in rows}
+    assert figures["again"] == figures["one"]
+    assert figures.keys() == of_run.keys()
+    for mistake in ("wide", "wide:", ":seed=1", "'wide: \"seed=1'"):
+        assert command_line(f"{line} --variant {mistake}") == 2
+        assert "give a name and settings" in capsys.readouterr().err
+    assert command_line(f"{line} --variant a:seed=1 --variant a:seed=2") == 2
+    assert "the name a is given twice" in capsys.readouterr().err
+
+
 def test_one_that_diverges_is_told_and_the_others_are_compared(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,8 +295,21 @@ def test_an_unfinished_run_is_told(place: Path, tmp_path: Path, capsys: pytest.C
             {"seeds": 1, "overrides": ["model.dim=16"], "out": "out"},
             "model.dim: 16, but .* give another out",
         ),
-        (["two.yaml"], {"seeds": 1, "overrides": ["train.max_steps=4"], "out": "out"}, "has trained 6 steps, more"),
+        (["two.yaml"], {"seeds": 1, "overrides": ["train.max_steps=4"], "out": "out"}, "trained 6 steps, more"),
         (["two.yaml"], {"seeds": 1, "overrides": ["data.dir=other"], "out": "out"}, "two seed 1: .*another store"),
+        (
+            ["run"],
+            {"variants": {"a": "seed=3"}},
+            "variant: changes the one configuration that is given, and there are 0",
+        ),
+        (["one.yaml", "two.yaml"], {"variants": {"a": "seed=3"}}, "and there are 2"),
+        (["one.yaml"], {"variants": {"a/b": "seed=3"}}, "a/b: is no name"),
+        (["one.yaml"], {"variants": {"one": "seed=3"}}, "has the name one, as one.yaml has"),
+        (
+            ["one.yaml"],
+            {"variants": {"a": "model.dims=3"}},
+            "variant a: .*unknown key model.dims; did you mean model.dim",
+        ),
         (["run"], {"out": "one.yaml"}, "out one.yaml: is a file"),
         (["run"], {"out": "run"}, "out run: already holds something else, config.yaml; give another"),
         (["run"], {"out": "store"}, "out store: already holds something else, attributes.npy"),
