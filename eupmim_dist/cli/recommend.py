@@ -11,6 +11,8 @@ from eupmim_dist.cli.options import CategoriesOption, DataOption, DiversityOptio
 from eupmim_dist.errors import UserError, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from eupmim_dist.evaluation.recommend import Item, Recommendations, Recommended
 
 MOST_TABLES = 100
@@ -135,7 +137,7 @@ def _show(entry: Recommendations, who: str) -> None:
 
     from eupmim_dist.telemetry.log import console
 
-    def labels(items: list[Item]) -> str:
+    def labels(items: Sequence[Item]) -> str:
         return ", ".join(item.label for item in items) or "nothing"
 
     title = f"{who}, after {labels(entry.recent)}"

@@ -5,7 +5,8 @@ b users of a block, S lists each (1, or one for each of K interests), N items of
 
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -138,6 +139,17 @@ class Item:
     def label(self) -> str:
         return self.title or f"item {self.raw_id}"
 
+    def as_dict(self) -> dict[str, Any]:
+        return {"item": self.raw_id, "title": self.title}
+
+
+@dataclass(frozen=True)
+class Reason(Item):
+    weight: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "weight": self.weight}
+
 
 @dataclass(frozen=True)
 class ItemLabels:
@@ -164,10 +176,12 @@ def item_labels(store: InteractionStore) -> ItemLabels:
 
 @dataclass(frozen=True)
 class Recommended(Item):
+    rank: int
+    """From 1, in its list."""
     score: float
     interest: int
     """1..K: the user's interest vector that scores it highest."""
-    because: list[Item] | None = None
+    because: list[Reason] | None = None
     """His own items whose absence would lower the score most, if it was asked why."""
 
 
@@ -176,16 +190,20 @@ class Recommendations:
     user: str
     recent: list[Item]
     items: list[Recommended]
-    nearest: list[list[Item]] | None = None
+    nearest: list[list[Reason]] | None = None
     """Where each interest has a list: his own items that are nearest to each."""
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON, without what was not asked for."""
-        content = asdict(self)
-        for part in (content, *content["items"]):
-            for name in ("because", "nearest"):
-                if part.get(name, 0) is None:
-                    del part[name]
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: a line of a JSONL file of recommendations, and what the user had last."""
+        recent = [item.as_dict() for item in self.recent]
+        return {"user": self.user, "recent": recent, "items": [self._of_item(item) for item in self.items]}
+
+    def _of_item(self, item: Recommended) -> dict[str, Any]:
+        content = {"rank": item.rank, **item.as_dict(), "score": item.score, "interest": item.interest}
+        if item.because is not None:
+            content["because"] = [reason.as_dict() for reason in item.because]
+        if self.nearest is not None:
+            content["nearest"] = [reason.as_dict() for reason in self.nearest[item.interest - 1]]
         return content
 
 
@@ -200,7 +218,7 @@ def recommendations(trained: Assembled, audience: Audience, wanted: Wanted) -> l
                 recent = labels.items(_recent(trained, audience, block.first + row))
                 near = None
                 if wanted.per_interest and block.reasons is not None:
-                    near = [labels.items(of) for of in block.reasons.items[row].numpy()]
+                    near = [_reasons(labels, block.reasons, (row, number)) for number in range(block.items.shape[1])]
                 found.append(Recommendations(name, recent, _best(block, row, labels, wanted), near))
     return found
 
@@ -211,10 +229,15 @@ def _best(block: Block, row: int, labels: ItemLabels, wanted: Wanted) -> list[Re
         [item] = labels.items(block.items[row][at][None])
         because = None
         if wanted.why and block.reasons is not None:
-            because = labels.items(block.reasons.items[row][at].numpy())
+            because = _reasons(labels, block.reasons, (row, *at))
         score, interest = float(block.scores[row][at]), int(block.interests[row][at]) + 1
-        best.append(Recommended(item.raw_id, item.title, score, interest, because))
+        best.append(Recommended(item.raw_id, item.title, int(at[1]) + 1, score, interest, because))
     return best
+
+
+def _reasons(labels: ItemLabels, reasons: Reasons, at: tuple[int, ...]) -> list[Reason]:
+    items, weights = reasons.items[at].numpy(), reasons.weights[at].tolist()
+    return [Reason(item.raw_id, item.title, weight) for item, weight in zip(labels.items(items), weights, strict=False)]
 
 
 def _recent(trained: Assembled, audience: Audience, number: int) -> np.ndarray:

@@ -271,14 +271,14 @@ def test_recommendations_for_people(place: Path) -> None:
         [user] = store.users_of_raw_ids([entry["user"]])
         assert user is not None
         history = np.asarray(store.items[store.offsets[user] : store.offsets[user + 1]])
-        ids = [int(item["raw_id"]) for item in entry["items"]]
+        ids = [int(item["item"]) for item in entry["items"]]
         scores = [item["score"] for item in entry["items"]]
         assert len(set(ids)) == 4
         assert not set(ids) & set(history.tolist())
         assert scores == sorted(scores, reverse=True)
         assert [item["title"] for item in entry["items"]] == [titles[i] for i in ids]
         assert {item["interest"] for item in entry["items"]} <= {1, 2, 3}
-        assert [int(item["raw_id"]) for item in entry["recent"]] == history[::-1][:3].tolist()
+        assert [int(item["item"]) for item in entry["recent"]] == history[::-1][:3].tolist()
     again = eupmim(place, "recommend run --user 7 --user 299 --top-n 4 --json run.json")
     assert again.code == 0, again.err
     assert json.loads((place / "run.json").read_text()) == found

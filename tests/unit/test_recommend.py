@@ -346,6 +346,16 @@ def test_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", ["", "--why", "--per-interest"])
+def test_json_is_what_a_file_of_lines_has(run: Path, tmp_path: Path, more: str) -> None:
+    line = f"recommend {run} --split test --top-n 3 {more}"
+    assert command_line(f"{line} --json {tmp_path / 'all.json'}") == 0
+    assert command_line(f"{line} --out {tmp_path / 'all.jsonl'}") == 0
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert all(len(entry.pop("recent")) == 3 for entry in found)
+    assert found == [json.loads(text) for text in (tmp_path / "all.jsonl").read_text().splitlines()]
+
+
 def test_tables_are_of_the_first_users_and_no_others_are_ranked(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
