@@ -81,7 +81,8 @@ class FullSoftmax(Objective):
         # Their gradients are summed over the blocks: in bfloat16 a sum of some hundreds would not grow any further.
         queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
         targets = catalogue.gather(candidates.target, capacity)
-        # NO_ROW predicts nothing and 0 fills up a rank's queries: they may be half of all, and are not scored.
+        # NO_ROW predicts nothing and 0 fills up a rank's queries: they may be half of all, and are not scored. How many
+        # that are the host must know, so on a GPU it waits here for the device.
         asked = targets > 0
         if candidates.place is None:
             row, here = catalogue.rows_of(targets[asked])
