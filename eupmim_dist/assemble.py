@@ -15,7 +15,7 @@ import torch
 
 from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.checkpoint.load import load_model, open_sound
-from eupmim_dist.checkpoint.origin import check_same_data
+from eupmim_dist.checkpoint.origin import check_same_data, data_dir_of
 from eupmim_dist.config.registry import build
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
@@ -166,7 +166,9 @@ def load_trained(path: Path, world: World, data: Path | None = None, which: str 
     """
     checkpoint = open_sound(lambda: resolve(path, which), world)
     config = checkpoint.config.model_copy(update={"world_size": None})
-    store = open_store(data or config.data.dir, world)
+    with agreed(world):
+        place = data or data_dir_of(config, path)
+    store = open_store(place, world)
     with agreed(world):
         check_same_data(checkpoint, store)
         assembled = assemble(config, world, store)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eupmim_dist.checkpoint.layout import Checkpoint
+from eupmim_dist.config.schema import Config
 from eupmim_dist.data.manifest import TABLES
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
@@ -20,14 +21,20 @@ def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:
         )
 
 
+def data_dir_of(config: Config, trained: Path) -> Path:
+    """Where what was trained by `config`, and lies at `trained`, found its store. Raises UserError if none is there."""
+    place = config.data.dir
+    if not place.is_dir():
+        raise UserError(f"{place}: the store that {trained} was trained on is not there; name it with --data")
+    return place
+
+
 def store_of(checkpoint: Checkpoint, data: Path | None = None) -> InteractionStore:
     """Opens the store that a checkpoint was trained on: where the run found it, or at `data`.
 
     Raises UserError if there is none, or another one.
     """
-    path = data or checkpoint.config.data.dir
-    if data is None and not path.is_dir():
-        raise UserError(f"{path}: the store that {checkpoint.path} was trained on is not there; name it with --data")
+    path = data or data_dir_of(checkpoint.config, checkpoint.path)
     store = InteractionStore.open(path, verify=False)
     check_same_data(checkpoint, store)
     return store

@@ -10,6 +10,7 @@ from typing import Any
 from eupmim_dist.api import Fitted
 from eupmim_dist.arguments import ConfigLike, config_of, path_of, several
 from eupmim_dist.checkpoint.layout import Checkpoint, resolve
+from eupmim_dist.checkpoint.origin import data_dir_of
 from eupmim_dist.comparison.effort import Effort, effort_of
 from eupmim_dist.config.load import Overrides
 from eupmim_dist.config.schema import Config
@@ -153,12 +154,7 @@ def data_of(entries: Sequence[Entry], data: Path | None) -> Path:
         return data
     for entry in entries:
         if isinstance(entry, Trained):
-            place = entry.config.data.dir
-            if not place.is_dir():
-                raise UserError(
-                    f"{place}: the store that {entry.path} was trained on is not there; name it with --data"
-                )
-            return place
+            return data_dir_of(entry.config, entry.path)
         if entry.own_data is not None:
             return entry.own_data
     return Config().data.dir

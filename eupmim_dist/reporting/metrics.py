@@ -109,7 +109,7 @@ class Spent:
 def spent(metrics: Metrics) -> Spent | None:
     """Where the time went; None where the lines do not tell it."""
     training, evaluation, checkpoints = (
-        math.fsum(value for _, value in metrics.points(SECONDS + kind))
+        math.fsum(line.values.get(SECONDS + kind, 0.0) for line in metrics.lines)  # a step may have several
         for kind in ("training", "evaluation", "checkpoint")
     )
     if training <= 0 or not metrics.times:

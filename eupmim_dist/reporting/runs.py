@@ -10,6 +10,7 @@ from typing import Any
 from eupmim_dist.api import Fitted
 from eupmim_dist.arguments import path_of, several
 from eupmim_dist.checkpoint.layout import Checkpoint, readable_steps, resolve
+from eupmim_dist.checkpoint.origin import data_dir_of
 from eupmim_dist.checkpoint.run_dir import CONFIG_FILE, LOCK_FILE
 from eupmim_dist.config.load import load_config
 from eupmim_dist.config.schema import Config
@@ -121,12 +122,7 @@ def _is_running(path: Path) -> bool:
 
 def store_dir_of(runs: Sequence[ReportedRun], data: Path | None) -> Path:
     """Where the store of the report lies. Raises UserError if it is not there."""
-    if data is not None:
-        return data
-    place = runs[0].config.data.dir
-    if not place.is_dir():
-        raise UserError(f"{place}: the store that {runs[0].path} was trained on is not there; name it with --data")
-    return place
+    return data or data_dir_of(runs[0].config, runs[0].path)
 
 
 def check_same_store(runs: Sequence[ReportedRun], store: InteractionStore, named: bool) -> None:

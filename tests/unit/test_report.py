@@ -276,8 +276,9 @@ def test_time_is_shared_between_what_it_went_to() -> None:
         return Line(step, time, {"seconds/training": 10.0})
 
     lines = [trained(10, 110.0), Line(10, 113.0, {"valid": 1, "seconds/evaluation": 2.5})]
-    lines += [Line(10, 114.0, {"seconds/checkpoint": 0.5}), trained(20, 125.0), trained(30, 200.0)]
-    assert spent(Metrics(lines)) == Spent(training=30.0, evaluation=2.5, checkpoints=0.5, rest=67.0)
+    lines += [Line(10, 114.0, {"seconds/checkpoint": 0.5, "seconds/training": 0.25})]
+    lines += [trained(20, 125.0), trained(30, 200.0)]
+    assert spent(Metrics(lines)) == Spent(training=30.25, evaluation=2.5, checkpoints=0.5, rest=66.75)
     assert spent(Metrics(lines)).total == 100.0
     assert spent(Metrics([Line(10, 1.0, {"loss": 1.0})])) is None
     assert spent(Metrics()) is None
