@@ -119,8 +119,10 @@ def compare(
     found, failed = _all_measured(of_entries | of_baselines | of_trainings, world)
     if found is None:
         return Comparison([], split, num, users, finished=False)
+    if not found:
+        raise UserError(f"compare: nothing is left: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
     with task_progress("intervals and tests over users", is_main=world.is_main):
-        rows = rows_of(found) if found else []
+        rows = rows_of(found)
     made_by = {
         "command": command,
         "store": {"name": store.name, "fingerprint": store.fingerprint[:12]},

@@ -251,6 +251,8 @@ def test_one_that_diverges_is_told_and_the_others_are_compared(
     assert re.search(r"bad has no row: .*finite", " ".join(out.split()))
     content = json.loads((tmp_path / "out/comparison.json").read_text())
     assert ([row["model"] for row in content["rows"]], [*content["failed"]]) == (["one"], ["bad"])
+    assert command_line(f"compare {tmp_path / 'bad.yaml'} --out {tmp_path / 'alone'}") == 2
+    assert "nothing is left: bad: " in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*/evaluation.json"))  # the test split is looked at once, in the end
 
 
