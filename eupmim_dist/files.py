@@ -83,8 +83,8 @@ def check_out(out: Path, what: str | None = None) -> None:
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8. Raises OSError, also for what has no end or would be waited for; ValueError."""
     mode = path.stat().st_mode
-    of_shell = os.path.realpath(path).startswith(("/proc/", "/dev/fd/"))  # <(...) or standard input, which do end
-    if stat.S_ISFIFO(mode) and not of_shell:
+    # A shell's <(...) and standard input do end.
+    if stat.S_ISFIFO(mode) and not os.path.realpath(path).startswith(("/proc/", "/dev/fd/")):
         raise OSError(errno.ESPIPE, "is a pipe; give a file", str(path))
     if (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and str(path) != os.devnull:
         raise OSError(errno.ENODEV, "is a device; give a file", str(path))

@@ -40,7 +40,7 @@ class Scorer(ABC):
     """Int64, ascending; every item is one rank's."""
 
     history: int | None = None
-    """Of a baseline that may read more or less of a history: how many of its last items; `make_baseline` chooses it."""
+    """Of a baseline that may read more or less of a history: how many of its last items (evaluation/baselines.py)."""
 
     @abstractmethod
     def query(self, users: HeldOut) -> Tensor:
