@@ -22,6 +22,7 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.runner import check_cutoffs
 from eupmim_dist.evaluation.topn import ITEM_BLOCK
+from eupmim_dist.models.features import features_of, first_rows, trained_or_not
 from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
 from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.optim.dense import make_dense_optimizer
@@ -99,7 +100,9 @@ def _with_tables(
 ) -> Assembled:
     whole = ITEM_TABLE if objective is not None and objective.whole_catalogue else None
     model.to(world.device)
-    tables = ShardedTables(model.tables(), config.seed, world, config.tables, whole)
+    specs = trained_or_not(config.model, store, model.tables())
+    features = features_of(config.model, store, specs)
+    tables = ShardedTables(specs, config.seed, world, config.tables, whole, features)
     return Assembled(config, world, store, task, model, tables)
 
 
@@ -142,6 +145,8 @@ def assemble_run(
     """Everything a training needs, at step 0; `set_weights` may change the initial ones."""
     model, task, objective = trainable(config, world, store)
     base = _with_tables(config, world, store, task, model, objective)
+    for name, rows in first_rows(config.model, store, model.tables()).items():
+        base.tables.shards[name].start_as(rows)
     set_weights(base)  # before the dense network is handed to what may copy it
     rate, l2 = config.train.learning_rate, config.train.l2
     adam = make_dense_optimizer(model.parameters(), config.train)

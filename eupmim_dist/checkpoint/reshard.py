@@ -60,7 +60,7 @@ def _is_sharded(checkpoint: Checkpoint, name: str, num_ranks: int) -> bool:
     if num_ranks == 1 or kind not in ("table", "table_optimizer"):
         return False
     table = rest if kind == "table" else rest.rpartition(".")[0]
-    return not is_replicated(checkpoint.tables[table][0], num_ranks, checkpoint.config.tables)
+    return not is_replicated(table, checkpoint.tables[table][0], num_ranks, checkpoint.config.tables)
 
 
 def _part(name: str, pieces: list[Piece], first: int = 0, stop: int | None = None) -> Part:

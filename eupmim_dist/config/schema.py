@@ -23,6 +23,8 @@ Protocol = Literal["strict", "comirec", "seed"]
 Probability = Annotated[float, Field(ge=0.0, le=0.99)]
 Depth = Annotated[int, Field(ge=1, le=256)]
 """Of what is done one after another, such as layers."""
+Names = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
+VectorUse = Literal["none", "frozen", "finetuned", "projected"]
 Interests = Annotated[int, Field(ge=1, le=100)]
 LARGEST = 10**15
 
@@ -66,6 +68,13 @@ class ModelSection(Choice):
     """D: width of the embeddings."""
     num_interests: Interests = 3
     """K: interest vectors per user."""
+    item_attributes: Names = []
+    """What the store knows of items that is added to their rows: names of its attributes and numbers, or all."""
+    item_vectors: VectorUse = "none"
+    """The store's vectors of items: frozen or finetuned as the rows of the items, projected by a map that is learnt and
+    added to the rows, or none."""
+    user_vectors: VectorUse = "none"
+    """The store's vectors of users, likewise, for a model with a table of users."""
 
     def summary(self) -> str:
         """What the model makes of a user, in a few words."""

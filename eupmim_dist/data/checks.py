@@ -29,6 +29,15 @@ def check_values(store: InteractionStore) -> None:
             _outside(store.attribute_values[:, column], 0, each.cardinality - 1, "attributes.npy", each.name)
             for column, each in enumerate(store.attributes)
         ),
+        *(
+            _outside(values, 0, len(each.labels), "item_values.npy", each.name)
+            for each, values in store.values_of_items()
+        ),
+        *(
+            _not_finite(values, f"{name}.npy")
+            for name in ("item_vectors", "user_vectors")
+            if (values := getattr(store, name)) is not None
+        ),
         _of_split(store),
         _of_times(store),
     ):
@@ -75,11 +84,18 @@ def _of_times(store: InteractionStore) -> str | None:
     return None
 
 
+def _not_finite(values: np.ndarray, file: str) -> str | None:
+    for first, block in _blocks(values):
+        if (strange := ~np.isfinite(block).all(1)).any():
+            return f"{file}: holds a number that is not finite, in row {first + int(np.flatnonzero(strange)[0])}"
+    return None
+
+
 def _outside(values: np.ndarray, least: int, most: int, file: str, what: str) -> str | None:
     for first, block in _blocks(values):
         if len(block) and (block.min() < least or block.max() > most):
-            at = int(np.flatnonzero((block < least) | (block > most))[0])
-            return f"{file}: holds {what} {block[at]} at {first + at}, where there are {least} to {most}"
+            at, *column = np.argwhere((block < least) | (block > most))[0].tolist()
+            return f"{file}: holds {what} {block[at, *column]} at {first + at}, where there are {least} to {most}"
     return None
 
 

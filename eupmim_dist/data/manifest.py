@@ -16,8 +16,8 @@ from eupmim_dist.metadata import STRICT, Count, FileName, Metadata, Sha256, pars
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
-ARRAYS = ("offsets", "items", "timestamps", "attributes", "split")
-OPTIONAL_ARRAYS = ("timestamps",)
+OPTIONAL_ARRAYS = ("timestamps", "item_values", "item_numbers", "item_vectors", "user_vectors")
+ARRAYS = ("offsets", "items", "attributes", "split", *OPTIONAL_ARRAYS)
 TABLES = ("users.parquet", "items.parquet")
 
 
@@ -43,6 +43,22 @@ class Attribute:
         return {"name": self.name, "cardinality": self.cardinality, **known}
 
 
+@dataclass(frozen=True, config=STRICT)
+class ItemAttribute:
+    """A categorical attribute of items, of which an item has any number of values: 1..len(labels)."""
+
+    name: str
+    labels: tuple[str, ...]
+    columns: Annotated[int, Field(ge=1, lt=2**31)]
+    """Of `item_values.npy`: as many as the item with the most values has."""
+
+    @model_validator(mode="after")
+    def _labelled(self) -> ItemAttribute:
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"item attribute {self.name} has a label twice")
+        return self
+
+
 class Counts(Metadata):
     users: Count
     items: Count
@@ -65,6 +81,9 @@ class StoreManifest(Metadata):
     split_rule: str
     split_users: dict[str, Count] = Field(default_factory=dict)
     attributes: tuple[Attribute, ...]
+    item_attributes: tuple[ItemAttribute, ...] = ()
+    item_numbers: tuple[str, ...] = ()
+    """What the columns of `item_numbers.npy` are."""
     timestamp_ties: Count | None = None
     """Interactions with the time of the one before; None without times."""
     report: dict[str, Count] = Field(default_factory=dict)
@@ -80,15 +99,22 @@ class StoreManifest(Metadata):
             raise ValueError(f"files lists no {missing[0]}")
         if self.counts.items != self.counts.item_rows - 1:
             raise ValueError(f"counts: {self.counts.items} items and {self.counts.item_rows} item rows")
-        if len({attribute.name for attribute in self.attributes}) < len(self.attributes):
-            raise ValueError("attributes: two have the same name")
+        of_items = [*(attribute.name for attribute in self.item_attributes), *self.item_numbers]
+        for what, names in (
+            ("attributes", [attribute.name for attribute in self.attributes]),
+            ("attributes of items", of_items),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what}: two have the same name")
         return self
 
     @property
     def fingerprint(self) -> str:
         """Of the content, wherever the store lies."""
         hashes = {name: entry.sha256 for name, entry in self.files.items()}
-        return sha256_of_json([hashes, self.split_rule, [[a.name, a.cardinality] for a in self.attributes]])
+        of_items = [[a.name, a.labels, a.columns] for a in self.item_attributes], self.item_numbers
+        told = [hashes, self.split_rule, [[a.name, a.cardinality] for a in self.attributes]]
+        return sha256_of_json([*told, *of_items] if any(of_items) else told)
 
 
 class _Version(BaseModel):

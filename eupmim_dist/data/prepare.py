@@ -112,6 +112,9 @@ def permute(dataset: Dataset, seed: int) -> None:
     dataset.items = new_id[dataset.items]
     dataset.raw_items = dataset.raw_items[order]
     dataset.titles = None if dataset.titles is None else dataset.titles[order]
+    for array in ("item_values", "item_numbers", "item_vectors"):
+        if (values := getattr(dataset, array)) is not None:
+            setattr(dataset, array, values[order])
     dataset.report[PERMUTED] = seed
 
 

@@ -1,21 +1,22 @@
 """The interaction store: a directory of memory-mapped arrays, the one input of training and evaluation.
 
 `offsets.npy` int64 [users + 1], `items.npy` int32 or int64 [interactions] (time-ordered per user), optional
-`timestamps.npy` int64 [interactions], `attributes.npy` int32 [users, attributes], `split.npy` uint8 [users],
+`timestamps.npy` int64 [interactions], `attributes.npy` int32 [users, attributes], `split.npy` uint8 [users], optional
+`item_values.npy` int32, `item_numbers.npy` and `item_vectors.npy` float32 [item rows, columns], `user_vectors.npy`,
 `users.parquet` and `items.parquet` (raw ids, titles), and `dataset.json`, which names them all with their
 hashes. `writer.py` is the only place that writes one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from eupmim_dist.data.checks import check_values
-from eupmim_dist.data.manifest import ARRAYS, MANIFEST, TABLES, Attribute, StoreManifest, read_manifest
+from eupmim_dist.data.manifest import ARRAYS, MANIFEST, TABLES, Attribute, ItemAttribute, StoreManifest, read_manifest
 from eupmim_dist.data.splits import SPLIT_RULES, SplitRule
 from eupmim_dist.data.tables import has_titles, open_table, read_table
 from eupmim_dist.errors import UserError, short
@@ -45,6 +46,14 @@ class InteractionStore:
     attribute_values: np.ndarray = field(repr=False)
     split: np.ndarray = field(repr=False)
     manifest: StoreManifest = field(repr=False)
+    item_values: np.ndarray | None = field(repr=False)
+    """Of the manifest's item attributes, each some columns: values from 1, 0 for none."""
+    item_numbers: np.ndarray | None = field(repr=False)
+    """NaN where an item's is not known."""
+    item_vectors: np.ndarray | None = field(repr=False)
+    """Zeros where an item has none."""
+    user_vectors: np.ndarray | None = field(repr=False)
+    """Zeros where a user has none."""
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> InteractionStore:
@@ -77,6 +86,10 @@ class InteractionStore:
             attribute_values=arrays["attributes"],
             split=arrays["split"],
             manifest=manifest,
+            item_values=arrays.get("item_values"),
+            item_numbers=arrays.get("item_numbers"),
+            item_vectors=arrays.get("item_vectors"),
+            user_vectors=arrays.get("user_vectors"),
         )
         if verify:
             check_values(store)
@@ -91,6 +104,13 @@ class InteractionStore:
         """Number of interactions of each of `users`, int64 of the same shape."""
         users = np.asarray(users, dtype=np.int64)
         return self.offsets[users + 1] - self.offsets[users]
+
+    def values_of_items(self) -> Iterator[tuple[ItemAttribute, np.ndarray]]:
+        """Each categorical attribute of items, and its values int32 [num_item_rows, columns]: from 1, 0 for none."""
+        first = 0
+        for attribute in self.manifest.item_attributes:
+            assert self.item_values is not None, "opening a store makes sure"
+            yield attribute, self.item_values[:, first : (first := first + attribute.columns)]
 
     def users(self, split: str) -> np.ndarray:
         """Ascending int64 ids of the users that `split` trains on or evaluates. Raises ValueError for another split."""
@@ -174,14 +194,25 @@ def _array(file: Path) -> np.ndarray:
 
 
 def _check_arrays(path: Path, arrays: dict[str, np.ndarray], manifest: StoreManifest) -> None:
-    users, interactions = manifest.counts.users, manifest.counts.interactions
+    users, items, interactions = manifest.counts.users, manifest.counts.item_rows, manifest.counts.interactions
     expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "offsets": (("int64",), (users + 1,)),
         "items": (("int32", "int64"), (interactions,)),
         "timestamps": (("int64",), (interactions,)),
         "attributes": (("int32",), (users, len(manifest.attributes))),
         "split": (("uint8",), (users,)),
+        "item_values": (("int32",), (items, sum(each.columns for each in manifest.item_attributes))),
+        "item_numbers": (("float32",), (items, len(manifest.item_numbers))),
+        # Of any width.
+        **{
+            name: (("float32",), (rows, *arrays[name].shape[1:2]))
+            for name, rows in (("item_vectors", items), ("user_vectors", users))
+            if name in arrays
+        },
     }
+    for name, told in (("item_values", manifest.item_attributes), ("item_numbers", manifest.item_numbers)):
+        if bool(told) != (name in arrays):
+            raise UserError(f"{path}: {MANIFEST} and {name}.npy do not agree; prepare the store again")
     for name, array in arrays.items():
         dtypes, shape = expected[name]
         if array.dtype.name not in dtypes or array.shape != shape:

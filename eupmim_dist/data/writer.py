@@ -18,6 +18,7 @@ from eupmim_dist.data.manifest import (
     TABLES,
     Attribute,
     Counts,
+    ItemAttribute,
     StoreFile,
     StoreManifest,
     read_manifest,
@@ -34,7 +35,9 @@ class Dataset:
 
     `offsets` int64 [U+1], `items` int [I], `timestamps` int64 [I] or None, `attribute_values` int [U, A],
     `split` uint8 [U] and `split_rule` as in splits.py, `raw_users` String [U], `raw_items` and `titles` String [M]
-    (entry i is item i+1). `report`: counts of what was dropped.
+    (entry i is item i+1). `report`: counts of what was dropped. Where known, of items (row i is item i + 1):
+    `item_values` int32 [M, columns of item_attributes] from 1 with 0 for none, `item_numbers` float32 [M, numbers],
+    `item_vectors` float32 [M, V], and of users `user_vectors` float32 [U, V'].
     """
 
     offsets: np.ndarray
@@ -48,6 +51,12 @@ class Dataset:
     raw_items: pl.Series
     titles: pl.Series | None = None
     report: dict[str, int] = field(default_factory=dict)
+    item_attributes: Sequence[ItemAttribute] = ()
+    item_values: np.ndarray | None = None
+    number_names: Sequence[str] = ()
+    item_numbers: np.ndarray | None = None
+    item_vectors: np.ndarray | None = None
+    user_vectors: np.ndarray | None = None
 
 
 def item_dtype(num_item_rows: int) -> type[np.signedinteger]:
@@ -85,6 +94,8 @@ def write_manifest(
     attributes: Sequence[Attribute],
     num_item_rows: int,
     report: Mapping[str, int] | None = None,
+    item_attributes: Sequence[ItemAttribute] = (),
+    item_numbers: Sequence[str] = (),
 ) -> StoreManifest:
     """Write `dataset.json` over the arrays and tables that lie in `directory`, and return it.
 
@@ -107,6 +118,8 @@ def write_manifest(
         split_rule=split_rule,
         split_users=SPLIT_RULES[split_rule].sizes(split),
         attributes=tuple(attributes),
+        item_attributes=tuple(item_attributes),
+        item_numbers=tuple(item_numbers),
         timestamp_ties=_timestamp_ties(directory, offsets),
         report=dict(report or {}),
         files={file.name: StoreFile(bytes=file.stat().st_size, sha256=sha256(file)) for file in files},
@@ -147,6 +160,11 @@ def write_dataset(dataset: Dataset, out: Path, *, name: str, source: str, force:
         }
         if dataset.timestamps is not None:
             arrays["timestamps"] = dataset.timestamps.astype(np.int64, copy=False)
+        for array in ("item_values", "item_numbers", "item_vectors"):
+            if (values := getattr(dataset, array)) is not None:
+                arrays[array] = np.concatenate([np.zeros_like(values[:1]), values])  # the padding row
+        if dataset.user_vectors is not None:
+            arrays["user_vectors"] = dataset.user_vectors
         for array, values in arrays.items():
             np.save(directory / f"{array}.npy", values, allow_pickle=False)
         titles = {} if dataset.titles is None else {"title": dataset.titles}
@@ -160,6 +178,8 @@ def write_dataset(dataset: Dataset, out: Path, *, name: str, source: str, force:
             attributes=dataset.attributes,
             num_item_rows=num_item_rows,
             report=dataset.report,
+            item_attributes=dataset.item_attributes,
+            item_numbers=dataset.number_names,
         )
 
 

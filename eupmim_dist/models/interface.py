@@ -49,6 +49,8 @@ class TableSpec:
     """Standard deviation of the initial rows; Xavier's, sqrt(2 / (rows + dim)), if not given."""
     untrained: Literal["table", "zero"] = "table"
     """What a user who is never trained on is ranked with: what the row holds, or zeros."""
+    trained: bool = True
+    """Whether its rows are ever moved."""
 
     def __post_init__(self) -> None:
         if self.init_std < 0:

@@ -32,7 +32,7 @@ class TableOptimizer(ABC):
         self.tables, self.config, self.learning_rate, self.l2 = tables, config, learning_rate, l2
         self.rate = learning_rate
         self.num_steps = torch.zeros((), device=tables.world.device)
-        self._states = [self._new_state(group.weight) for group in tables.groups]
+        self._states = [self._new_state(group.weight) if group.trained else {} for group in tables.groups]
 
     @property
     def row_state(self) -> dict[str, State]:
@@ -52,6 +52,8 @@ class TableOptimizer(ABC):
         factor = None if verdict is None else verdict.factor
         self.num_steps += 1 if ok is None else ok
         for number, (group, gradient) in enumerate(zip(self.tables.groups, gradients, strict=True)):
+            if not group.trained:
+                continue
             place = group.weight.device  # the host's memory, where tables are kept there: then this waits for the GPU
             factor, ok = (None if scalar is None else scalar.to(place) for scalar in (factor, ok))
             self._update(number, RowGradients(gradient.rows, gradient.values.to(place)), factor, ok)
@@ -74,7 +76,7 @@ class ExactAdam(TableOptimizer):
         self._adams = []
         for group, state in zip(tables.groups, self._states, strict=True):
             parameter = torch.nn.Parameter(group.weight)  # the same memory
-            parameter.grad = table_zeros(*group.weight.shape, device=group.weight.device)
+            parameter.grad = table_zeros(*group.weight.shape, device=group.weight.device) if group.trained else None
             adam = torch.optim.Adam([parameter], weight_decay=l2, fused=True)
             adam.state[parameter] = {"step": torch.zeros((), device=group.weight.device), **state}
             self._adams.append(adam)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.objectives.interface import Catalogue
 from eupmim_dist.parallel import collectives
+from eupmim_dist.parallel.features import RowFeatures
 from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.world import World
 
@@ -17,8 +18,8 @@ from eupmim_dist.parallel.world import World
 class ScoredRows:
     """Which rows of a table a rank scores: its shard or, of a table that all hold, a block as large as the others'."""
 
-    def __init__(self, shard: Shard, world: World) -> None:
-        self.shard, self.world = shard, world
+    def __init__(self, shard: Shard, world: World, features: RowFeatures | None = None) -> None:
+        self.shard, self.world, self.features = shard, world, features
         whole = shard.replicated and world.size > 1
         self.first, self.stop = (
             block_range(len(shard.weight), world.rank, world.size) if whole else (0, len(shard.weight))
@@ -30,9 +31,14 @@ class ScoredRows:
         self.padding: int | None = int(places[found[0]]) if found else None
         """Its row of `rows`, if this rank has it."""
 
-    @property
     def rows(self) -> Tensor:
-        return self.shard.weight[self.first : self.stop]
+        """As they are scored, [n, D]: the rows themselves, or with features a copy."""
+        rows = self.shard.weight[self.first : self.stop]
+        if self.features is None:
+            return rows
+        rows = rows.to(self.world.device, copy=True)
+        self.features.add_to(rows, torch.arange(self.first, self.stop))
+        return rows
 
 
 class ShardedCatalogue(Catalogue):
@@ -40,7 +46,7 @@ class ShardedCatalogue(Catalogue):
 
     def __init__(self, part: ScoredRows) -> None:
         self.part, self.world = part, part.world
-        self.rows = part.rows.detach().requires_grad_()
+        self.rows = part.rows().detach().requires_grad_()
 
     @property
     def gradient(self) -> Tensor:

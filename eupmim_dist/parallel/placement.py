@@ -4,7 +4,7 @@ W ranks. A sharded table is cut into W contiguous blocks of stored positions (DT
 held whole by every rank. Tables of one width and placement share a tensor, so that a step treats them as one table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from eupmim_dist.parallel.world import World
 
 COLUMN_BITS = 10
 NUM_COLUMNS = 1 << COLUMN_BITS
+FEATURE_MARK = ":"
 INIT_ELEMENTS = 1 << 20
 """Elements initialised at a time, so that creating a shard needs little more memory than the shard."""
 
@@ -70,6 +71,14 @@ class Shard:
         """Row ids of `weight`, int64 on the CPU."""
         return torch.from_numpy(self.order.ids(np.arange(self.start, self.start + len(self.weight))))
 
+    def start_as(self, rows: np.ndarray) -> None:
+        """Sets rows to those of float32 [rows of the table, dim], but where these are zeros."""
+        for first in range(0, len(self.weight), INIT_ELEMENTS // self.spec.dim + 1):
+            part = self.weight[first : first + INIT_ELEMENTS // self.spec.dim + 1]
+            ids = self.order.ids(np.arange(self.start + first, self.start + first + len(part)))
+            given = torch.from_numpy(rows[ids]).to(part.device)
+            part.copy_(torch.where((given != 0).any(1, keepdim=True), given, part))
+
 
 @dataclass(frozen=True)
 class Member:
@@ -92,6 +101,11 @@ class TableGroup:
     weight: Tensor  # [stride, dim]; in host memory if so configured
 
     @property
+    def trained(self) -> bool:
+        """Whether its rows are ever moved."""
+        return all(member.spec.trained for member in self.members.values())
+
+    @property
     def stride(self) -> int:
         """Rows per rank; the keys of rank r's rows are r * stride and on."""
         return sum(member.block for member in self.members.values())
@@ -109,6 +123,15 @@ class TableGroup:
         keys += member.offset
         return keys
 
+    def gather(self, wanted: Tensor, into: Tensor) -> None:
+        """Copies the wanted rows of this rank's tensor; from the host's memory to the device if it lies there."""
+        if self.weight.device == into.device:
+            torch.index_select(self.weight, 0, wanted.to(into.device, non_blocking=True), out=into)
+            return
+        pinned = torch.empty(into.shape, pin_memory=True)
+        torch.index_select(self.weight, 0, wanted, out=pinned)
+        into.copy_(pinned, non_blocking=True)
+
     def shard(self, name: str, world: World) -> Shard:
         member = self.members[name]
         start, stop = 0, member.spec.rows
@@ -118,22 +141,31 @@ class TableGroup:
         return Shard(member.spec, member.order, start, weight, self.replicated)
 
 
-def is_replicated(rows: int, num_ranks: int, config: TablesConfig) -> bool:
+def owner_of(name: str) -> str | None:
+    """Of a table OWNER:NAME of features (features.py), the table whose rows have them; None of any other."""
+    owner, mark, _ = name.partition(FEATURE_MARK)
+    return owner if mark else None
+
+
+def is_replicated(name: str, rows: int, num_ranks: int, config: TablesConfig) -> bool:
     """Whether each of several ranks holds all of a table, and not a shard of it."""
-    return num_ranks > 1 and rows < config.replicate_below
+    return num_ranks > 1 and (rows < config.replicate_below or owner_of(name) is not None)
 
 
 def build_groups(
-    specs: Sequence[TableSpec], config: TablesConfig, seed: int, world: World, alone: str | None = None
+    specs: Sequence[TableSpec], config: TablesConfig, seed: int, world: World, alone: Collection[str] = ()
 ) -> list[TableGroup]:
     """Places tables and creates this rank's rows with their initial values; no rank ever holds more.
 
-    The table called `alone` shares its tensor with no other.
+    A table in `alone`, or that is not trained, shares its tensor with no other; those of one table's features share one
+    among them.
     """
-    kinds: dict[tuple[int, bool, bool], list[TableSpec]] = {}
+    kinds: dict[tuple[int, bool, str], list[TableSpec]] = {}
     for spec in specs:
-        replicated = is_replicated(spec.rows, world.size, config)
-        kinds.setdefault((spec.dim, replicated, spec.name == alone), []).append(spec)
+        replicated = is_replicated(spec.name, spec.rows, world.size, config)
+        owner = owner_of(spec.name)
+        apart = spec.name if spec.name in alone or not spec.trained else "" if owner is None else owner + FEATURE_MARK
+        kinds.setdefault((spec.dim, replicated, apart), []).append(spec)
     groups = []
     for (dim, replicated, _), members_of_kind in kinds.items():
         num_holders = 1 if replicated else world.size

@@ -18,10 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
+from eupmim_dist.models.features import Feature
 from eupmim_dist.models.interface import Rows, TableSpec, Uses
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.catalogue import ScoredRows, ShardedCatalogue
 from eupmim_dist.parallel.exchange import Connections, Exchange, Traffic, open_connections
+from eupmim_dist.parallel.features import RowFeatures
 from eupmim_dist.parallel.merge import merge_rows
 from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
 from eupmim_dist.parallel.plan import GroupPlan, Plan, UseBlock, make_plan, without
@@ -41,6 +43,10 @@ class RowGradients:
 
     rows: Tensor  # int64 [k] ascending, distinct rows of the group's tensor, on its device
     values: Tensor  # float32 [k, dim], on the ranks' device
+
+    def none(self) -> "RowGradients":
+        """Of no row."""
+        return RowGradients(self.rows[:0], self.values[:0])
 
 
 @dataclass(frozen=True)
@@ -62,20 +68,30 @@ class ShardedTables:
         world: World,
         config: TablesConfig,
         scored_whole: str | None = None,
+        features: Sequence[Feature] = (),
     ) -> None:
         """Creates this rank's rows; collective. `scored_whole` is the table that `catalogue` gives.
+
+        Rows of a table with `features` are looked up and scored with what these add; their tables are created too.
 
         Raises ValueError, on every rank, if two tables have one name, if the ranks disagree on the tables, the seed
         or the configuration, or if the process group has another size than a `world` of several ranks.
         """
         self.world = world
         self.traffic = Traffic()
+        specs = [*specs, *(feature.spec for feature in features)]
         _check_agreement(specs, seed, config, world)
-        self.groups = build_groups(specs, config, seed, world, scored_whole)
+        featured = {feature.table for feature in features}
+        self.groups = build_groups(specs, config, seed, world, featured | ({scored_whole} if scored_whole else set()))
         self.shards: dict[str, Shard] = {
             name: group.shard(name, world) for group in self.groups for name in group.members
         }
-        self._whole = None if scored_whole is None else ScoredRows(self.shards[scored_whole], world)
+        self._features: dict[str, RowFeatures] = {}
+        for table in featured:
+            of_table = [feature for feature in features if feature.table == table]
+            held = next(n for n, group in enumerate(self.groups) if of_table[0].spec.name in group.members)
+            self._features[table] = RowFeatures(of_table, self.shards[table], self.groups[held], held, world.device)
+        self._whole = None if scored_whole is None else self.scored(scored_whole)
         self.row_format = getattr(torch, config.row_format)
         self.gradient_format = getattr(torch, config.gradient_format)
         self.requests = dict.fromkeys(self.shards, 0)
@@ -101,6 +117,14 @@ class ShardedTables:
         for name, count in plan.requests.items():
             self.requests[name] += count
         return Lookup(self, plan, self.row_format, self.exchange)
+
+    def scored(self, table: str) -> ScoredRows:
+        """The rows of a table that this rank scores."""
+        return ScoredRows(self.shards[table], self.world, self._features.get(table))
+
+    def features_of(self, group: TableGroup) -> RowFeatures | None:
+        """Those of its rows, if they have any: then it holds one table alone."""
+        return self._features.get(next(iter(group.members)))
 
     def catalogue(self) -> ShardedCatalogue:
         """This rank's rows of the table that is scored whole, for one step."""
@@ -172,7 +196,19 @@ class Lookup:
             if catalogue is not None and catalogue.part.shard.spec.name in group.members:
                 gradient = self._of_all_rows(group, gradient, catalogue, scale)
             found.append(gradient)
-        return found
+        for number, group in enumerate(tables.groups):
+            if (features := tables.features_of(group)) is not None:
+                found[features.number] = self._of_features(features, group, found[number])
+        return [
+            gradient if group.trained else gradient.none() for gradient, group in zip(found, tables.groups, strict=True)
+        ]
+
+    def _of_features(self, features: RowFeatures, group: TableGroup, of_rows: RowGradients) -> RowGradients:
+        """The gradient of all rows of the features of a group's rows."""
+        values = features.gradient(of_rows.rows, of_rows.values)
+        if not group.replicated and self._tables.world.size > 1:  # each rank knows the gradients of its own rows
+            self._exchange.all_reduce("replicated", values)
+        return RowGradients(torch.arange(len(values), device=features.group.weight.device), values)
 
     def _of_all_rows(
         self, group: TableGroup, looked_up: RowGradients, catalogue: ShardedCatalogue, scale: float
@@ -197,14 +233,20 @@ class Lookup:
             for number in plan.sharded:
                 part, group = groups[number]
                 answer = torch.empty(len(part.asked), group.dim, device=self._device)
-                _gather(group, part.asked, answer)
+                self._gather(group, part.asked, answer)
                 outgoing.append((answer, without(part.received, rank)))
             send(outgoing)
             for (part, group), rows in zip(groups, found, strict=True):
                 start = sum(part.sent[:rank])
-                _gather(group, part.own, rows[start : start + len(part.own)])
+                self._gather(group, part.own, rows[start : start + len(part.own)])
                 rows[-1] = 0.0
         return found
+
+    def _gather(self, group: TableGroup, wanted: Tensor, into: Tensor) -> None:
+        """Copies the wanted rows of this rank's tensor, with what their features add."""
+        group.gather(wanted, into)
+        if (features := self._tables.features_of(group)) is not None:
+            features.add_to(into, wanted)
 
     @contextmanager
     def _receiving(
@@ -264,16 +306,6 @@ class Lookup:
             self._exchange.all_reduce("replicated", summed)
             return summed
         return values
-
-
-def _gather(group: TableGroup, wanted: Tensor, into: Tensor) -> None:
-    """Copies the wanted rows of this rank's tensor; from the host's memory to the device if it lies there."""
-    if group.weight.device == into.device:
-        torch.index_select(group.weight, 0, wanted.to(into.device, non_blocking=True), out=into)
-        return
-    pinned = torch.empty(into.shape, pin_memory=True)
-    torch.index_select(group.weight, 0, wanted, out=pinned)
-    into.copy_(pinned, non_blocking=True)
 
 
 def _check_agreement(specs: Sequence[TableSpec], seed: int, config: TablesConfig, world: World) -> None:

@@ -14,7 +14,6 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.evaluation.recommend import ItemLabels
 from eupmim_dist.models.interface import ITEM_TABLE
-from eupmim_dist.parallel.catalogue import ScoredRows
 from eupmim_dist.reporting.charts import scale_of
 from eupmim_dist.reporting.examples import Example, Served, label_of
 from eupmim_dist.train.state import Assembled
@@ -122,9 +121,9 @@ def apart(places: Sequence[Place]) -> list[Place]:
 
 def vectors_of(trained: Assembled, items: np.ndarray) -> np.ndarray:
     """Float64 [n, D] of items that one rank holds."""
-    part = ScoredRows(trained.tables.shards[ITEM_TABLE], trained.world)
+    part = trained.tables.scored(ITEM_TABLE)
     places = part.places[torch.searchsorted(part.ids, torch.from_numpy(items).to(part.ids.device))]
-    vectors: np.ndarray = part.rows.detach()[places].double().cpu().numpy()
+    vectors: np.ndarray = part.rows().detach()[places].double().cpu().numpy()
     return vectors
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import polars as pl
 
 from eupmim_dist.data.formats.lines import ITEM, ORDER, USER, Column, OnStage, optional_file, read_lines, read_map
-from eupmim_dist.data.formats.movielens import read_titles
+from eupmim_dist.data.formats.movielens import GENRES, read_movies
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.sequences import SplitFile, dataset_from_splits, split_files
+from eupmim_dist.data.item_features import add_item_attributes
 from eupmim_dist.data.writer import Dataset
 
 # The ranges only have to be tight enough that a shifted column or a stray value is noticed.
@@ -36,6 +37,8 @@ def read_split_directory(source: Path, profile: list[Column], progress: OnStage)
     if item_map := optional_file(source / f"{prefix}_item_map.txt"):
         dataset.raw_items = read_map(item_map, len(dataset.raw_items), 1)
         if movies := optional_file(source / "movies.dat"):
-            known = pl.DataFrame({"raw": dataset.raw_items})
-            dataset.titles = known.join(read_titles(movies), on="raw", how="left", maintain_order="left")["title"]
+            known = read_movies(movies)
+            rows = pl.DataFrame({"raw_id": dataset.raw_items})
+            dataset.titles = rows.join(known, on="raw_id", how="left", maintain_order="left")["title"]
+            add_item_attributes(dataset, known, GENRES, where=str(movies))
     return dataset

@@ -9,11 +9,14 @@ import polars as pl
 from eupmim_dist.data.formats.events import Profiles, dataset_from_events
 from eupmim_dist.data.formats.lines import Column, OnStage, bad_line, existing_file, read_lines
 from eupmim_dist.data.formats.options import Options
+from eupmim_dist.data.item_features import add_item_attributes
 from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.writer import Dataset
 
 RAW_ID = "[1-9][0-9]{0,17}"
 AGES = (1, 18, 25, 35, 45, 50, 56)  # each the first year of its group
+GENRES = {"genres": "|"}
+"""The attributes of items, and what separates several values of one."""
 GENDERS = {"F": 0, "M": 1}
 ATTRIBUTES = (Attribute("age", 57), Attribute("gender", 2), Attribute("occupation", 21))
 
@@ -32,13 +35,16 @@ def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> 
         separator="::",
         progress=progress,
     )
-    return dataset_from_events(
+    known = read_movies(movies)
+    dataset = dataset_from_events(
         events.select("user", "item", "time").lazy(),
         source=ratings,
         profiles=Profiles(users, read_profiles(users), ATTRIBUTES),
-        titles=read_titles(movies).rename({"raw": "item"}),
+        titles=known.select("title", item="raw_id"),
         progress=progress,
     )
+    add_item_attributes(dataset, known, GENRES, where=str(movies))
+    return dataset
 
 
 def read_profiles(path: Path) -> pl.DataFrame:
@@ -60,19 +66,19 @@ def read_profiles(path: Path) -> pl.DataFrame:
     return frame.select("user", "age", pl.col("gender").replace_strict(GENDERS, return_dtype=pl.Int64), "occupation")
 
 
-def read_titles(path: Path) -> pl.DataFrame:
-    """movies.dat (`id::title::genres`, ISO-8859-1) as String columns raw and title."""
+def read_movies(path: Path) -> pl.DataFrame:
+    """movies.dat (`id::title::genres`, ISO-8859-1) as String columns raw_id, title and genres."""
     frame = read_lines(
         path,
         [
-            Column("raw", RAW_ID, "a movie id from 1", pl.String),
+            Column("raw_id", RAW_ID, "a movie id from 1", pl.String),
             Column("title", ".+", "a title", pl.String),
             Column("genres", ".*", "genres", pl.String),
         ],
         separator="::",
         encoding="iso-8859-1",
     )
-    repeated = (~frame["raw"].is_first_distinct()).arg_true()
+    repeated = (~frame["raw_id"].is_first_distinct()).arg_true()
     if repeated.len():
-        raise bad_line(path, repeated[0], f"movie {frame['raw'][repeated[0]]} is on an earlier line too")
-    return frame.select("raw", "title")
+        raise bad_line(path, repeated[0], f"movie {frame['raw_id'][repeated[0]]} is on an earlier line too")
+    return frame

@@ -15,7 +15,6 @@ from eupmim_dist.data.heldout import HeldOut
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.parallel.agreement import everywhere
-from eupmim_dist.parallel.catalogue import ScoredRows
 from eupmim_dist.train.skipped import Diverged
 
 USERS_AT_A_TIME = 128
@@ -38,9 +37,9 @@ class InterestScorer(Scorer):
         assert ranking.tables is not None
         self.model, self.tables, self.per_interest = ranking.model, ranking.tables, ranking.per_interest
         self.world = ranking.world
-        part = ScoredRows(self.tables.shards[ITEM_TABLE], self.world)
+        part = self.tables.scored(ITEM_TABLE)
         self.item_ids = part.ids
-        self.weight = part.rows
+        self.weight = part.rows()
         self.rows = part.places.to(self.weight.device)  # of `weight`, by position
         self.longest = everywhere(_longest(self.weight), self.world)  # of the rows of each rank
 
