@@ -1,6 +1,7 @@
 """Small interaction stores for tests."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,8 +21,10 @@ def small_store(
     longest: int = 20,
     seed: int = 0,
     split_rule: str = "by_user",
+    **known: Any,
 ) -> InteractionStore:
-    """Random histories without repeats, two attributes; 60 % train, 20 % valid, 20 % test users."""
+    """Random histories without repeats, two attributes; 60 % train, 20 % valid, 20 % test users. `known`: of items or
+    users besides, as Dataset has it."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(shortest, min(longest, num_items) + 1, num_users)
     items = [generator.permutation(num_items)[:length] + 1 for length in lengths]
@@ -38,6 +41,7 @@ def small_store(
         raw_users=pl.Series([f"u{i}" for i in range(num_users)]),
         raw_items=pl.Series([f"i{i}" for i in range(1, num_items + 1)]),
         titles=pl.Series([f"Item {i}" for i in range(1, num_items + 1)]),
+        **known,
     )
     write_dataset(dataset, directory, name="small", source="test")
     return InteractionStore.open(directory)

@@ -34,8 +34,8 @@ def check_values(store: InteractionStore) -> None:
             for each, values in store.values_of_items()
         ),
         *(
-            _not_finite(values, f"{name}.npy")
-            for name in ("item_vectors", "user_vectors")
+            _not_finite(values, f"{name}.npy", may_lack=name == "item_numbers")
+            for name in ("item_numbers", "item_vectors", "user_vectors")
             if (values := getattr(store, name)) is not None
         ),
         _of_split(store),
@@ -84,9 +84,10 @@ def _of_times(store: InteractionStore) -> str | None:
     return None
 
 
-def _not_finite(values: np.ndarray, file: str) -> str | None:
+def _not_finite(values: np.ndarray, file: str, *, may_lack: bool) -> str | None:
     for first, block in _blocks(values):
-        if (strange := ~np.isfinite(block).all(1)).any():
+        good = np.isfinite(block) | (np.isnan(block) & may_lack)
+        if (strange := ~good.all(1)).any():
             return f"{file}: holds a number that is not finite, in row {first + int(np.flatnonzero(strange)[0])}"
     return None
 
