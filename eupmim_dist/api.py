@@ -30,7 +30,8 @@ from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_o
 from eupmim_dist.evaluation.scorers.interface import check_baselines, make_scorer
 from eupmim_dist.export.source_settings import source_settings
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
-from eupmim_dist.parallel.world import init_world
+from eupmim_dist.parallel.world import World, init_world
+from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.callbacks import Callback, OnMetrics
 from eupmim_dist.train.state import Assembled, Setup
 from eupmim_dist.training import begin, the_only_training, train_and_test
@@ -176,7 +177,7 @@ def evaluate(
         top_n: the cut-offs N.
         baselines: of `popularity`, `ease`, `cooccurrence` and `association`. Those that read a history read as many
             of its last items as give them the best recall on valid users, at the first N.
-        categories: a data frame, or a CSV or Parquet file, with the columns raw_id (of items) and category; adds the
+        categories: a data frame, or a CSV or Parquet file, with the columns item (raw ids) and category; adds the
             metric diversity.
         diversity: above 0, lists are re-ranked for variety of `categories`: the strength of ComiRec's controllable
             aggregation.
@@ -202,7 +203,7 @@ def evaluate(
             setting = assemble.without_model(Config(), world, assemble.open_store(store_dir(data), world))
         else:
             setting = loaded(model, data, which, cpu)
-        variety = variety_of(diversity, categories, setting.store)
+        variety = variety_of(diversity, categories, setting.store, world)
         results = Results()
         if isinstance(setting, Assembled):
             for protocol in names:
@@ -227,12 +228,15 @@ def loaded(model: Assembled | Fitted | Path | str, data: StoreLike | None, which
     return model.model if isinstance(model, Fitted) else model
 
 
-def variety_of(strength: float, categories: Any, store: InteractionStore) -> Variety | None:
-    """How lists are to be varied, None for not at all. Raises UserError."""
+def variety_of(strength: float, categories: Any, store: InteractionStore, world: World) -> Variety | None:
+    """How lists are to be varied, None for not at all; warns of items without a category. Raises UserError."""
     if not 0 <= strength < math.inf:
         raise UserError(f"--diversity {strength}: give a number from 0")
     if categories is None:
         if strength:
             raise UserError(f"--diversity {strength}: give the items' categories too, as --categories FILE")
         return None
-    return Variety(torch.from_numpy(read_categories(categories, store)), strength)
+    numbers, notes = read_categories(categories, store)
+    for note in notes:
+        get_logger(world.rank).warning(note)
+    return Variety(torch.from_numpy(numbers), strength)

@@ -176,7 +176,7 @@ def test_import_reads_back_what_export_wrote(
     first, second = (load_trained(tmp_path / name, WORLD) for name in (kind, "again"))
     assert first.config.model == second.config.model
     users = ["u999", "u950"]
-    assert recommendations(first, users, 5) == recommendations(second, users, 5)
+    assert list(recommendations(first, users, 5)) == list(recommendations(second, users, 5))
 
 
 @pytest.mark.parametrize(

@@ -268,8 +268,9 @@ def test_the_model_is_as_in_the_source_unless_said_otherwise(
         "train.global_batch_size=8",
         "train.max_steps=2",
         "evaluation.metric=recall@5",
+        "evaluation.top_n=[5]",
     ]
-    overrides = [*shared, "evaluation.top_n=[5]", "model.dropout=0.25"]
+    overrides = [*shared, "model.dropout=0.25"]
     fit(None, tmp_path / "run", data=new, overrides=overrides, init_from=model, cpu=True)
     found, there = load_config(tmp_path / "run" / "config.yaml"), resolve(trained / "model").config
     assert found.model.model_dump() == there.model.model_dump() | {"dropout": 0.25}
