@@ -32,8 +32,9 @@ def export(
 
     `npy`: `items.npy` [items, D] and `users.npy` [users, K, D], float32, with `items.parquet` and `users.parquet`
     saying whose a row is: row i there is row i here, `item` and `user` are raw ids. `parquet`: one file for each, the
-    vectors in it; of users a row for each interest. `faiss`: `items.faiss`, which finds rows of `items.parquet` by the
-    users' vectors, which are written as with npy; needs `pip install "eupmim-dist[faiss]"`. `authors`: `model.pt`, which `import` reads back.
+    vectors in it; of users a row for each interest. `faiss`: `items.faiss`, which finds rows of `items.parquet` by
+    users' vectors, and those as with npy; needs `pip install "eupmim-dist[faiss]"`. `authors`: `model.pt`, which
+    `import` reads back.
 
     **Examples**
 

@@ -23,7 +23,7 @@ from eupmim_dist.checkpoint.pieces import (
 )
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.errors import UserError, as_set
+from eupmim_dist.errors import UserError
 from eupmim_dist.export.imported import model_settings, release_names, release_of
 from eupmim_dist.export.vector_files import Block, Vectors
 from eupmim_dist.models.interface import ITEM_TABLE
@@ -54,8 +54,8 @@ def check_authors(checkpoint: Checkpoint, store: InteractionStore) -> None:
     for key, value in release_of(model.name).always.items():
         if (found := getattr(model, key)) != value:
             raise UserError(
-                f"{checkpoint.path}: model.{key} is {as_set(found)} and the authors' model always has {as_set(value)}, "
-                f"{mend}"
+                f"{checkpoint.path}: model.{key} is {str(found).lower()} and the authors' model always has "
+                f"{str(value).lower()}, {mend}"
             )
     try:
         release_names(model.name, [], store)
