@@ -14,6 +14,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from eupmim_dist.checkpoint.changes import FREE_KEYS, ON_REQUEST, Changed
 from eupmim_dist.checkpoint.layout import (
+    CONFIG_FILE,
     Checkpoint,
     backups,
     called_steps,
@@ -36,7 +37,6 @@ from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.machine import commit
 from eupmim_dist.train.state import Run
 
-CONFIG_FILE = "config.yaml"
 HEADER = "# eupmim-dist"
 MOST_TOLD = 4
 """Other settings that a message names, beside the first."""

@@ -4,9 +4,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from eupmim_dist.checkpoint.layout import Checkpoint, resolve
+from eupmim_dist.checkpoint.layout import CONFIG_FILE, Checkpoint, resolve
 from eupmim_dist.checkpoint.manifest import manifest_of
-from eupmim_dist.checkpoint.run_dir import CONFIG_FILE
 from eupmim_dist.config.load import flat, load_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError, as_set
