@@ -8,7 +8,7 @@ import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from eupmim_dist import assemble
 from eupmim_dist.arguments import ConfigLike, StoreLike, config_of, cutoffs_of, path_of, several, store_dir
+from eupmim_dist.checkpoint.changes import changed_settings
 from eupmim_dist.config.load import Overrides
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.categories import read_categories
@@ -27,8 +28,10 @@ from eupmim_dist.evaluation.frames import Results
 from eupmim_dist.evaluation.protocols import PROTOCOLS
 from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_of
 from eupmim_dist.evaluation.scorers.interface import check_baselines, make_scorer
-from eupmim_dist.parallel.agreement import agreed
-from eupmim_dist.parallel.world import init_world
+from eupmim_dist.export.source_settings import source_settings
+from eupmim_dist.parallel.agreement import agreed, decided_by_main
+from eupmim_dist.parallel.world import World, init_world
+from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.callbacks import Callback, OnMetrics
 from eupmim_dist.train.state import Assembled, Setup
 from eupmim_dist.training import begin, the_only_training, train_and_test
@@ -67,6 +70,7 @@ def fit(
     data: StoreLike | None = None,
     overrides: str | Overrides = (),
     resume: Path | str = "auto",
+    resume_with: str | Overrides = (),
     init_from: Path | str | None = None,
     callbacks: Sequence[Callback] = (),
     on_metrics: OnMetrics | None = None,
@@ -84,7 +88,10 @@ def fit(
         overrides: settings that come before those of `config`, as `{"train.max_steps": 500}` or, as on the command
             line, `["train.max_steps=500"]`.
         resume: `auto`; `never`, which wants a new directory; or the path of a checkpoint to go on from.
-        init_from: a run, checkpoint or model to take the initial weights from; rows are matched by raw id.
+        resume_with: settings, as `overrides`, that a run which is gone on with has from here on in place of those it
+            had: learning rates, schedule, clipping, regularisation. What was changed when is in `resumed_with.jsonl`.
+        init_from: a run, checkpoint or model to take the initial weights from; rows are matched by raw id. So are the
+            settings of its model, and its history length, where neither `config` nor `overrides` say them.
         callbacks: called on every rank, after what the trainer itself does (eupmim_dist.Callback).
         on_metrics: `on_metrics(step, values)`, called on rank 0 with everything that is logged, by the names of
             metrics.jsonl; as `Callback.on_metrics`.
@@ -103,7 +110,17 @@ def fit(
     world = init_world(cpu)
     with agreed(world), the_only_training():
         with agreed(world):
-            settings = config_of(config, overrides)
+            start_at = str(path_of("resume", resume, "auto, never or the path of a checkpoint"))
+            place, origin = path_of("run_dir", run_dir), None
+            beneath: dict[str, Any] = {}
+            if init_from:
+                origin = path_of("init_from", init_from)
+                if start_at not in ("auto", "never"):
+                    raise UserError(
+                        f"--init-from {init_from}: begins a new training, --resume {resume} does not; give one"
+                    )
+                beneath = decided_by_main(world, partial(source_settings, origin, place))
+            settings, changed = changed_settings(config_of(config, overrides, beneath), resume_with)
             if data is not None:
                 settings.data.dir = store_dir(data)
             for callback in callbacks:
@@ -111,15 +128,9 @@ def fit(
                     raise UserError(f"callbacks: a {type(callback).__name__} is none; derive from eupmim_dist.Callback")
             if on_metrics is not None and not callable(on_metrics):
                 raise UserError(f"on_metrics: give a function, not a {type(on_metrics).__name__}")
-            start_at = str(path_of("resume", resume, "auto, never or the path of a checkpoint"))
-            if init_from:
-                settings.train.init_from = path_of("init_from", init_from)
-                if start_at not in ("auto", "never"):
-                    raise UserError(
-                        f"--init-from {init_from}: begins a new training, --resume {resume} does not; give one"
-                    )
-            place = path_of("run_dir", run_dir)
-        run, start = begin(settings, place, start_at, None if init_from is None else Path(init_from), world)
+            if origin:
+                settings.train.init_from = origin
+        run, start = begin(settings, place, start_at, origin, world, changed)
         _collect_once()
         results = Results(train_and_test(run, start, start_at, callbacks, on_metrics))
         progress = run.progress
@@ -166,7 +177,7 @@ def evaluate(
         top_n: the cut-offs N.
         baselines: of `popularity`, `ease`, `cooccurrence` and `association`. Those that read a history read as many
             of its last items as give them the best recall on valid users, at the first N.
-        categories: a data frame, or a CSV or Parquet file, with the columns raw_id (of items) and category; adds the
+        categories: a data frame, or a CSV or Parquet file, with the columns item (raw ids) and category; adds the
             metric diversity.
         diversity: above 0, lists are re-ranked for variety of `categories`: the strength of ComiRec's controllable
             aggregation.
@@ -192,7 +203,7 @@ def evaluate(
             setting = assemble.without_model(Config(), world, assemble.open_store(store_dir(data), world))
         else:
             setting = loaded(model, data, which, cpu)
-        variety = variety_of(diversity, categories, setting.store)
+        variety = variety_of(diversity, categories, setting.store, world)
         results = Results()
         if isinstance(setting, Assembled):
             for protocol in names:
@@ -217,12 +228,15 @@ def loaded(model: Assembled | Fitted | Path | str, data: StoreLike | None, which
     return model.model if isinstance(model, Fitted) else model
 
 
-def variety_of(strength: float, categories: Any, store: InteractionStore) -> Variety | None:
-    """How lists are to be varied, None for not at all. Raises UserError."""
+def variety_of(strength: float, categories: Any, store: InteractionStore, world: World) -> Variety | None:
+    """How lists are to be varied, None for not at all; warns of items without a category. Raises UserError."""
     if not 0 <= strength < math.inf:
         raise UserError(f"--diversity {strength}: give a number from 0")
     if categories is None:
         if strength:
             raise UserError(f"--diversity {strength}: give the items' categories too, as --categories FILE")
         return None
-    return Variety(torch.from_numpy(read_categories(categories, store)), strength)
+    numbers, notes = read_categories(categories, store)
+    for note in notes:
+        get_logger(world.rank).warning(note)
+    return Variety(torch.from_numpy(numbers), strength)

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from eupmim_dist.config.load import Overrides, apply_overrides, load_config, parse_config
+from eupmim_dist.config.load import Overrides, apply_overrides, fill, load_config, parse_config
 from eupmim_dist.config.schema import Choice, Config, Section
 from eupmim_dist.data.formats.parquet import LABELS, as_text
 from eupmim_dist.data.frames import lazy_frame
@@ -45,15 +45,16 @@ def store_dir(data: Any) -> Path:
     return path_of("data", data)
 
 
-def config_of(config: ConfigLike, overrides: str | Overrides = ()) -> Config:
-    """A configuration of its own, checked."""
+def config_of(config: ConfigLike, overrides: str | Overrides = (), beneath: Mapping[str, Any] | None = None) -> Config:
+    """A configuration of its own, checked; `beneath` has sections for what is not said (config/load.py, `fill`)."""
     overrides = [overrides] if isinstance(overrides, str) else overrides
     if config is None or isinstance(config, str | Path):
-        return load_config(None if config is None else path_of("config", config), overrides)
+        return load_config(None if config is None else path_of("config", config), overrides, beneath)
     if not isinstance(config, Config | Mapping):
         raise UserError(f"config: give a Config, a mapping or a YAML file, not a {type(config).__name__}")
     values = _chosen(config) if isinstance(config, Config) else copy.deepcopy(dict(config))
     apply_overrides(values, overrides)
+    fill(values, beneath or {})
     return parse_config(values, source="configuration")
 
 
@@ -61,6 +62,8 @@ def _chosen(config: Config) -> dict[str, Any]:
     """What was set of it or is no default. An override of `model.name` is not to meet defaults of the former model."""
     values: dict[str, Any] = {}
     for name, value in config:
+        if isinstance(value, Choice) and name not in config.model_fields_set and not value.model_fields_set:
+            continue
         if isinstance(value, Section):
             # A default list that was appended to counts as not set.
             value = value.model_dump(exclude_defaults=True, warnings=False) | {

@@ -17,7 +17,7 @@ from eupmim_dist.config.load import apply_overrides, parse_config
 from eupmim_dist.data.prepare import PERMUTED
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.export.exported import item_vectors, write_authors
+from eupmim_dist.export.exported import check_authors, item_vectors, write_authors
 from eupmim_dist.export.imported import model_settings, read_release, renamed
 from eupmim_dist.export.model_dir import write_model
 from eupmim_dist.export.vector_files import Block, Vectors, import_faiss, write_faiss, write_npy, write_parquet
@@ -70,6 +70,7 @@ def export_authors(checkpoint: Checkpoint, out: Path, data: Path | None = None) 
     """Writes `model.pt` into a new directory, as the model's authors save it; the store's place, and the settings that
     the file does not tell, as KEY=VALUE. Raises UserError for a model that they have not."""
     store = store_of(checkpoint, data)
+    check_authors(checkpoint, store)
     with out_directory(out) as staging:
         _check(checkpoint, store)
         return store.path, write_authors(checkpoint, store, staging / "model.pt")

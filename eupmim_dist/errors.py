@@ -1,6 +1,7 @@
 """The one error a user's mistake becomes, and how messages show what is the user's."""
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -48,6 +49,11 @@ def shown(value: object) -> str:
     except Exception:  # of a number with thousands of digits, of what is nested too deep
         text = f"<{type(value).__name__}>"
     return _cut(text, LONGEST_VALUE)
+
+
+def as_set(value: object) -> str:
+    """The same of a setting, as a configuration has it: null, true."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else shown(value)
 
 
 def short(text: object) -> str:

@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -106,21 +106,24 @@ def write_text(path: Path, text: str) -> None:
         replace_text(path, text)
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str | Iterable[str]) -> None:
     """Writes `path` whole and to the disk, or leaves what was there; of a link, the file that it leads to.
+
+    Pieces of text are written as they come.
 
     In place only what no other file can take the place of: a pipe, or a file in a directory that takes no new ones.
     Raises OSError.
     """
+    pieces = [text] if isinstance(text, str) else text
     final = real(path)
     if path.exists() and not (path.is_file() and os.access(final.parent, os.W_OK)):
         with open(_reader_of(path) if path.is_fifo() else path, "w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.writelines(pieces)
         return
     staging = beside(final)
     try:
         with staging.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
         if final.exists():

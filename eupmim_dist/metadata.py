@@ -5,7 +5,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from eupmim_dist.errors import short, shown
+from eupmim_dist.errors import as_set, short
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -48,5 +48,5 @@ def explain(error: ValidationError) -> str:
         return f"no key {short(key)}"
     if not key:
         return short(message)
-    got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {shown(first['input'])})"
+    got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {as_set(first['input'])})"
     return f"{short(key)}: {message[:1].lower()}{short(message[1:])}{got}"

@@ -45,6 +45,7 @@ def recommend(
     *,
     histories: Sequence[Ids | None] | None = None,
     attributes: Any = None,
+    all_users: bool = False,
     split: str | None = None,
     items: Ids | Path | None = None,
     exclude_seen: bool = True,
@@ -66,7 +67,7 @@ def recommend(
             need not be in the store; without `users` they are called 1, 2, ...
         attributes: values of the store's attributes in place of the store's: a data frame or a mapping with a column
             for each, a value for each user. Who is not in the store needs those that the model reads.
-        split: in place of users: all of `train`, `valid`, `test`, or `all` who have a history.
+        all_users, split: in place of users: all who have a history; all of `train`, `valid` or `test`.
         items: nothing but these is recommended: raw ids, or the `pathlib.Path` of a file of them.
         exclude_seen: leave out what a user had already.
         diversity, categories: re-rank for variety, as for `evaluate`.
@@ -101,7 +102,7 @@ def recommendations(
     *,
     most: int | None = None,
     **options: Any,
-) -> list[Recommendations]:
+) -> Generator[Recommendations]:
     """As `recommend`, as objects, with what each user had last; where `most` is given, of so many users alone."""
     prepared = _prepared(model, users, top_n, **options)
     audience = prepared.audience
@@ -172,6 +173,7 @@ def _prepared(
     *,
     histories: Any = None,
     attributes: Any = None,
+    all_users: bool = False,
     split: str | None = None,
     items: Any = None,
     exclude_seen: bool = True,
@@ -187,9 +189,12 @@ def _prepared(
     with agreed(trained.world):
         [num] = cutoffs_of(top_n)
         only, notes = (None, []) if items is None else _only(store, items)
-        wanted = Wanted(num, exclude_seen, variety_of(diversity, categories, store), only, why, per_interest)
+        if categories is not None and not diversity:
+            raise UserError("--categories: are for --diversity STRENGTH, such as 0.5; give both or neither")
+        variety = variety_of(diversity, categories, store, trained.world)
+        wanted = Wanted(num, exclude_seen, variety, only, why, per_interest)
         check_wanted(trained, wanted)
-        audience = _audience(store, trained.model, users, histories, attributes, split)
+        audience = _audience(store, trained.model, users, histories, attributes, all_users, split)
         for note in (*notes, *audience.notes):
             get_logger(trained.world.rank).warning(note)
     return _Prepared(trained, audience, wanted)
@@ -203,12 +208,19 @@ def _only(store: InteractionStore, items: Any) -> tuple[np.ndarray, list[str]]:
 
 
 def _audience(
-    store: InteractionStore, model: Model, users: Any, histories: Any, attributes: Any, split: str | None
+    store: InteractionStore,
+    model: Model,
+    users: Any,
+    histories: Any,
+    attributes: Any,
+    all_users: bool,
+    split: str | None,
 ) -> Audience:
     """Whom the arguments mean. Raises UserError."""
-    if split is not None:
-        if users is not None or histories is not None or attributes is not None:
-            raise UserError("--split: is for users as the store has them; give it without other users")
+    if all_users or split is not None:
+        which = "--split" if split is not None else "--all-users"
+        if users is not None or histories is not None or attributes is not None or (all_users and split is not None):
+            raise UserError(f"{which}: is for users as the store has them; give it without other users")
         return whole_split(store, split)
     names = [attribute.name for attribute in store.attributes]
     read = [name for name in names if name in model.attribute_weights()]
@@ -217,5 +229,5 @@ def _audience(
             raise UserError(f"users {users}: histories and attributes are columns of the file; leave the arguments out")
         return asked(store, read_requests(users, "user", (HISTORY, *names)), read, source=str(users), skip=True)
     if users is None and histories is None:
-        raise UserError("recommend: give --user ID, --users FILE, --split NAME or --history")
+        raise UserError("recommend: give --user ID, --users FILE, --all-users, --split NAME or --history")
     return asked(store, requests_of(users, histories, attributes, names), read, source="recommend", skip=False)

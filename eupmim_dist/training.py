@@ -2,11 +2,12 @@
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from eupmim_dist import assemble
+from eupmim_dist.checkpoint.changes import record_changes
 from eupmim_dist.checkpoint.layout import Checkpoint, resolve
 from eupmim_dist.checkpoint.load import load_model, load_training, open_sound
 from eupmim_dist.checkpoint.origin import check_same_data
@@ -17,6 +18,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.hook import EvaluationHook
 from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.export.init_from import INIT_FILE, take_weights
+from eupmim_dist.export.source_settings import compare_settings
 from eupmim_dist.files import write_text
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.world import World
@@ -51,28 +53,36 @@ def the_only_training() -> Iterator[None]:
         _training.release()
 
 
-def begin(config: Config, run_dir: Path, resume: str, init_from: Path | None, world: World) -> tuple[Run, Start]:
+def begin(
+    config: Config,
+    run_dir: Path,
+    resume: str,
+    init_from: Path | None,
+    world: World,
+    changed: Collection[str] = (),
+) -> tuple[Run, Start]:
     """A run at its first step, or at that of the checkpoint it goes on from; collective.
 
-    `resume` as of `find_start`; `init_from` is what was asked for beside the configuration, whose own
+    `resume` and `changed` as of `find_start`; `init_from` is what was asked for beside the configuration, whose own
     `train.init_from` counts.
     """
     log = get_logger(world.rank)
     with agreed(world):
-        start = find_start(run_dir, resume, config, world)
+        start = find_start(run_dir, resume, config, world, changed)
     origin = None if start.checkpoint else config.train.init_from
     source = open_sound(lambda: resolve(origin), world) if origin else None
     taken: list[str] = []
 
     def set_weights(initial: Assembled) -> None:
         if source:
+            taken.extend(compare_settings(config, source) if init_from else [])
             taken.extend(_take_weights(initial, source))
 
     store = assemble.open_store(config.data.dir, world)
     with agreed(world):
-        run = assemble.assemble_run(config, world, store, set_weights)
         if start.checkpoint:
             check_same_data(start.checkpoint, store)
+        run = assemble.assemble_run(config, world, store, set_weights)
         for line in [*assemble.describe(run), *taken]:
             log.info(line)
     if start.checkpoint:
@@ -89,6 +99,8 @@ def begin(config: Config, run_dir: Path, resume: str, init_from: Path | None, wo
             log.info(told)
         if world.is_main:
             write_config(run_dir, as_asked)  # what was measured here is no order for elsewhere; checkpoints have it
+            for line in record_changes(run_dir, run.progress.step, start.changed):
+                log.info(line)
             if taken:
                 write_text(run_dir / INIT_FILE, "\n".join(taken) + "\n")
     return run, start

@@ -15,7 +15,7 @@ MOST_USERS = 100_000
 """Users that the rules are judged on, drawn if more are held out: a recall of 0.01 is then known to 0.0003 or so."""
 SAMPLE_SEED = 1
 SURE = 3.0
-"""Standard errors that a recall must lie above another to be more than luck: of five rules, one store in a hundred is
+"""Standard errors that a recall must lie above another to be more than chance: of five rules, one store in a hundred is
 accused for nothing."""
 LOOK_TIMES_CHANCE = 2.0
 """Numbers given shop by shop or year by year reach a little more than chance; from twice as much they are a pattern."""
@@ -106,8 +106,9 @@ def judged(recalls: np.ndarray, chance: float, popularity: float) -> tuple[Verdi
     surely = recall - SURE * float(recalls.std()) / np.sqrt(len(recalls))
     times = f"{recall / chance:.0f} times chance" if chance else "above chance"
     if surely <= LOOK_TIMES_CHANCE * chance:
-        may_be_luck = recall > LOOK_TIMES_CHANCE * chance
-        return "ok", f"{times}, which may be luck" if may_be_luck else "no pattern in the numbers"
+        too_few = recall > LOOK_TIMES_CHANCE * chance
+        told = f"{times}, but {len(recalls):,} users are too few to be sure"
+        return "ok", told if too_few else "no pattern in the numbers"
     if surely > popularity:
         return "bad", f"{times}, above popularity: the numbers leak; {MEND}"
     return "look", f"{times}, not above popularity"

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from eupmim_dist.checkpoint.changes import changes_of
 from eupmim_dist.checkpoint.layout import Checkpoint
 from eupmim_dist.checkpoint.pieces import Piece, as_numbers, read_pieces, shape_of, stored_blocks
 from eupmim_dist.files import read_text
@@ -59,6 +61,7 @@ def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes
         "training": progress.as_dict() if progress else {},
         "valid": {"metric": checkpoint.config.evaluation.metric, "protocol": checkpoint.config.evaluation.protocol},
         "evaluation": evaluation_of(checkpoint),
+        "resumed_with": [] if (run_dir := _run_dir_of(checkpoint)) is None else changes_of(run_dir),
         "versions": manifest.versions,
         "files": {name: entry.model_dump() for name, entry in manifest.files.items()},
         "totals": _totals(tensors),
@@ -68,16 +71,20 @@ def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes
 
 def evaluation_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The run's `evaluation.json`, if it is of this checkpoint."""
-    directory = checkpoint.path.absolute().parent
-    if directory.name != "checkpoints":  # of another run, it may be
+    run_dir = _run_dir_of(checkpoint)
+    if run_dir is None:
         return None
-    file = directory.parent / "evaluation.json"
     try:
-        found = parse(Evaluation, read_text(file))
+        found = parse(Evaluation, read_text(run_dir / "evaluation.json"))
     except (OSError, ValueError):
         return None
     of_this = (found.step, found.model) == (checkpoint.step, checkpoint.config.model.name)
     return found.model_dump() if of_this and found.metrics else None
+
+
+def _run_dir_of(checkpoint: Checkpoint) -> Path | None:
+    directory = checkpoint.path.absolute().parent
+    return directory.parent if directory.name == "checkpoints" else None  # of another run, it may be
 
 
 def _num_ranks(files: Collection[str]) -> int:

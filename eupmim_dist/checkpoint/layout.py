@@ -35,6 +35,8 @@ from eupmim_dist.train.state import Progress
 
 TENSOR_FILE = "model.safetensors"
 """Of a consolidated model, if one file holds it."""
+CONFIG_FILE = "config.yaml"
+"""Of a run directory."""
 INDEX_FILE = "model.safetensors.index.json"
 """Which file holds which tensor, where there are several."""
 
@@ -120,7 +122,7 @@ def resolve(path: Path, which: str = "best") -> Checkpoint:
         return open_checkpoint(path)
     steps = readable_steps(path)
     if not steps:
-        raise UserError(f"{path}: neither a run with a complete checkpoint nor a checkpoint; train one first")
+        raise UserError(f"{path}: {_why_none(path)}")
     last = _open_backup(list(steps.values())[-1])
     best_step = None if last.progress is None else last.progress.best_step
     if which == "last" or best_step in (None, last.step):
@@ -130,6 +132,18 @@ def resolve(path: Path, which: str = "best") -> Checkpoint:
         return _open_backup(steps.get(best.name, best))
     get_logger().warning(f"{best}: the best checkpoint is not there; taking the last, step {last.step}")
     return last
+
+
+def _why_none(path: Path) -> str:
+    """What a directory without a checkpoint is, and the mend."""
+    if (config := path / CONFIG_FILE).is_file():
+        return (
+            "is a run without a complete checkpoint: it has just begun, or was stopped, or `tune` kept those of its "
+            f"best trial alone; `eupmim-dist train --config {config} --run-dir {path}` trains it"
+        )
+    if runs := sorted(checkpoints.parent for checkpoints in path.glob("*/checkpoints")):
+        return f"holds runs and is none; give one, such as {runs[0]}"
+    return "neither a run with a complete checkpoint nor a checkpoint; train one first"
 
 
 def _open_backup(path: Path) -> Checkpoint:

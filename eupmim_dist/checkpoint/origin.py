@@ -14,11 +14,18 @@ from eupmim_dist.hashing import file_entry
 
 def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:
     """Raises UserError if `store` has another content than the one that the checkpoint was trained on."""
-    if checkpoint.data.fingerprint != store.fingerprint:
+    if checkpoint.data.fingerprint == store.fingerprint:
+        return
+    if store.path.resolve() == checkpoint.config.data.dir.resolve():
+        start = f", by `train --init-from {checkpoint.path}`" if checkpoint.is_model else ""
         raise UserError(
-            f"{store.path}: is another store than {checkpoint.path} was trained on ({checkpoint.data.name}); "
-            "give that one with --data (for train: --set data.dir=...)"
+            f"{store.path}: was made anew since {checkpoint.path} was trained on it, and holds other data; make it as "
+            f"it was, or train anew on it in another --run-dir{start}"
         )
+    raise UserError(
+        f"{store.path}: is another store than {checkpoint.path} was trained on ({checkpoint.data.name}); "
+        "give that one with --data (for train: --set data.dir=...)"
+    )
 
 
 def data_dir_of(config: Config, trained: Path) -> Path:

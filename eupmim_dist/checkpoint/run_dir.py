@@ -2,8 +2,9 @@
 
 import os
 import platform
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
+from eupmim_dist.checkpoint.changes import FREE_KEYS, ON_REQUEST, Changed
 from eupmim_dist.checkpoint.layout import (
+    CONFIG_FILE,
     Checkpoint,
     backups,
     called_steps,
@@ -26,7 +29,7 @@ from eupmim_dist.checkpoint.manifest import Damaged
 from eupmim_dist.checkpoint.writer import recover
 from eupmim_dist.config.load import dump_config, flat, origins
 from eupmim_dist.config.schema import Config
-from eupmim_dist.errors import UserError, shown
+from eupmim_dist.errors import UserError, as_set
 from eupmim_dist.files import read_text, write_text
 from eupmim_dist.parallel.agreement import decided_by_main
 from eupmim_dist.parallel.world import World
@@ -34,27 +37,7 @@ from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.machine import commit
 from eupmim_dist.train.state import Run
 
-CONFIG_FILE = "config.yaml"
 HEADER = "# eupmim-dist"
-FREE_KEYS = (
-    "world_size",
-    "data.dir",
-    "tables.replicate_below",
-    "tables.memory",
-    "train.prefetch",
-    "train.threads",
-    "train.max_steps",
-    "train.log_every",
-    "evaluation.every",
-    "evaluation.patience",
-    "evaluation.top_n",
-    "evaluation.batch_size",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "checkpoint.asynchronous",
-)
-"""What a resumed run may change: nothing that the weights, or which of them are best, depend on, but for
-the order of sums."""
 MOST_TOLD = 4
 """Other settings that a message names, beside the first."""
 
@@ -71,13 +54,16 @@ class Start:
 
     run_dir: Path
     checkpoint: Checkpoint | None
+    changed: Changed = field(default_factory=dict)
+    """Settings that are others from here on."""
 
 
-def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Start:
+def find_start(run_dir: Path, resume: str, config: Config, world: World, changed: Collection[str] = ()) -> Start:
     """Decides how to start; collective, for the inside of `agreed`.
 
     `resume`: `auto` goes on from the run's last sound checkpoint, if there is one, and warns of those it skips;
-    `never` wants a new directory; anything else is the path of a checkpoint or run to go on from.
+    `never` wants a new directory; anything else is the path of a checkpoint or run to go on from. `changed` are the
+    settings that may be others than it was trained with.
 
     Raises UserError if the directory holds something else, a run of another configuration, or damaged checkpoints only.
     """
@@ -90,10 +76,15 @@ def find_start(run_dir: Path, resume: str, config: Config, world: World) -> Star
                 raise
             get_logger(world.rank).warning(f"{str(problem).partition('; ')[0]}: going back to the one before it")
             continue
-        _check_compatible(checkpoint, config)
-        return Start(run_dir, checkpoint)
+        _check_compatible(checkpoint, config, changed)
+        before, now = flat(checkpoint.config), flat(config)
+        return Start(run_dir, checkpoint, {key: (before[key], now[key]) for key in changed if before[key] != now[key]})
     if candidates:
         raise UserError(f"{run_dir}: none of its checkpoints is sound; give another --run-dir to begin anew")
+    if changed:
+        raise UserError(
+            f"--resume-with: there is nothing to go on with in {run_dir}; a new run has its settings by --set"
+        )
     return Start(run_dir, None)
 
 
@@ -188,23 +179,28 @@ def _is_run(run_dir: Path) -> bool:
         return False
 
 
-def _check_compatible(checkpoint: Checkpoint, config: Config) -> None:
+def _check_compatible(checkpoint: Checkpoint, config: Config, changed: Collection[str]) -> None:
     before, now = _fixed(checkpoint.config), _fixed(config)
     if config.train.init_from is None:  # not needed again: the checkpoint has what became of those weights
         del before["train.init_from"], now["train.init_from"]
     if config.train.schedule != "constant":  # then every rate depends on it
         before["train.max_steps"], now["train.max_steps"] = checkpoint.config.train.max_steps, config.train.max_steps
-    others = [key for key in [*before, *(now.keys() - before.keys())] if before.get(key) != now.get(key)]
+    keys = [key for key in [*before, *(now.keys() - before.keys())] if key not in changed]
+    others = [key for key in keys if before.get(key) != now.get(key)]
     if others:
         # Of another model, task or objective the name says it all.
         renamed = {name.partition(".")[0] for name in others if name.endswith(".name")}
         key, *more = [name for name in others if name.endswith(".name") or name.partition(".")[0] not in renamed]
-        also = [f"{name} {shown(now.get(name))} and not {shown(before.get(name))}" for name in more[:MOST_TOLD]]
+        also = [f"{name} {as_set(now.get(name))} and not {as_set(before.get(name))}" for name in more[:MOST_TOLD]]
         also += [f"{len(more) - MOST_TOLD} more"] if len(more) > MOST_TOLD else []
         told = f"also {', '.join(also)}; " if also else ""
+        asking = [
+            f"--resume-with {name}={as_set(now[name])}" for name in others if name in (*ON_REQUEST, "train.max_steps")
+        ]
+        on_request = f", change it from here on by {' '.join(asking)}" if len(asking) == len(others) else ""
         raise UserError(
-            f"{key}: {shown(now.get(key))}, but {checkpoint.path} was trained with {shown(before.get(key))}; {told}set "
-            f"it as it was (--config RUN/{CONFIG_FILE} does), or give another --run-dir"
+            f"{key}: {as_set(now.get(key))}, but {checkpoint.path} was trained with {as_set(before.get(key))}; "
+            f"{told}set it as it was (--config RUN/{CONFIG_FILE} does){on_request}, or give another --run-dir"
         )
 
 

@@ -31,9 +31,10 @@ def export(
     what `recommend` ranks by, and the vectors of a user are of the whole history, as there.
 
     `npy`: `items.npy` [items, D] and `users.npy` [users, K, D], float32, with `items.parquet` and `users.parquet`
-    saying whose a row is. `parquet`: one file for each, the vectors in it; of users a row for each interest.
-    `faiss`: `items.faiss`, to be searched by the users' vectors, which are written as with npy; needs
-    `pip install "eupmim-dist[faiss]"`. `authors`: `model.pt`, which `import` reads back.
+    saying whose a row is: row i there is row i here, `item` and `user` are raw ids. `parquet`: one file for each, the
+    vectors in it; of users a row for each interest. `faiss`: `items.faiss`, which finds rows of `items.parquet` by
+    users' vectors, and those as with npy; needs `pip install "eupmim-dist[faiss]"`. `authors`: `model.pt`, which
+    `import` reads back.
 
     **Examples**
 
@@ -68,5 +69,5 @@ def export(
         typer.echo(
             "search it, float32 [n, D] for n vectors such as a user's interests:\n"
             f"  import faiss; index = faiss.read_index('{out / 'items.faiss'}')\n"
-            "  scores, items = index.search(vectors, 10)  # [n, 10]; an item's score for a user is its best one"
+            "  scores, rows = index.search(vectors, 10)  # [n, 10], rows of items.parquet; an item's score is its best"
         )

@@ -95,5 +95,6 @@ def _about(found: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (f"on {evaluation['split']}", f"{metrics}, {evaluation['protocol']}, {evaluation['users']:,} users")
         )
+    lines += [("resumed with", line) for line in found["resumed_with"]]
     lines.append(("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items())))
     return [*lines, ("files", str(len(found["files"])))]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,12 +24,13 @@ DiversityOption = Annotated[
     float,
     typer.Option(
         metavar="STRENGTH",
-        help="Re-rank for variety: how much a second item of a category counts less; needs --categories.",
+        help="Re-rank for variety: what an item's score loses for each item of its category above it, in units of "
+        "the scores shown; 0 changes nothing. Needs --categories.",
     ),
 ]
 CategoriesOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="CSV or Parquet with columns raw_id and category, for variety."),
+    typer.Option(metavar="FILE", help="CSV or Parquet with columns item, of raw ids, and category."),
 ]
 
 
@@ -53,6 +55,20 @@ def write_json(file: Path | None, content: Any, **options: Any) -> None:
     if file is not None:
         with writing(f"--json {file}"):
             replace_text(file, json.dumps(content, indent=1, **options) + "\n")
+
+
+def write_json_list(file: Path, entries: Iterable[Any]) -> None:
+    """The same for a list, an entry a line, in memory that does not grow with it."""
+
+    def pieces() -> Iterator[str]:
+        before = "[\n"
+        for entry in entries:
+            yield before + json.dumps(entry, ensure_ascii=False)
+            before = ",\n"
+        yield "[]\n" if before == "[\n" else "\n]\n"
+
+    with writing(f"--json {file}"):
+        replace_text(file, pieces())
 
 
 def comma_separated(option: str, values: list[str]) -> list[str]:

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eupmim_dist.cli.options import CategoriesOption, DataOption, DiversityOption, LastOption, check_json, write_json
-from eupmim_dist.errors import UserError, shown
+from eupmim_dist.cli.options import (
+    CategoriesOption,
+    DataOption,
+    DiversityOption,
+    LastOption,
+    check_json,
+    write_json_list,
+)
+from eupmim_dist.errors import UserError, short, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from eupmim_dist.evaluation.recommend import Item, Recommendations, Recommended
 
@@ -31,11 +38,14 @@ def recommend(
             help="CSV, Parquet or JSONL with a column user, and perhaps history and attributes; or a list of ids.",
         ),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="All users of train, valid or test, or all with a history.")
-    ] = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Everybody who has a history.")] = False,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="All users of train, valid or test.")] = None,
     history: Annotated[
-        str | None, typer.Option(metavar='"ID ID ..."', help="Items of somebody new, oldest first, in place of a user.")
+        str | None,
+        typer.Option(
+            metavar='"ID ID ..."',
+            help="Items of somebody new, oldest first, in place of a user; ids that hold blanks as a list in JSON.",
+        ),
     ] = None,
     profile: Annotated[
         list[str] | None,
@@ -71,20 +81,24 @@ def recommend(
 
     `eupmim-dist recommend runs/shop --history "177 844 386" --profile age=25 --profile region=north`
 
-    `eupmim-dist recommend runs/example --split all --out recommendations.parquet`
+    `eupmim-dist recommend runs/shop --history '["red shoes", "hat, blue"]'`
+
+    `eupmim-dist recommend runs/example --all-users --out recommendations.parquet`
 
     `eupmim-dist recommend models/released --users users.csv --items in-stock.txt --out recommendations.jsonl`
     """
     from eupmim_dist import recommending
+    from eupmim_dist.data.requests import ids_in_text
 
-    _check_who(user, users, split, history, profile)
+    _check_who(user, users, all_users, split, history, profile)
     if out is not None and json_file is not None:
         raise UserError("--json: --out has all of it; give one of them, such as --out recommendations.jsonl")
     check_json(json_file)
     wanted: dict[str, Any] = {
         "users": users or user or None,
+        "all_users": all_users,
         "split": split,
-        "histories": None if history is None else [history.split()],
+        "histories": None if history is None else [ids_in_text(history, f"--history {short(history)}")],
         "attributes": _profile(profile),
         "top_n": top_n,
         "items": items,
@@ -101,19 +115,35 @@ def recommend(
         return
     most = MOST_TABLES if json_file is None else None
     found = recommending.recommendations(run_or_checkpoint, most=most, **wanted)
-    for entry in found[:MOST_TABLES]:
+
+    shown_too: list[Recommendations] = []
+
+    def contents() -> Iterator[dict[str, Any]]:
+        for entry in found:
+            if len(shown_too) < MOST_TABLES:
+                shown_too.append(entry)
+            yield entry.as_dict()
+
+    if json_file is not None:
+        write_json_list(json_file, contents())
+    for entry in found if json_file is None else shown_too:
         _show(entry, "given history" if history is not None else f"user {entry.user}")
-    write_json(json_file, [entry.as_dict() for entry in found], ensure_ascii=False)
 
 
 def _check_who(
-    user: list[str] | None, users: Path | None, split: str | None, history: str | None, profile: list[str] | None
+    user: list[str] | None,
+    users: Path | None,
+    all_users: bool,
+    split: str | None,
+    history: str | None,
+    profile: list[str] | None,
 ) -> None:
-    given = {"--user": user or None, "--users": users, "--split": split, "--history": history}
+    everybody = all_users or None
+    given = {"--user": user or None, "--users": users, "--all-users": everybody, "--split": split, "--history": history}
     chosen = [option for option, value in given.items() if value is not None]
     if len(chosen) != 1:
         problem = f"{chosen[1]}: cannot go with {chosen[0]}; give" if chosen else "recommend: say to whom, by"
-        raise UserError(f"{problem} one of --user ID, --users FILE, --split NAME and --history IDS")
+        raise UserError(f"{problem} one of --user ID, --users FILE, --all-users, --split NAME and --history IDS")
     if profile and history is None:
         raise UserError("--profile: describes whom --history is of; for others give a file of --users with attributes")
 

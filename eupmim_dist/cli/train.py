@@ -7,7 +7,9 @@ import typer
 
 
 def train(
-    config: Annotated[Path | None, typer.Option(help="YAML configuration; the defaults where not given.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML configuration, or a model's config.json; the defaults where not given.")
+    ] = None,
     run_dir: Annotated[Path, typer.Option(help="Where the run writes; the same command goes on with it.")] = Path(
         "runs/default"
     ),
@@ -19,20 +21,28 @@ def train(
         str,
         typer.Option(help="`auto`: go on from the run's last checkpoint; `never`; or a checkpoint's path."),
     ] = "auto",
+    resume_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Go on with another learning rate, schedule, clipping or decay from here on; may be repeated.",
+        ),
+    ] = None,
     init_from: Annotated[
         Path | None,
         typer.Option(
             metavar="MODEL_OR_CHECKPOINT",
-            help="Start from the weights of this run, checkpoint or model; rows are matched by raw id.",
+            help="Start from the weights, and the model settings, of this run, checkpoint or model.",
         ),
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.")] = False,
 ) -> None:
     """Train a model, evaluate the best checkpoint on the test split.
 
-    With `--init-from` (or the setting train.init_from) it is fine-tuned: a new training, from step 0, that starts from
-    the weights of a trained model. The data may be another: users and items are matched by raw id, attributes by label,
-    new ones get initial values. The same command resumes it.
+    With `--init-from` it is fine-tuned: a new training, from step 0, that starts from the weights of a trained model.
+    The data may be another: users and items are matched by raw id, attributes by label, new ones get initial values.
+    The settings of `model`, and `task.history_length`, are that model's where `--config` and `--set` do not say them
+    (the setting train.init_from takes the weights alone). The same command resumes it.
 
     Ctrl-C, SIGTERM or SIGUSR1 on any rank has all save after the step and exit with code 75; the same command goes on.
 
@@ -49,7 +59,11 @@ def train(
 
     `eupmim-dist train --config runs/a/config.yaml --set train.max_steps=9000 --run-dir runs/a`
 
-    `eupmim-dist train --config runs/may/config.yaml --set data.dir=data/june --init-from runs/may --run-dir runs/june`
+    `eupmim-dist train --config runs/a/config.yaml --run-dir runs/a --resume-with train.learning_rate=1e-4`
+
+    `eupmim-dist train --init-from models/may --set data.dir=data/june --run-dir runs/june`
+
+    `eupmim-dist train --config models/may/config.json --set data.dir=data/june --init-from models/may --run-dir runs/c`
     """
     from eupmim_dist import api
     from eupmim_dist.parallel.world import init_world, shutdown
@@ -57,7 +71,15 @@ def train(
     from eupmim_dist.train.preemption import EXIT_CODE
 
     world = init_world(cpu)
-    fitted = api.fit(config, run_dir, overrides=set_ or [], resume=resume, init_from=init_from, cpu=cpu)
+    fitted = api.fit(
+        config,
+        run_dir,
+        overrides=set_ or [],
+        resume=resume,
+        resume_with=resume_with or [],
+        init_from=init_from,
+        cpu=cpu,
+    )
     if fitted.finished and world.is_main:
         from eupmim_dist.cli.tables import print_results
 

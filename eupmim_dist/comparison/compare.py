@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from eupmim_dist import assemble
+from eupmim_dist.api import variety_of
 from eupmim_dist.arguments import StoreLike, cutoffs_of, path_of, several, store_dir
 from eupmim_dist.comparison.entries import Models, ToTrain, Trained, Variants, check_comparable, data_of, entries_of
 from eupmim_dist.comparison.results import JSON_FILE, MARKDOWN_FILE, Comparison
@@ -23,9 +24,7 @@ from eupmim_dist.comparison.work import (
     trainings_of,
 )
 from eupmim_dist.config.load import Overrides
-from eupmim_dist.data.categories import read_categories
 from eupmim_dist.errors import UserError, short
-from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.runner import check_cutoffs
 from eupmim_dist.evaluation.scorers.interface import check_baselines
 from eupmim_dist.files import check_out, writing
@@ -97,9 +96,7 @@ def compare(
         if not len(store.users(split)):
             raise UserError(f"{store.path}: split {split} has no users")
         check_cutoffs([num], store.num_item_rows)
-        variety = None
-        if categories is not None:
-            variety = Variety(torch.from_numpy(read_categories(categories, store)), 0.0)
+        variety = variety_of(0.0, categories, store, world)
         rules = Rules(world, store, split, num, variety, cpu)
         trainings = trainings_of(entries, wanted_seeds, place, rules)
         if world.is_main:

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from eupmim_dist.data.batch import NO_ROW
+from eupmim_dist.data.formats.sequences import MIN_LENGTH
 from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.requests import HISTORY, Requests
 from eupmim_dist.data.splits import SPLITS
@@ -45,13 +46,13 @@ class Audience:
         return len(self.users)
 
 
-def whole_split(store: InteractionStore, split: str) -> Audience:
-    """All users of a split; of `all`, every one with a history. Raises UserError for another one or without users."""
-    if split not in (*SPLITS, "all"):
-        raise UserError(f"--split {short(split)}: choose from {', '.join(SPLITS)} and all")
-    users = np.flatnonzero(np.diff(store.offsets)) if split == "all" else store.users(split)
+def whole_split(store: InteractionStore, split: str | None) -> Audience:
+    """All users of a split, or every one with a history. Raises UserError for another split or without users."""
+    if split not in (*SPLITS, None):
+        raise UserError(f"--split {short(split)}: choose from {', '.join(SPLITS)}; --all-users is for everybody")
+    users = np.flatnonzero(np.diff(store.offsets)) if split is None else store.users(split)
     if not len(users):
-        raise UserError(f"--split {split}: {store.path} has no such users")
+        raise UserError(f"{'--all-users' if split is None else f'--split {split}'}: {store.path} has no such users")
     return Audience(names_of(store, "users", users), users)
 
 
@@ -108,7 +109,8 @@ def asked(store: InteractionStore, requests: Requests, read: Collection[str], *,
     for wrong, what in ((lost, "unknown and without a history"), (empty, "with no known item in their history")):
         if wrong.any():
             names = _few(rows["user"].filter(pl.Series(wrong)))
-            notes.append(f"{source}: users {what}, skipped: {wrong.sum():,} of {len(rows):,} ({names})")
+            why = _dropped(store) if wrong is lost else ""
+            notes.append(f"{source}: users {what}, skipped: {wrong.sum():,} of {len(rows):,} ({names}){why}")
     kept = np.flatnonzero(~lost & ~empty)
     if not len(kept):
         raise UserError(f"{notes[-1]}; nobody is left to recommend to")
@@ -125,12 +127,24 @@ def _refuse(store: InteractionStore, rows: pl.DataFrame, lost: np.ndarray, empty
         raise UserError("--history: holds no item; give raw ids with blanks between them, oldest first")
     if lost.any():
         name = short(rows["user"][int(lost.argmax())])
-        raise UserError(f"--user {name}: no such user in {store.path}; `users.parquet` there lists the raw ids")
-    if empty.any():
-        history = _few(rows[HISTORY][int(empty.argmax())])
         raise UserError(
-            f"--history: none of its items ({history}) is in {store.path}; `items.parquet` there lists the raw ids"
+            f"--user {name}: no such user in {store.path}{_dropped(store)}; `users.parquet` there lists the raw ids, "
+            "and --history serves anybody"
         )
+    if empty.any():
+        history = rows[HISTORY][int(empty.argmax())]
+        commas = "put blanks, not commas, between ids, or " if history.str.contains(",", literal=True).any() else ""
+        raise UserError(
+            f"--history: none of its items ({_few(history)}) is in {store.path}; {commas}see `items.parquet` there for "
+            "the raw ids"
+        )
+
+
+def _dropped(store: InteractionStore) -> str:
+    """Why a user of the source may not be there."""
+    number = store.manifest.report.get("dropped_users", 0)
+    fewer = f"fewer than {MIN_LENGTH} interactions, or than --min-count"
+    return f" (preparing it dropped {number:,} users with {fewer})" if number else ""
 
 
 def _items(store: InteractionStore, histories: pl.Series) -> tuple[np.ndarray, np.ndarray, pl.Series]:

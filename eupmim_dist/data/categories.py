@@ -13,17 +13,19 @@ from eupmim_dist.data.formats.table import column_number
 from eupmim_dist.data.frames import lazy_frame, reading, scan_csv, scan_parquet
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.tables import read_table
-from eupmim_dist.errors import UserError
+from eupmim_dist.errors import UserError, listed
 from eupmim_dist.files import regular_file
 
-COLUMNS = ("raw_id", "category")
+COLUMNS = ("item", "category")
+FEW = 3
+"""Items that a note names of many."""
 
 
-def read_categories(source: Any, store: InteractionStore) -> np.ndarray:
-    """A number for the category of each item, int64 [item rows]; -1 where the source has none.
+def read_categories(source: Any, store: InteractionStore) -> tuple[np.ndarray, list[str]]:
+    """A number for the category of each item, int64 [item rows], -1 where the source has none; what to say of those.
 
-    `source`: a Parquet or CSV file, or a data frame, with the columns raw_id and category; of several rows of an item
-    the first counts.
+    `source`: a Parquet or CSV file, or a data frame, with the columns item, of raw ids, and category; of several rows
+    of an item the first counts.
 
     Raises UserError for another one, or if it has none of the store's items.
     """
@@ -34,14 +36,17 @@ def read_categories(source: Any, store: InteractionStore) -> np.ndarray:
         file, table = Path("categories"), lazy_frame(source, COLUMNS)
         with reading(file):
             given = _selected(table, file, table.collect_schema().names()).collect()
-    first = given.unique("raw_id", keep="first", maintain_order=True)
+    first = given.unique("item", keep="first", maintain_order=True)
     items = read_table(store.path / "items.parquet", ["id", "raw_id"])
-    found = items.join(first, on="raw_id").drop_nulls("category")
+    found = items.join(first, left_on="raw_id", right_on="item").drop_nulls("category")
     if not len(found):
         raise UserError(f"{file}: has the category of none of the items of {store.path}; are these its raw ids?")
     categories = np.full(store.num_item_rows, -1)
     categories[found["id"].to_numpy()] = found["category"].rank("dense").to_numpy()
-    return categories
+    without = items.join(found, on="id", how="anti")
+    few = f"{file}: has no category of {len(without):,} of {len(items):,} items ({listed(without['raw_id'][:FEW])}"
+    more = ", ..." if len(without) > FEW else ""
+    return categories, [f"{few}{more}); each is taken for a category of its own"] if len(without) else []
 
 
 def _from_parquet(file: Path) -> pl.DataFrame:

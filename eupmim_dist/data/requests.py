@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from eupmim_dist.errors import UserError, short, shown
 from eupmim_dist.files import regular_file
 
 HISTORY = "history"
-"""The column with a user's items, oldest first: a list of raw ids, or in text ids with blanks between them."""
+"""The column with a user's items, oldest first: a list of raw ids, or text as of `ids_in_text`."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,38 @@ def read_requests(file: Path, needed: str, others: Collection[str] = ()) -> Requ
     regular_file(file, f"give a CSV, Parquet or JSONL file with a column {needed}, or a list of ids")
     readers = {".csv": _from_csv, ".parquet": _from_parquet, ".jsonl": _from_jsonl}
     found = readers.get(file.suffix.lower(), _from_list)(file, needed, others)
+    if found.rows.schema.get(HISTORY) == pl.String:
+        found = replace(found, rows=found.rows.with_columns(_lists(found).alias(HISTORY)))
     ids = found.rows[needed]
     if not len(ids):
         raise UserError(f"{file}: has no {needed}s; give at least one")
     if (gaps := (ids.is_null() | (ids == "")).arg_true()).len():
         raise UserError(f"{found.locate(gaps[0])}: the {needed} is missing; mend or delete the row")
     return found
+
+
+def ids_in_text(text: str, where: str) -> list[str]:
+    """Ids with blanks between them or, of ids that hold blanks, a list in JSON. Raises UserError."""
+    if not text.lstrip().startswith("["):
+        return text.split()
+    try:
+        ids = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where}: begins as a list in JSON and is none ({short(error)}); give one such as "
+            '["a 1", "[b]"], or ids with blanks between them'
+        ) from None
+    return [_value(where, "an item of the history", item) for item in ids]
+
+
+def _lists(requests: Requests) -> pl.Series:
+    """The histories of a column of text."""
+    texts = requests.rows[HISTORY]
+    in_json = texts.str.strip_chars_start().str.starts_with("[").fill_null(False)
+    if not in_json.any():
+        return texts.str.extract_all(r"\S+")
+    found = [None if text is None else ids_in_text(text, requests.locate(row)) for row, text in enumerate(texts)]
+    return pl.Series(found, dtype=pl.List(pl.String))
 
 
 def _from_list(file: Path, needed: str, others: Collection[str]) -> Requests:
@@ -65,8 +91,6 @@ def _from_csv(file: Path, needed: str, others: Collection[str]) -> Requests:
     with reading_csv(file, names):
         table = scan_csv(file).select(pl.nth(number).alias(name) for name, number in columns.items())
         rows = table.collect(optimizations=WHOLE_LINES)
-    if HISTORY in columns:
-        rows = rows.with_columns(_split(pl.col(HISTORY)))
     return Requests(rows, lambda row: f"{file}:{line_of(file, row)}")
 
 
@@ -95,12 +119,8 @@ def _converted(file: Path, value: pl.Expr, column: str, dtype: pl.DataType, name
     if isinstance(dtype, pl.List | pl.Array) and (dtype.inner.is_integer() or dtype.inner == pl.String):
         return value.cast(pl.List(dtype.inner)).cast(pl.List(pl.String))
     if dtype == pl.String:
-        return _split(value)
+        return value
     raise UserError(f"{file}: column {HISTORY} is {short(dtype)}; give lists of ids, or text with blanks between ids")
-
-
-def _split(value: pl.Expr) -> pl.Expr:
-    return value.str.extract_all(r"\S+")
 
 
 def _from_jsonl(file: Path, needed: str, others: Collection[str]) -> Requests:
@@ -131,7 +151,7 @@ def _fields(where: str, line: str, names: list[str]) -> dict[str, Any]:
 
 def _value(where: str, name: str, value: Any) -> Any:
     if name == HISTORY and isinstance(value, str):
-        return value.split()
+        return ids_in_text(value, where)
     if name == HISTORY and isinstance(value, list):
         return [_value(where, "an item of the history", item) for item in value]
     if value is None and not name.startswith("an item"):

@@ -207,10 +207,9 @@ class Recommendations:
         return content
 
 
-def recommendations(trained: Assembled, audience: Audience, wanted: Wanted) -> list[Recommendations]:
-    """What `ranked_blocks` gives, as objects, with what each user had last."""
+def recommendations(trained: Assembled, audience: Audience, wanted: Wanted) -> Generator[Recommendations]:
+    """What `ranked_blocks` gives, as objects, with what each user had last; one after another."""
     labels = item_labels(trained.store)
-    found: list[Recommendations] = []
     with closing(ranked_blocks(trained, audience, wanted)) as blocks:
         for block in blocks:
             names = audience.names[block.first : block.first + len(block.items)]
@@ -219,8 +218,7 @@ def recommendations(trained: Assembled, audience: Audience, wanted: Wanted) -> l
                 near = None
                 if wanted.per_interest and block.reasons is not None:
                     near = [_reasons(labels, block.reasons, (row, number)) for number in range(block.items.shape[1])]
-                found.append(Recommendations(name, recent, _best(block, row, labels, wanted), near))
-    return found
+                yield Recommendations(name, recent, _best(block, row, labels, wanted), near)
 
 
 def _best(block: Block, row: int, labels: ItemLabels, wanted: Wanted) -> list[Recommended]:

@@ -47,23 +47,30 @@ def item_vectors(checkpoint: Checkpoint) -> Vectors:
     return Vectors("items", (rows - 1, dim), blocks())
 
 
+def check_authors(checkpoint: Checkpoint, store: InteractionStore) -> None:
+    """Raises UserError for a model that has parts which the authors' has not, or the other way round."""
+    model = checkpoint.config.model
+    mend = "so --format authors cannot say it; use another format, or consolidate"
+    for key, value in release_of(model.name).always.items():
+        if (found := getattr(model, key)) != value:
+            raise UserError(
+                f"{checkpoint.path}: model.{key} is {str(found).lower()} and the authors' model always has "
+                f"{str(value).lower()}, {mend}"
+            )
+    try:
+        release_names(model.name, [], store)
+    except UserError as error:
+        raise UserError(f"{error.as_typed}, {mend}") from None
+
+
 def write_authors(checkpoint: Checkpoint, store: InteractionStore, file: Path) -> list[str]:
     """Writes a model as the `model.pt` that its authors' code saves, which `import` reads back bit for bit.
 
     Returns the settings, as KEY=VALUE, that this model has and `import` cannot tell from the file. Holds the model in
     memory. Tensors that the authors' classes have and nothing reads are zeros.
-
-    Raises:
-        UserError: the model has parts that the authors' has not, or the other way round.
     """
     model = checkpoint.config.model
     release = release_of(model.name)
-    for key, value in release.always.items():
-        if (found := getattr(model, key)) != value:
-            raise UserError(
-                f"{checkpoint.path}: model.{key} is {str(found).lower()} and the authors' model always has "
-                f"{str(value).lower()}, so --format authors cannot say it; use another format, or consolidate"
-            )
     stored = read_pieces(checkpoint.path)
     dense = [name.removeprefix("dense.") for name in stored if name.startswith("dense.")]
     tensors: dict[str, Tensor] = {}

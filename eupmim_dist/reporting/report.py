@@ -11,6 +11,7 @@ import torch
 
 from eupmim_dist import assemble
 from eupmim_dist.arguments import StoreLike, path_of, several, store_dir
+from eupmim_dist.checkpoint.changes import changes_of
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.evaluation.recommend import ItemLabels, item_labels
@@ -153,6 +154,7 @@ def _notes_on(run: ReportedRun) -> list[str]:
     if skipped := run.metrics.skipped:
         lines = "1 line" if skipped == 1 else f"{skipped:,} lines"
         notes.append(f"{run.name}: {lines} of its metrics.jsonl could not be read, and left out")
+    notes += [f"{run.name}: {line}" for line in changes_of(run.path)]
     if run.best is None:
         notes.append(f"{run.name}: has no checkpoint yet, so no figures of it")
     return notes

@@ -9,9 +9,9 @@ from typing import Any
 
 from eupmim_dist.api import Fitted
 from eupmim_dist.arguments import path_of, several
-from eupmim_dist.checkpoint.layout import Checkpoint, readable_steps, resolve
+from eupmim_dist.checkpoint.layout import CONFIG_FILE, Checkpoint, readable_steps, resolve
 from eupmim_dist.checkpoint.origin import data_dir_of
-from eupmim_dist.checkpoint.run_dir import CONFIG_FILE, LOCK_FILE
+from eupmim_dist.checkpoint.run_dir import LOCK_FILE
 from eupmim_dist.config.load import load_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.manifest import read_manifest

@@ -323,9 +323,9 @@ def test_results_and_recommendations_are_frames(finished: Fitted) -> None:
     assert frame.columns == ["model", "protocol", "split", "users", "top_n", "recall", "hit_rate", "ndcg", "precision"]
     assert frame["model"].to_list() == ["comirec_dr"] * 2 + ["popularity"] * 2
     assert frame["recall"][0] == fitted.results[0].metrics["recall@5"]
-    categories = pl.DataFrame({"raw_id": [f"i{i}" for i in range(1, 31)], "category": [i % 3 for i in range(30)]})
+    categories = pl.DataFrame({"item": [f"i{i}" for i in range(1, 31)], "category": [i % 3 for i in range(30)]})
     varied = recommend(fitted, "u1", top_n=3, categories=categories.to_pandas(), diversity=1e6)
-    kinds = varied.join(categories, left_on="item", right_on="raw_id")
+    kinds = varied.join(categories, on="item")
     assert kinds["category"].n_unique() == 3
 
     best = recommend(run, ["u1", "u2"], top_n=3)

@@ -64,7 +64,7 @@ def write_sources(base: Path) -> None:
         log += [f'u{user},i{item},{1000 + n},{profile},"Item {item}, new"' for n, item in enumerate(history)]
     _lines(base / "log.csv", log)
     (base / "log.csv.gz").write_bytes(gzip.compress((base / "log.csv").read_bytes(), mtime=0))
-    _lines(base / "items.csv", ["raw_id,category", *(f"i{item},c{item % 4}" for item in range(1, NUM_ITEMS + 1))])
+    _lines(base / "items.csv", ["item,category", *(f"i{item},c{item % 4}" for item in range(1, NUM_ITEMS + 1))])
 
     for name in ("eupmim", "comirec"):
         directory = base / name

@@ -17,7 +17,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("categories")
     train_in(config_of(path, train__max_steps=6), path / "run")
     rows = [f"i{item},{'even' if item % 2 == 0 else 'odd'}" for item in range(1, NUM_ITEMS)]  # one has none
-    (path / "items.csv").write_text("\n".join(["raw_id,category", *rows]) + "\n")
+    (path / "items.csv").write_text("\n".join(["item,category", *rows]) + "\n")
     return path
 
 
@@ -43,11 +43,12 @@ def test_recommendations_alternate_where_variety_is_all(run: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("raw_id,kind\ni1,a\n", {}, "has no column 'category'; there are raw_id, kind"),
-        ("raw_id,category\nx,a\n", {}, "has the category of none of the items"),
+        ("item,kind\ni1,a\n", {}, "has no column 'category'; there are item, kind"),
+        ("raw_id,category\ni1,a\n", {}, "has no column 'item'; there are raw_id, category"),
+        ("item,category\nx,a\n", {}, "has the category of none of the items"),
         (None, {}, "cannot be read as a table"),
-        ("raw_id,category\ni1,a\n", {"protocols": ["seed"]}, "protocol seed has a list for each interest"),
-        ("raw_id,category\ni1,a\n", {"diversity": -1.0}, "diversity -1.0: give a number from 0"),
+        ("item,category\ni1,a\n", {"protocols": ["seed"]}, "protocol seed has a list for each interest"),
+        ("item,category\ni1,a\n", {"diversity": -1.0}, "diversity -1.0: give a number from 0"),
     ],
 )
 def test_mistakes(run: Path, tmp_path: Path, text: str | None, options: dict, message: str) -> None:
@@ -61,3 +62,17 @@ def test_mistakes(run: Path, tmp_path: Path, text: str | None, options: dict, me
 def test_strength_needs_categories(run: Path) -> None:
     with pytest.raises(UserError, match="give the items' categories too"):
         evaluate(run / "run", top_n=[5], diversity=1.0, cpu=True)
+
+
+def test_items_without_a_category_are_counted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recommend(run / "run", "u1", 3, categories=run / "items.csv", diversity=0.5)
+    told = "items.csv: has no category of 1 of 30 items (i30); each is taken for a category of its own\n"
+    assert told in capsys.readouterr().err
+    (run / "few.csv").write_text("item,category\ni1,a\ni2,\ni99,b\n")
+    recommend(run / "run", "u1", 3, categories=run / "few.csv", diversity=0.5)
+    assert "few.csv: has no category of 29 of 30 items (i2, i3, i4, ...); each" in capsys.readouterr().err
+
+
+def test_categories_are_not_recommended_by_without_strength(run: Path) -> None:
+    with pytest.raises(UserError, match=r"categories: are for diversity STRENGTH, such as 0\.5; give both or neither"):
+        recommend(run / "run", "u1", 3, categories=run / "items.csv")

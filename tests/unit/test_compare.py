@@ -64,7 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     two["model"]["num_interests"] = 2
     (root / "two.yaml").write_text(yaml.safe_dump(two))
     (root / "one.yaml").write_text(yaml.safe_dump(settings("youtube_dnn")))
-    pl.DataFrame({"raw_id": [f"i{i}" for i in range(1, 31)], "category": [i % 3 for i in range(30)]}).write_csv(
+    pl.DataFrame({"item": [f"i{i}" for i in range(1, 31)], "category": [i % 3 for i in range(30)]}).write_csv(
         root / "categories.csv"
     )
     before = os.getcwd()
@@ -291,7 +291,7 @@ def test_an_unfinished_run_is_told(place: Path, tmp_path: Path, capsys: pytest.C
         (["one.yaml"], {"seeds": ["a"]}, "seeds .*: give different"),
         (["run"], {"top_n": 31}, "top-N 31 is larger"),
         (["run"], {"split": "train"}, "split train: choose"),
-        (["run"], {"categories": "one.yaml"}, "raw_id"),
+        (["run"], {"categories": "one.yaml"}, "no column .item."),
         (
             ["two.yaml"],
             {"seeds": 1, "overrides": ["model.dim=16"], "out": "out"},

@@ -1,3 +1,4 @@
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["train.num_negatives=5"], "train.num_negatives is now called objective.num_negatives"),
         (["model.hard_readout=false"], "model.hard_readout is now called objective.readout"),
         (["model=3"], "model: "),
-        (["objective.name=full_softmax", "objective.num_negatives=3"], "is a key of objective sampled_softmax"),
+        (
+            ["objective.name=full_softmax", "objective.num_negatives=3"],
+            "objective.num_negatives belongs to objective sampled_softmax: set objective.name=sampled_softmax, or",
+        ),
         (["train.weight_decay=0.1"], "weight_decay is served by optimizer adamw only"),
         (["objective.candidates=in_batch", "objective.num_negatives=9"], "num_negatives is served by candidates unif"),
         (["task.name=every_position", "task.num_positions=99"], "num_positions 99 exceeds history_length 50"),
@@ -63,7 +67,26 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["model.extractor=causal", "model.dim=12"], "needs an even dim / num_heads, not 3"),
         (["evaluation.metric=recal@10"], "evaluation.metric: .*recal@10"),
         (["evaluation.protocol=loose"], "evaluation.protocol: .*'strict', 'comirec' or 'seed'"),
-        (["model.name=comirec_dr", "model.num_levels=2"], "model.num_levels is a key of model eupmim"),
+        (
+            ["model.name=comirec_dr", "model.num_levels=2"],
+            "model.num_levels belongs to model eupmim: set model.name=eupmim, or",
+        ),
+        (
+            ["objective.discount=0.7"],
+            "objective.discount belongs to objective full_softmax: set objective.name=full_softmax",
+        ),
+        (
+            ["discount=0.7"],
+            "key discount; objective.discount belongs to objective full_softmax: set objective.name=full_s",
+        ),
+        (
+            ["model.loss=bce"],
+            "unknown key model.loss; it is set by objective.name, such as objective.name=full_softmax",
+        ),
+        (["loss=bce"], "unknown key loss; it is set by objective.name"),
+        (["learning_rate=1"], "unknown key learning_rate; it is tables.learning_rate or train.learning_rate"),
+        (["train.dim=8"], "unknown key train.dim; it is model.dim"),
+        (["train.batch_size=8"], "unknown key train.batch_size; it is set by train.global_batch_size"),
         (["seed.x=1", "seed=2"], None),
         (["seed=2", "seed.x=1"], "seed is a value, not a section"),
         (["train"], "write it as key=value"),
@@ -187,6 +210,41 @@ def test_odd_files_are_one_short_line(tmp_path: Path, text: str | bytes, message
         load_config(file)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 750
+
+
+def test_the_manifest_of_a_model_is_a_configuration(tmp_path: Path) -> None:
+    config = load_config(None, ["model.name=comirec_dr", "model.dim=8", "seed=4"])
+    manifest = {"format_version": 5, "step": 3, "config": config.model_dump(mode="json"), "files": {"x" * 300_000: {}}}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(manifest))
+    assert load_config(file) == config
+    assert load_config(file, ["model.dim=6"]).model.dim == 6
+    file.write_text(
+        json.dumps(
+            {"format_version": 3, "config": {"data": {"history_length": 7}, "train": {}, "model": {"name": "comirec"}}}
+        )
+    )
+    assert (load_config(file).task.history_length, load_config(file).model.name) == (7, "comirec_dr")
+    file.write_text('{"seed": 4}')
+    assert load_config(file).seed == 4
+    for text, message in (
+        ('{"format_version": 5}', "holds no configuration"),
+        ('{"seed": ', "not valid JSON"),
+        ("[" * 10**6, "JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_config(file)
+
+
+def test_what_is_not_said_is_filled_in(tmp_path: Path) -> None:
+    beneath = {"model": {"name": "comirec_dr", "dim": 8, "num_interests": 2}, "task": {"history_length": 7}}
+    file = tmp_path / "c.yaml"
+    file.write_text("task: {name: every_position}\nmodel: {dim: 16}\n")
+    found = load_config(file, ["model.num_interests=5"], beneath)
+    assert (found.model.name, found.model.dim, found.model.num_interests) == ("comirec_dr", 16, 5)
+    assert (found.task.name, found.task.history_length) == ("every_position", 7)
+    assert load_config(None, ["model.name=mind"], beneath).model == load_config(None, ["model.name=mind"]).model
 
 
 def test_a_mark_at_the_start_and_aliases_of_numbers_are_read(tmp_path: Path) -> None:

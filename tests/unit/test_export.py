@@ -1,5 +1,6 @@
 """What `export` writes for other programs, and what `import` refuses."""
 
+import re
 import shlex
 import sys
 from itertools import pairwise
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from eupmim_dist import convert
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint import pieces
 from eupmim_dist.checkpoint.layout import open_checkpoint
@@ -25,7 +27,7 @@ from eupmim_dist.data.writer import Dataset, write_dataset
 from eupmim_dist.errors import UserError
 from eupmim_dist.export import exported, vectors
 from eupmim_dist.export.model_dir import consolidate
-from eupmim_dist.recommending import recommendations
+from eupmim_dist.recommending import recommend, recommendations
 from tests.runs import WORLD, config_of, start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,19 +102,20 @@ def test_vectors_rank_as_recommend_does(source: Path, tmp_path: Path) -> None:
 
     item_map = pl.read_parquet(tmp_path / "out" / "items.parquet")
     user_map = pl.read_parquet(tmp_path / "out" / "users.parquet")
-    assert item_map.columns == ["row", "id", "raw_id", "title"]
+    assert item_map.columns == ["row", "item", "title"]
     assert item_map["row"].to_list() == list(range(NUM_ITEMS))
-    assert item_map.drop("row").equals(pl.read_parquet(tmp_path / "store" / "items.parquet"))
-    assert user_map.columns == ["row", "id", "raw_id"]
-    assert user_map["id"].to_list() == [user for user in range(NUM_USERS) if user not in EMPTY]
-    assert user_map["raw_id"].to_list() == [f"u{1000 - user}" for user in user_map["id"]]
+    of_store = pl.read_parquet(tmp_path / "store" / "items.parquet")
+    assert item_map.drop("row").equals(of_store.select(pl.col("raw_id").alias("item"), "title"))
+    with_history = [user for user in range(NUM_USERS) if user not in EMPTY]
+    assert user_map.rows() == [(row, f"u{1000 - user}") for row, user in enumerate(with_history)]
+    assert user_map.columns == ["row", "user"]
 
     trained.config.evaluation.batch_size = 7
-    found = recommendations(trained, user_map["raw_id"].to_list(), 10)
-    for row, (user, recommended) in enumerate(zip(user_map["id"], found, strict=True)):
+    found = recommendations(trained, user_map["user"].to_list(), 10)
+    for row, (user, recommended) in enumerate(zip(with_history, found, strict=True)):
         history = np.asarray(trained.store.items[trained.store.offsets[user] : trained.store.offsets[user + 1]])
         best, scores = brute_force(users[row], items, history, 10)
-        assert item_map["raw_id"].gather(best).to_list() == [item.raw_id for item in recommended.items]
+        assert item_map["item"].gather(best).to_list() == [item.raw_id for item in recommended.items]
         assert [f"i{9000 - item}" for item in history[:-4:-1]] == [item.raw_id for item in recommended.recent]
         np.testing.assert_allclose(scores, [item.score for item in recommended.items], rtol=2e-6, atol=1e-7)
 
@@ -126,25 +129,48 @@ def test_parquet_holds_the_same_vectors(source: Path, tmp_path: Path) -> None:
         ids = pl.read_parquet(tmp_path / "npy" / f"{kind}.parquet")
         assert frame.schema["vector"] == pl.Array(pl.Float32, 8)
         assert np.array_equal(frame["vector"].to_numpy(), np.load(tmp_path / "npy" / f"{kind}.npy").reshape(-1, 8))
-        for column in ("id", "raw_id"):
-            assert frame[column].to_list() == [value for value in ids[column] for _ in range(repeated)]
-    assert pl.read_parquet(tmp_path / "parquet" / "items.parquet").columns == ["id", "raw_id", "vector"]
+        name = kind.removesuffix("s")
+        assert frame[name].to_list() == [value for value in ids[name] for _ in range(repeated)]
+    assert pl.read_parquet(tmp_path / "parquet" / "items.parquet").columns == ["item", "vector"]
     assert frame["interest"].to_list() == [1, 2, 3] * len(ids)
 
 
-def test_a_faiss_index_is_searched_by_ids(source: Path, tmp_path: Path) -> None:
-    import faiss
+def test_a_faiss_index_finds_rows_of_its_table(source: Path, tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
 
     export(source, out=tmp_path / "out", format_name="faiss")
     export(source, out=tmp_path / "npy", what=["items"])
     assert not (tmp_path / "npy" / "users.npy").exists()
     index = faiss.read_index(str(tmp_path / "out" / "items.faiss"))
     queries = np.load(tmp_path / "out" / "users.npy").reshape(-1, 8)
-    scores, ids = index.search(queries, 5)
+    scores, rows = index.search(queries, 5)
     expected = queries.astype(np.float64) @ np.load(tmp_path / "npy" / "items.npy").astype(np.float64).T
     order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
-    assert np.array_equal(ids, order + 1)
+    assert np.array_equal(rows, order)
     np.testing.assert_allclose(scores, np.take_along_axis(expected, order, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("format_name", ["npy", "faiss"])
+def test_the_pages_scripts_find_what_is_recommended(
+    format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if format_name == "faiss":
+        pytest.importorskip("faiss")
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    [script] = [
+        code
+        for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if ("import faiss" in code) == (format_name == "faiss") and "vectors/items" in code
+    ]
+    assert script.count("\n") <= 13
+    export(save_in(tmp_path), out=tmp_path / "vectors", format_name=format_name)
+    monkeypatch.chdir(tmp_path)
+    for user in ("u999", "u982", "u942"):  # the first, one after another without a history, the last
+        scope: dict[str, Any] = {}
+        exec(script.replace('"42"', repr(user)), scope)
+        expected = recommend(tmp_path / "run", user, 10, exclude_seen=False)
+        assert scope["found"]["item"].to_list() == expected["item"].to_list()
+        np.testing.assert_allclose(scope["found"]["score"], expected["score"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["run", "model"])
@@ -176,7 +202,7 @@ def test_import_reads_back_what_export_wrote(
     first, second = (load_trained(tmp_path / name, WORLD) for name in (kind, "again"))
     assert first.config.model == second.config.model
     users = ["u999", "u950"]
-    assert recommendations(first, users, 5) == recommendations(second, users, 5)
+    assert list(recommendations(first, users, 5)) == list(recommendations(second, users, 5))
 
 
 @pytest.mark.parametrize(
@@ -199,11 +225,15 @@ def test_what_the_authors_format_cannot_say_is_refused(changes: dict[str, Any], 
     assert not (tmp_path / "out").exists()
 
 
-def test_other_attributes_than_the_authors_are_refused(tmp_path: Path) -> None:
+def test_other_attributes_than_the_authors_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "check_hashes", lambda *_: pytest.fail("hashes are compared first"))
     run = start(config_of(tmp_path))  # on the store of age and gender
     save_checkpoint(run, tmp_path / "run")
     with pytest.raises(
-        UserError, match="store: has the attributes age, gender; the released model has age, gender, oc"
+        UserError,
+        match="store: has the attributes age, gender; the released model has age, gender, occupation, so format",
     ):
         export(tmp_path / "run", out=tmp_path / "out", format_name="authors")
 

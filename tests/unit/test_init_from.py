@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 import torch
 
+from eupmim_dist.api import fit
 from eupmim_dist.assemble import assemble_run, load_trained, open_store
 from eupmim_dist.checkpoint.layout import complete_steps, resolve
 from eupmim_dist.checkpoint.run_dir import find_start
-from eupmim_dist.config.load import dump_config
+from eupmim_dist.config.load import dump_config, load_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
@@ -256,3 +257,33 @@ def test_a_damaged_source_is_refused(trained: Path, model: Path, tmp_path: Path)
         assert ended.err.startswith(f"error: model/{name}: damaged")
         assert not (tmp_path / "run").exists()
         (model / name).write_bytes(sound)
+
+
+def test_the_model_is_as_in_the_source_unless_said_otherwise(
+    trained: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = catalogue(tmp_path / "new", LATER_USERS, LATER_ITEMS, ["Oslo", "Zug"]).path
+    shared = [
+        "objective.num_negatives=5",
+        "train.global_batch_size=8",
+        "train.max_steps=2",
+        "evaluation.metric=recall@5",
+        "evaluation.top_n=[5]",
+    ]
+    overrides = [*shared, "model.dropout=0.25"]
+    fit(None, tmp_path / "run", data=new, overrides=overrides, init_from=model, cpu=True)
+    found, there = load_config(tmp_path / "run" / "config.yaml"), resolve(trained / "model").config
+    assert found.model.model_dump() == there.model.model_dump() | {"dropout": 0.25}
+    assert found.task.history_length == there.task.history_length == 6
+    assert found.train.learning_rate == 1e-3  # which is of the training
+    told = capsys.readouterr().out
+    [line] = [line for line in told.splitlines() if line.startswith(f"settings as of {model}: ")]
+    assert {"model.dim=8", "model.num_heads=2", "task.history_length=6"} <= set(line.partition(": ")[2].split(", "))
+    assert "not as there: model.dropout=0.25 (there " in told
+    shutil.rmtree(model)  # and still the same command goes on
+    again = fit(
+        None, tmp_path / "run", data=new, overrides=[*overrides, "train.max_steps=4"], init_from=model, cpu=True
+    )
+    assert again.step == 4
+    with pytest.raises(UserError, match=r"is of another network: .*model.name=eupmim \(here comirec_dr\)"):
+        fit({"model": {"name": "comirec_dr"}}, tmp_path / "b", data=new, overrides=shared, init_from=trained / "model")

@@ -136,7 +136,7 @@ def test_nobody_is_ranked_for_by_vectors_whose_products_overflow(tmp_path: Path,
     run = start(config_of(tmp_path))
     spoil(run, 1e38)
     with pytest.raises(UserError, match="EUPMiM: its vectors are not finite, or so long that their products are not"):
-        recommendations(run, ["u1"], 3) if rank == "recommend" else rank(run)
+        list(recommendations(run, ["u1"], 3)) if rank == "recommend" else rank(run)
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_a_mark_at_the_start_is_none_of_the_text(tmp_path: Path) -> None:
     assert raw_ids(tmp_path / "store") == (["A", None, None], list(RAW_ITEMS.values()))
 
 
-CATEGORIES = "raw_id,category\ni1,a\ni2,b\n"
+CATEGORIES = "item,category\ni1,a\ni2,b\n"
 
 
 @pytest.mark.parametrize(
@@ -270,10 +270,10 @@ CATEGORIES = "raw_id,category\ni1,a\ni2,b\n"
         ("c.parquet", Path.mkdir, r"c\.parquet: is a directory"),
         ("c.csv", lambda path: path.write_text(CATEGORIES + "i3,c,d\n"), r"c\.csv:4: 3 fields, the header has 2"),
         ("c.csv", lambda path: path.write_text(CATEGORIES.replace("\n", "\r")), r"c\.csv:1: a carriage return"),
-        ("c.csv", lambda path: path.write_text("raw_id,category,raw_id\n"), "has 2 columns called 'raw_id'"),
+        ("c.csv", lambda path: path.write_text("item,category,item\n"), "has 2 columns called 'item'"),
         ("c.csv", lambda path: path.write_text(CATEGORIES, encoding="utf-16"), r"c\.csv:1: not UTF-8"),
         ("c.csv", lambda path: path.write_text(CATEGORIES + '"i3,c\n'), r"c\.csv:4: a quote is opened"),
-        ("c.csv", lambda path: path.write_text(LONG), r"c\.csv: has no column 'raw_id'; there are xxx"),
+        ("c.csv", lambda path: path.write_text(LONG), r"c\.csv: has no column 'item'; there are xxx"),
         ("c.csv", lambda path: path.write_text(""), r"c\.csv: the file is empty"),
         ("c.parquet", lambda path: path.write_text("PAR1"), r"c\.parquet: cannot be read \("),
     ],
@@ -292,4 +292,4 @@ def test_categories_of_a_file_called_like_a_pattern(tmp_path: Path) -> None:
     store = small_store(tmp_path / "store", num_users=10, num_items=20)
     (tmp_path / "c[1].csv").write_text(CATEGORIES)
     (tmp_path / "c1.csv").write_text(CATEGORIES.replace(",a", ",b"))
-    assert read_categories(tmp_path / "c[1].csv", store).tolist()[:4] == [-1, 1, 2, -1]
+    assert read_categories(tmp_path / "c[1].csv", store)[0].tolist()[:4] == [-1, 1, 2, -1]

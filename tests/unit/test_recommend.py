@@ -1,6 +1,9 @@
 """Recommendations to users, files and histories, against brute force: one user, one list, one item at a time."""
 
 import json
+import shlex
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 
 from eupmim_dist import recommending
 from eupmim_dist.api import load
+from eupmim_dist.cli import options
 from eupmim_dist.cli import recommend as recommend_module
 from eupmim_dist.data.audience import Audience, asked
 from eupmim_dist.data.batch import NO_ROW, UserBatch
@@ -19,9 +23,11 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.recommend import Recommendations, Wanted, recommendations
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.export import frame_files
+from eupmim_dist.hashing import sha256
 from eupmim_dist.recommending import recommend, recommend_batches, write_recommendations
 from eupmim_dist.train.state import Assembled
 from tests.runs import command_line, config_of, train_in
+from tests.stores import small_store
 
 NUM_ITEMS, LENGTH = 30, 6
 NEW = {"age": ["3"], "gender": ["1"]}
@@ -92,16 +98,16 @@ def check_lists(trained: Assembled, frame: pl.DataFrame, people: dict[str, tuple
 def test_everybody_gets_the_best_of_all_items_in_any_kind_of_file(trained: Assembled, tmp_path: Path) -> None:
     people = {f"u{user}": of_store(trained, user) for user in range(40)}
     parquet = tmp_path / "out.parquet"
-    written = write_recommendations(trained, parquet, split="all", top_n=12)
+    written = write_recommendations(trained, parquet, all_users=True, top_n=12)
     frame = pl.read_parquet(parquet)
     assert (written.users, written.items) == (40, len(frame))
     assert frame.schema == recommend(trained, "u1").schema
     check_lists(trained, frame, people, 12)  # of users with 20 items 10 are left, so some lists are shorter
     assert len(frame) < 40 * 12
-    assert pl.concat(recommend_batches(trained, split="all", top_n=12)).equals(frame)
-    write_recommendations(trained, tmp_path / "out.csv", split="all", top_n=12)
+    assert pl.concat(recommend_batches(trained, all_users=True, top_n=12)).equals(frame)
+    write_recommendations(trained, tmp_path / "out.csv", all_users=True, top_n=12)
     assert pl.read_csv(tmp_path / "out.csv", schema=frame.schema).equals(frame)
-    write_recommendations(trained, tmp_path / "out.jsonl", split="all", top_n=12)
+    write_recommendations(trained, tmp_path / "out.jsonl", all_users=True, top_n=12)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["user"] for line in lines] == list(people)
     assert [{"user": line["user"], **item} for line in lines for item in line["items"]] == frame.to_dicts()
@@ -267,12 +273,66 @@ def test_files_of_users_that_are_refused(
         recommend(trained, tmp_path / name)
 
 
+def test_ids_that_hold_blanks_are_a_list_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = ["red shoes, 42", "[b]", *(f"i{item}" for item in range(3, 21))]
+    store = small_store(tmp_path / "store", num_items=20)
+    items = pl.read_parquet(store.path / "items.parquet").with_columns(raw_id=pl.Series(ids))
+    items.write_parquet(store.path / "items.parquet")
+    entry = {"bytes": (file := store.path / "items.parquet").stat().st_size, "sha256": sha256(file)}
+    manifest = json.loads((store.path / "dataset.json").read_text())
+    manifest["files"]["items.parquet"] = entry
+    (store.path / "dataset.json").write_text(json.dumps(manifest))
+    run = tmp_path / "run"
+    train_in(config_of(tmp_path, train__max_steps=1, evaluation__every=1), run)
+    told = [ids[0], ids[1], "i7"]
+    frame = recommend(run, histories=[told], attributes=NEW, top_n=4)
+    who = "--profile age=3 --profile gender=1 --top-n 4"
+    line = f"recommend {run} --history {shlex.quote(json.dumps(told))} {who} --out {tmp_path / 'a.parquet'}"
+    assert command_line(line) == 0
+    assert pl.read_parquet(tmp_path / "a.parquet").equals(frame)
+    rows = pl.DataFrame({"user": ["1", "2"], "history": [json.dumps(told), " i7  i8"], "age": "3", "gender": "1"})
+    rows.write_csv(tmp_path / "users.csv")
+    rows.write_parquet(tmp_path / "users.parquet")
+    rows.write_ndjson(tmp_path / "users.jsonl")
+    for name in ("users.csv", "users.parquet", "users.jsonl"):
+        found = recommend(run, tmp_path / name, 4)
+        assert found.filter(pl.col("user") == "1").equals(frame)
+        assert found.filter(pl.col("user") == "2")["item"].equals(
+            recommend(run, histories=[["i7", "i8"]], attributes=NEW, top_n=4)["item"]
+        )
+    (tmp_path / "users.csv").write_text("user,history\nx,i7\ny,[b] i7\n")
+    with pytest.raises(UserError, match=r"users\.csv:3: begins as a list in JSON and is none"):
+        recommend(run, tmp_path / "users.csv")
+    for mistake, message in (
+        ("[b", "--history [b: begins as a list in JSON"),
+        ("[1.5]", "an item of the history is 1.5; give text"),
+        ("i7,i8", "none of its items (i7,i8) is in"),
+        ("i7,i8", "put blanks, not commas, between ids"),
+    ):
+        assert command_line(f"recommend {run} --history {shlex.quote(mistake)} {who}") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_users_that_preparation_dropped_are_told_of(tmp_path: Path) -> None:
+    config = config_of(tmp_path, train__max_steps=1, evaluation__every=1)
+    file = tmp_path / "store" / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"report": {"dropped_users": 1234}}))
+    train_in(config, tmp_path / "run")
+    why = r"\(preparing it dropped 1,234 users with fewer than 5 interactions, or than min_count\)"
+    with pytest.raises(UserError, match=rf"users u99: no such user in .* {why}; .* histories serves anybody"):
+        recommend(tmp_path / "run", "u99")
+    (tmp_path / "users.txt").write_text("u99\n")
+    with pytest.raises(UserError, match=rf"skipped: 1 of 1 \(u99\) {why}; nobody is left"):
+        recommend(tmp_path / "run", tmp_path / "users.txt")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give users ID, users FILE, split NAME or histories"),
-        ({"users": "u1", "split": "all"}, "split: is for users as the store has them"),
-        ({"split": "everybody"}, "split everybody: choose from train, valid, test and all"),
+        ({}, "give users ID, users FILE, all_users, split NAME or histories"),
+        ({"users": "u1", "split": "test"}, "split: is for users as the store has them"),
+        ({"all_users": True, "attributes": NEW}, "all_users: is for users as the store has them"),
+        ({"split": "all"}, "split all: choose from train, valid, test; all_users is for everybody"),
         ({"users": "u99", "attributes": NEW}, "^users u99: no such user"),
         ({"histories": [["x", "y"]], "attributes": NEW}, "^histories: none of its items \\(x, y\\) is in"),
         ({"histories": ["i1 i2"]}, "histories: give a list of lists"),
@@ -303,7 +363,7 @@ def test_a_file_is_there_whole_or_as_before(
 
     monkeypatch.setattr(recommending, "ranked_blocks", broken)
     with pytest.raises(RuntimeError, match="lost power"):
-        write_recommendations(trained, out, split="all")
+        write_recommendations(trained, out, all_users=True)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
@@ -313,7 +373,7 @@ def test_a_disk_that_is_full_ends_it(trained: Assembled, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(frame_files, "sink_frames", full)
     with pytest.raises(UserError, match=r"out\.parquet: cannot be written: No space left"):
-        write_recommendations(trained, tmp_path / "out.parquet", split="all")
+        write_recommendations(trained, tmp_path / "out.parquet", all_users=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -333,7 +393,8 @@ def test_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert command_line(f"recommend {run} --user u1 --per-interest --top-n 2") == 0
     assert "interest 3, near Item" in capsys.readouterr().out
     for mistake, message in (
-        ("--user u1 --split all", "--split: cannot go with --user; give one of"),
+        ("--user u1 --all-users", "--all-users: cannot go with --user; give one of"),
+        ("--all-users --split test", "--split: cannot go with --all-users; give one of"),
         ("--history i1 --profile age", "--profile 'age': give NAME=VALUE"),
         ("--history i1 --profile age=1 --profile age=2", "age is given twice"),
         ("--user u1 --profile age=1", "--profile: describes whom --history is of"),
@@ -360,16 +421,27 @@ def test_tables_are_of_the_first_users_and_no_others_are_ranked(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(recommend_module, "MOST_TABLES", 3)
-    assert command_line(f"recommend {run} --split all --top-n 2 --json {tmp_path / 'all.json'}") == 0
+    assert command_line(f"recommend {run} --all-users --top-n 2 --json {tmp_path / 'all.json'}") == 0
     assert len(json.loads((tmp_path / "all.json").read_text())) == 40
     first = capsys.readouterr()
+    written: list[str] = []  # an entry goes out before the next block is ranked
+    monkeypatch.setattr(options, "replace_text", lambda file, pieces: written.extend(islice(pieces, 5)))
+    monkeypatch.setattr(recommending, "as_objects", lambda *given: until(5, recommendations(*given)))
+    assert command_line(f"recommend {run} --all-users --top-n 2 --json {tmp_path / 'all.json'}") == 0
+    assert [json.loads(text.lstrip("[,\n"))["user"] for text in written] == [f"u{user}" for user in range(5)]
+    assert capsys.readouterr().out == first.out
     monkeypatch.setattr(recommending, "as_objects", of_few)
-    assert command_line(f"recommend {run} --split all --top-n 2") == 0
+    assert command_line(f"recommend {run} --all-users --top-n 2") == 0
     told = capsys.readouterr()
     assert told.out == first.out
     assert "these are the first 3 of 40 users: --out FILE takes all of them" in told.err
 
 
-def of_few(model: Assembled, audience: Audience, wanted: Wanted) -> list[Recommendations]:
+def until(number: int, entries: Iterator[Recommendations]) -> Iterator[Recommendations]:
+    yield from islice(entries, number)
+    raise AssertionError("more is made than is asked for")
+
+
+def of_few(model: Assembled, audience: Audience, wanted: Wanted) -> Iterator[Recommendations]:
     assert len(audience) == 3
     return recommendations(model, audience, wanted)

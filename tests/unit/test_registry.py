@@ -261,7 +261,11 @@ class Picky(ToyConfig):
     ("config", "overrides", "message"),
     [
         (ToyConfig, ["model.dimm=3"], r"unknown key model.dimm; did you mean model.dim\?"),
-        (ToyConfig, ["model.num_levels=3"], "model.num_levels is a key of model eupmim, not of the one chosen"),
+        (
+            ToyConfig,
+            ["model.num_levels=3"],
+            "model.num_levels belongs to model eupmim: set model.name=eupmim, or leave it out",
+        ),
         (ToyConfig, ["model.code=b"], "model.code: 'b' does not fit: some letters a."),
         (ToyConfig, ["model.size=3"], r"model.size: input should be 1 or 2 \(got 3\)"),
         (ToyConfig, ["model.name=toi"], r"model.name: 'toi' is no model; did you mean toy\?"),

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from eupmim_dist.api import evaluate, fit
 from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.contents import contents
 from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint, resolve
@@ -115,6 +116,36 @@ def test_a_card_has_no_test_metrics_of_another_step(copied: Path) -> None:
     (copied / "run" / "evaluation.json").write_text("[1]")
     consolidate(resolve(copied / "run"), copied / "again")
     assert "Test split" not in (copied / "again" / "README.md").read_text()
+
+
+def test_a_store_made_anew_is_told_as_such(tmp_path: Path) -> None:
+    train_in(config_of(tmp_path, train__max_steps=2, evaluation__every=2), tmp_path / "run")
+    consolidate(resolve(tmp_path / "run"), tmp_path / "model")
+    shutil.rmtree(tmp_path / "store")
+    small_store(tmp_path / "store", num_users=50, num_items=40, seed=3)
+    anew = r"store: was made anew since .* and holds other data; make it as it was, or train anew on it in another"
+    for call in (
+        lambda: consolidate(resolve(tmp_path / "run"), tmp_path / "new"),
+        lambda: evaluate(tmp_path / "run", data=tmp_path / "store", cpu=True),
+        lambda: fit(config_of(tmp_path), tmp_path / "run", cpu=True),
+    ):
+        with pytest.raises(UserError, match=f"{anew} run_dir$"):
+            call()
+    with pytest.raises(UserError, match=f"{anew} run_dir, by `train --init-from .*model`$"):
+        evaluate(tmp_path / "model", cpu=True)
+
+
+def test_a_directory_without_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
+    train_in(config_of(tmp_path, train__max_steps=2, evaluation__every=2), tmp_path / "runs" / "a")
+    shutil.copytree(tmp_path / "runs" / "a", tmp_path / "runs" / "b")
+    shutil.rmtree(tmp_path / "runs" / "b" / "checkpoints")
+    with pytest.raises(UserError, match=r"runs: holds runs and is none; give one, such as .*runs/a$"):
+        resolve(tmp_path / "runs")
+    config = tmp_path / "runs" / "b" / "config.yaml"
+    with pytest.raises(
+        UserError, match=rf"is a run without a complete checkpoint.*`eupmim-dist train --config {config} "
+    ):
+        resolve(tmp_path / "runs" / "b")
 
 
 def test_the_store_must_be_the_one_trained_on(copied: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_what_cannot_be_searched_is_told(key: str, text: str, told: str) -> None
 def test_keys_of_models_that_a_trial_may_choose_are_known() -> None:
     name, layers = knobs_of({"model.name": "mind,sasrec", "model.num_layers": "1..3"}, Config())
     assert (name, layers) == (Choices("model.name", ("mind", "sasrec")), Range("model.num_layers", 1, 3))
-    with pytest.raises(UserError, match=r"model.num_layers: .* is a key of model"):
+    with pytest.raises(UserError, match=r"model.num_layers: .* belongs to model"):
         knobs_of({"model.num_layers": "1..3"}, Config())
 
 
