@@ -21,8 +21,10 @@ from eupmim_dist.export.exported import check_authors, item_vectors, write_autho
 from eupmim_dist.export.imported import model_settings, read_release, renamed
 from eupmim_dist.export.model_dir import write_model
 from eupmim_dist.export.vector_files import Block, Vectors, import_faiss, write_faiss, write_npy, write_parquet
-from eupmim_dist.export.vectors import user_vectors
+from eupmim_dist.export.vectors import scored_vectors, user_vectors
 from eupmim_dist.files import out_directory, real
+from eupmim_dist.models.interface import ITEM_TABLE
+from eupmim_dist.parallel.placement import owner_of
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import console
 
@@ -55,9 +57,12 @@ def export_vectors(
     terminal = console(stderr=True)
     with out_directory(out) as staging:
         found = {"items": lambda: item_vectors(checkpoint)}
-        if "users" in kinds:
+        featured = any(owner_of(table) == ITEM_TABLE for table in checkpoint.tables)
+        if "users" in kinds or featured:
             trained = assemble.load_trained(checkpoint.path, WORLD, store.path)
             found["users"] = lambda: user_vectors(trained)
+            if featured:
+                found["items"] = lambda: scored_vectors(trained)
         else:
             _check(checkpoint, store)  # the table is read from the files, not loaded
         with Progress(transient=True, console=terminal, disable=not terminal.is_terminal) as progress:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from eupmim_dist.data.manifest import Attribute
+from eupmim_dist.data.manifest import Attribute, ItemAttribute
 from eupmim_dist.errors import UserError, shown
 from eupmim_dist.files import read_text, replace_text
 from eupmim_dist.hashing import sha256_of_json
@@ -38,6 +38,8 @@ class TrainedOn(Metadata):
     fingerprint: Sha256
     attributes: tuple[Attribute, ...] | None = None
     """None in early ones."""
+    item_attributes: tuple[ItemAttribute, ...] = ()
+    item_numbers: tuple[str, ...] = ()
 
 
 Size = Annotated[int, Field(ge=1, lt=2**63)]

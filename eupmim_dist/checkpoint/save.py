@@ -1,6 +1,7 @@
 """When checkpoints are written, and which are kept."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -93,6 +94,11 @@ def _writer(run: Run, run_dir: Path) -> CheckpointWriter:
 
 def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a checkpoint or consolidated model, but for its files."""
+    told = assembled.store.manifest
+    of_items: dict[str, Any] = {}
+    if told.item_attributes or told.item_numbers:
+        of_items["item_attributes"] = [asdict(attribute) for attribute in told.item_attributes]
+        of_items["item_numbers"] = list(told.item_numbers)
     return {
         "step": step,
         "training": training,
@@ -102,6 +108,7 @@ def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[
             "name": assembled.store.name,
             "fingerprint": assembled.store.fingerprint,
             "attributes": [attribute.as_manifest() for attribute in assembled.store.attributes],
+            **of_items,
         },
         "versions": {"eupmim-dist": version("eupmim-dist"), "torch": torch.__version__, **origins(assembled.config)},
     }

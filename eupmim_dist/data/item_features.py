@@ -14,6 +14,8 @@ from eupmim_dist.data.manifest import ItemAttribute
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError, short, shown
 
+RESERVED = {"numbers", "vectors"}
+
 
 def add_item_attributes(
     dataset: Dataset,
@@ -22,7 +24,7 @@ def add_item_attributes(
     numbers: Sequence[str] = (),
     where: str = "items",
 ) -> None:
-    """Adds to `dataset` what a frame with a row for each item, and the String column `raw_id`, tells of its items.
+    """Adds to `dataset` what a frame with a row for each item, and the String column `item`, tells of its items.
 
     `attributes`: columns with categories, and what separates several of one item, if there can be. `numbers`: columns
     of numbers. Items that the frame does not know, and empty fields, have none. The report counts items without any.
@@ -30,9 +32,11 @@ def add_item_attributes(
     Raises:
         UserError: an item on two rows, or a number that is none; `where` says of what.
     """
-    if (twice := known.filter(known["raw_id"].is_duplicated())).height:
-        raise UserError(f"{where}: item {short(twice['raw_id'][0])} has two rows; leave one")
-    rows = pl.DataFrame({"raw_id": dataset.raw_items}).join(known, on="raw_id", how="left", maintain_order="left")
+    if taken := RESERVED & attributes.keys():
+        raise UserError(f"{where}: no attribute can be called {min(taken)}, as a table of each model is; rename it")
+    if (twice := known.filter(known["item"].is_duplicated())).height:
+        raise UserError(f"{where}: item {short(twice['item'][0])} has two rows; leave one")
+    rows = pl.DataFrame({"item": dataset.raw_items}).join(known, on="item", how="left", maintain_order="left")
     found = [_attribute(name, _values(rows[name], separator)) for name, separator in attributes.items()]
     if found:
         dataset.item_attributes = [attribute for attribute, _ in found]
@@ -80,7 +84,7 @@ def _number(rows: pl.DataFrame, name: str, where: str) -> np.ndarray:
     bad = rows.filter(given.is_not_null() & (given.cast(pl.String) != "") & ~numbers.is_finite().fill_null(value=False))
     if bad.height:
         raise UserError(
-            f"{where}: {short(name)} of item {short(bad['raw_id'][0])} is {shown(bad[name][0])}, no finite number; "
+            f"{where}: {short(name)} of item {short(bad['item'][0])} is {shown(bad[name][0])}, no finite number; "
             "mend it, or leave it empty"
         )
     return numbers.fill_null(float("nan")).to_numpy().astype(np.float32)

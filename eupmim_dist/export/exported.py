@@ -28,6 +28,7 @@ from eupmim_dist.export.imported import model_settings, release_names, release_o
 from eupmim_dist.export.vector_files import Block, Vectors
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.models.release import ITEM_BIASES
+from eupmim_dist.parallel.placement import owner_of
 
 
 def item_vectors(checkpoint: Checkpoint) -> Vectors:
@@ -57,6 +58,8 @@ def check_authors(checkpoint: Checkpoint, store: InteractionStore) -> None:
                 f"{checkpoint.path}: model.{key} is {str(found).lower()} and the authors' model always has "
                 f"{str(value).lower()}, {mend}"
             )
+    if featured := [table for table in checkpoint.tables if owner_of(table) is not None]:
+        raise UserError(f"{checkpoint.path}: has the table {featured[0]}, and the authors' model has none such, {mend}")
     try:
         release_names(model.name, [], store)
     except UserError as error:

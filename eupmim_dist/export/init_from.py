@@ -23,9 +23,10 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.tables import open_table
 from eupmim_dist.errors import UserError
 from eupmim_dist.hashing import OnBytes, ignore_bytes
+from eupmim_dist.models.features import NUMBERS, numbers_of
 from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
 from eupmim_dist.parallel.agreement import agreed, everywhere
-from eupmim_dist.parallel.placement import RowOrder, Shard
+from eupmim_dist.parallel.placement import FEATURE_MARK, RowOrder, Shard, owner_of
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.state import Assembled
@@ -59,7 +60,9 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
         _check_network(assembled, source, pieces, of_attributes)
         for name, shard in assembled.tables.shards.items():
             id_map = shard.spec.id_map
-            if trained_on is store or id_map is None:
+            if trained_on is not store and owner_of(name) is not None:
+                matches = _feature_matches(shard, rows_of[name], assembled, source, trained_on)
+            elif trained_on is store or id_map is None:
                 matches = shard.ids().numpy()
                 matches[matches >= rows_of[name]] = NEW
             else:
@@ -173,6 +176,32 @@ def _matches(shard: Shard, new_map: Path, old_map: Path, source_rows: int) -> np
     if (padding := shard.spec.padding_row) is not None:
         matches[ids == padding] = padding  # which has no raw id
     return matches
+
+
+def _feature_matches(
+    shard: Shard, source_rows: int, assembled: Assembled, source: Checkpoint, trained_on: InteractionStore | None
+) -> np.ndarray:
+    """As `_matches`, of a table of features: by label, by the name of the number, or number by number of vectors."""
+    owner, _, name = shard.spec.name.partition(FEATURE_MARK)
+    here = assembled.store.manifest
+    there = source.data if trained_on is None else trained_on.manifest
+    if owner == ITEM_TABLE and name in (by_name := {each.name: each for each in here.item_attributes}):
+        before = next((each.labels for each in there.item_attributes if each.name == name), ())
+        keys, before = ("", *by_name[name].labels), ("", *before)  # row 0: no value
+    elif owner == ITEM_TABLE and name == NUMBERS:
+        keys = numbers_of(assembled.config.model, here)
+        before = numbers_of(source.config.model, there)
+    else:
+        keys, before = tuple(map(str, range(shard.spec.rows))), tuple(map(str, range(source_rows)))
+        if keys != before:
+            raise UserError(
+                f"{source.path}: its {owner} vectors have {source_rows} numbers and those of {assembled.store.path} "
+                f"{shard.spec.rows}; give it vectors of the same kind"
+            )
+    if len(before) != source_rows:
+        raise Damaged(f"{source.path}: table {shard.spec.name} is not as its manifest says; use another checkpoint")
+    row_of = {key: row for row, key in enumerate(before)}
+    return np.array([row_of.get(keys[row], NEW) for row in shard.ids().tolist()])
 
 
 def _copy_rows(

@@ -11,6 +11,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.recommend import whole_histories
 from eupmim_dist.evaluation.runner import ranking_mode, scorer_of
 from eupmim_dist.export.vector_files import Block, Vectors
+from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.train.state import Assembled
 
 USERS_PER_BLOCK = 2048
@@ -27,6 +28,14 @@ def user_vectors(trained: Assembled) -> Vectors:
             f"model {trained.config.model.name}: is ranked by {model.scorer}, so it has no vectors of users"
         )
     return Vectors("users", (len(users), model.num_interests, model.dim), _blocks(trained, users))
+
+
+def scored_vectors(trained: Assembled) -> Vectors:
+    """Vectors [items, D] as items are ranked by, with what their features add, by their ids."""
+    part = trained.tables.scored(ITEM_TABLE)
+    kept = part.ids > 0
+    ids, rows = part.ids[kept].numpy(), part.rows()[part.places[kept]].detach().numpy()
+    return Vectors("items", rows.shape, iter([(ids, rows)]))
 
 
 def _blocks(trained: Assembled, users: np.ndarray) -> Iterator[Block]:

@@ -11,6 +11,7 @@ M items and the padding, U users, C values of an attribute at most, V numbers, D
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,16 @@ from eupmim_dist.config.schema import ModelSection
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError, listed, shown
 from eupmim_dist.models.interface import ITEM_TABLE, TableSpec
+
+NUMBERS = "numbers"
+"""The table of all numbers of items is `item:numbers`, that of an attribute `item:NAME`."""
+
+
+class Described(Protocol):
+    """What says what is known of items: a store's manifest, or a model's."""
+
+    @property
+    def item_numbers(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -86,9 +97,8 @@ def _vectors(
 
 
 def _of_attributes(config: ModelSection, store: InteractionStore, items: TableSpec) -> list[Feature]:
-    values, numbers = {a.name: v for a, v in store.values_of_items()}, store.manifest.item_numbers
-    labels = {attribute.name: attribute.labels for attribute in store.manifest.item_attributes}
-    known = [*values, *numbers]
+    values = {attribute.name: (attribute.labels, given) for attribute, given in store.values_of_items()}
+    known = [*values, *store.manifest.item_numbers]
     chosen = known if config.item_attributes == ["all"] else config.item_attributes
     for name in chosen:
         if name not in known:
@@ -97,17 +107,24 @@ def _of_attributes(config: ModelSection, store: InteractionStore, items: TableSp
     found = [
         Feature(
             ITEM_TABLE,
-            TableSpec(f"{ITEM_TABLE}:{name}", len(labels[name]) + 1, items.dim, padding_row=0, init_std=items.init_std),
-            values=values[name],
+            TableSpec(f"{ITEM_TABLE}:{name}", len(labels) + 1, items.dim, padding_row=0, init_std=items.init_std),
+            values=given,
         )
-        for name in chosen
-        if name in values
+        for name, (labels, given) in values.items()
+        if name in chosen
     ]
-    if columns := [column for column, name in enumerate(numbers) if name in chosen]:
+    if numbers := numbers_of(config, store.manifest):
         assert store.item_numbers is not None, "opening a store makes sure"
-        spec = TableSpec(f"{ITEM_TABLE}:numbers", len(columns), items.dim, init_std=items.init_std)
+        columns = [store.manifest.item_numbers.index(name) for name in numbers]
+        spec = TableSpec(f"{ITEM_TABLE}:{NUMBERS}", len(columns), items.dim, init_std=items.init_std)
         found.append(Feature(ITEM_TABLE, spec, numbers=standardised(store.item_numbers[:, columns])))
     return found
+
+
+def numbers_of(config: ModelSection, known: Described) -> tuple[str, ...]:
+    """The numbers of items that a model reads, in the order of their rows."""
+    chosen = config.item_attributes
+    return tuple(name for name in known.item_numbers if chosen == ["all"] or name in chosen)
 
 
 def standardised(numbers: np.ndarray) -> np.ndarray:

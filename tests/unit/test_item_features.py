@@ -2,6 +2,7 @@
 tests/distributed/test_features.py."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.config.schema import Config
+from eupmim_dist.convert import export_authors, export_vectors
 from eupmim_dist.data.item_features import add_item_attributes
 from eupmim_dist.data.manifest import ItemAttribute
 from eupmim_dist.data.prepare import permute
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError
+from eupmim_dist.export.init_from import take_weights
 from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.models.features import standardised
-from tests.runs import config_of, start, train_in
+from eupmim_dist.train.state import Assembled
+from tests.runs import WORLD, config_of, start, train_in
 from tests.stores import small_store
 from tests.unit.test_store import dataset
 from tests.unit.test_store_values import edit, put
@@ -35,7 +40,7 @@ ITEMS = 30
 def described(rows: list[dict[str, Any]], raw_items: list[str], **columns: Any) -> Dataset:
     data = dataset([5, 5, 5], [0, 1, 2], "given")
     data.raw_items = pl.Series(raw_items, dtype=pl.String)
-    frame = pl.DataFrame(rows, schema={"raw_id": pl.String, **dict.fromkeys(rows[0].keys() - {"raw_id"}, pl.String)})
+    frame = pl.DataFrame(rows, schema={"item": pl.String, **dict.fromkeys(rows[0].keys() - {"item"}, pl.String)})
     add_item_attributes(data, frame, **columns)
     return data
 
@@ -49,7 +54,7 @@ TEXT = st.text("ab |9", max_size=6)
     separator=st.none() | st.just("|"),
 )
 def test_values_are_those_of_plain_python(known: dict[str, tuple[str, str]], separator: str | None) -> None:
-    rows = [{"raw_id": raw, "one": one, "other": other} for raw, (one, other) in known.items()]
+    rows = [{"item": raw, "one": one, "other": other} for raw, (one, other) in known.items()]
     items = list("pqrst")
     data = described(rows, items, attributes={"one": separator, "other": None})
     assert data.item_values is not None
@@ -66,15 +71,15 @@ def test_values_are_those_of_plain_python(known: dict[str, tuple[str, str]], sep
 
 
 def test_numbers_and_what_is_missing() -> None:
-    rows = [{"raw_id": "a", "price": "1.5"}, {"raw_id": "b", "price": ""}, {"raw_id": "z", "price": "9"}]
+    rows = [{"item": "a", "price": "1.5"}, {"item": "b", "price": ""}, {"item": "z", "price": "9"}]
     data = described(rows, ["a", "b", "c"], attributes={}, numbers=["price"])
     assert data.item_numbers is not None
     np.testing.assert_array_equal(data.item_numbers, np.array([[1.5], [np.nan], [np.nan]], np.float32))
     assert data.report["items_without_price"] == 2
     with pytest.raises(UserError, match=r"shop\.csv: price of item b is 'much', no finite number"):
-        described([{"raw_id": "b", "price": "much"}], ["b"], attributes={}, numbers=["price"], where="shop.csv")
+        described([{"item": "b", "price": "much"}], ["b"], attributes={}, numbers=["price"], where="shop.csv")
     with pytest.raises(UserError, match=r"items: item a has two rows"):
-        described([{"raw_id": "a", "price": "1"}] * 2, ["a"], attributes={}, numbers=["price"])
+        described([{"item": "a", "price": "1"}] * 2, ["a"], attributes={}, numbers=["price"])
     found = standardised(np.array([[9, 9], [1, 2], [3, 2], [np.nan, np.nan]], np.float32))
     np.testing.assert_allclose(found, [[0, 0], [-1, 0], [1, 0], [0, 0]])
 
@@ -200,6 +205,63 @@ def test_frozen_rows_stay_and_finetuned_ones_move(tmp_path: Path, optimizer: str
         assert same == (use == "frozen")
         moved = trained.tables.shards["item:colour"].weight != run.tables.shards["item:colour"].weight
         assert moved.any()
+
+
+def test_fine_tuning_takes_values_by_label_and_numbers_by_name(tmp_path: Path) -> None:
+    config = settings_of(tmp_path, item_attributes="all", item_vectors="projected")
+    trained = train_in(config, tmp_path / "run")
+    consolidate(resolve(tmp_path / "run", "last"), tmp_path / "model")
+    random = np.random.default_rng(4)
+    known: dict[str, Any] = {
+        "item_attributes": [ItemAttribute("colour", ("blue", "pink", "red"), 1)],
+        "item_values": random.integers(0, 4, (ITEMS, 1)).astype(np.int32),
+        "number_names": ["weight", "age", "price"],
+        "item_numbers": random.normal(size=(ITEMS, 3)).astype(np.float32),
+        "item_vectors": random.normal(size=(ITEMS, 8)).astype(np.float32),
+    }
+    (tmp_path / "later").mkdir()
+    small_store(tmp_path / "later" / "store", num_items=ITEMS, **known)
+    later = config_of(tmp_path / "later", model__item_attributes="all", model__item_vectors="projected")
+    fresh = start(later)
+    told: list[str] = []
+
+    def take(run: Assembled) -> None:
+        told.extend(take_weights(run, resolve(tmp_path / "model")))
+
+    begun = assemble_run(later, WORLD, fresh.store, take)
+    rows = {
+        place: {name: dict(zip(s.ids().tolist(), s.weight, strict=True)) for name, s in run.tables.shards.items()}
+        for place, run in (("there", trained), ("here", begun), ("fresh", fresh))
+    }
+    for name, here, there in (
+        ("item:colour", 0, 0),  # no value
+        ("item:colour", 1, 3),
+        ("item:colour", 3, 1),
+        ("item:numbers", 0, 1),
+        ("item:numbers", 2, 0),
+        *(("item:vectors", n, n) for n in range(8)),
+    ):
+        assert torch.equal(rows["here"][name][here], rows["there"][name][there]), (name, here)
+    for name, new in (("item:colour", 2), ("item:numbers", 1)):
+        assert torch.equal(rows["here"][name][new], rows["fresh"][name][new])
+    assert any("item:colour: 3 of 4 rows taken" in line for line in told)
+    shutil.rmtree(tmp_path / "later")
+    (tmp_path / "later").mkdir()
+    small_store(
+        tmp_path / "later" / "store", num_items=ITEMS, **{**known, "item_vectors": known["item_vectors"][:, :5]}
+    )
+    with pytest.raises(UserError, match=r"its item vectors have 8 numbers and those of .* 5"):
+        assemble_run(later, WORLD, open_store(later.data.dir, WORLD), take)
+
+
+def test_vectors_are_exported_with_what_features_add(tmp_path: Path) -> None:
+    config = settings_of(tmp_path, item_attributes="all")
+    run = train_in(config, tmp_path / "run")
+    export_vectors(resolve(tmp_path / "run", "last"), tmp_path / "out", ["items"])
+    expected = run.tables.lookup({"a": ("item", torch.arange(1, ITEMS + 1))}).rows[0]["a"]
+    torch.testing.assert_close(torch.tensor(np.load(tmp_path / "out" / "items.npy")), expected.detach())
+    with pytest.raises(UserError, match="has the table item:colour, and the authors' model has none such"):
+        export_authors(resolve(tmp_path / "run"), tmp_path / "authors")
 
 
 def test_a_run_with_features_goes_on_bit_for_bit_and_is_consolidated(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def read_split_directory(source: Path, profile: list[Column], progress: OnStage)
         dataset.raw_items = read_map(item_map, len(dataset.raw_items), 1)
         if movies := optional_file(source / "movies.dat"):
             known = read_movies(movies)
-            rows = pl.DataFrame({"raw_id": dataset.raw_items})
-            dataset.titles = rows.join(known, on="raw_id", how="left", maintain_order="left")["title"]
+            rows = pl.DataFrame({"item": dataset.raw_items})
+            dataset.titles = rows.join(known, on="item", how="left", maintain_order="left")["title"]
             add_item_attributes(dataset, known, GENRES, where=str(movies))
     return dataset

@@ -40,7 +40,7 @@ def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> 
         events.select("user", "item", "time").lazy(),
         source=ratings,
         profiles=Profiles(users, read_profiles(users), ATTRIBUTES),
-        titles=known.select("title", item="raw_id"),
+        titles=known.select("title", "item"),
         progress=progress,
     )
     add_item_attributes(dataset, known, GENRES, where=str(movies))
@@ -67,18 +67,18 @@ def read_profiles(path: Path) -> pl.DataFrame:
 
 
 def read_movies(path: Path) -> pl.DataFrame:
-    """movies.dat (`id::title::genres`, ISO-8859-1) as String columns raw_id, title and genres."""
+    """movies.dat (`id::title::genres`, ISO-8859-1) as String columns item, title and genres."""
     frame = read_lines(
         path,
         [
-            Column("raw_id", RAW_ID, "a movie id from 1", pl.String),
+            Column("item", RAW_ID, "a movie id from 1", pl.String),
             Column("title", ".+", "a title", pl.String),
             Column("genres", ".*", "genres", pl.String),
         ],
         separator="::",
         encoding="iso-8859-1",
     )
-    repeated = (~frame["raw_id"].is_first_distinct()).arg_true()
+    repeated = (~frame["item"].is_first_distinct()).arg_true()
     if repeated.len():
-        raise bad_line(path, repeated[0], f"movie {frame['raw_id'][repeated[0]]} is on an earlier line too")
+        raise bad_line(path, repeated[0], f"movie {frame['item'][repeated[0]]} is on an earlier line too")
     return frame
