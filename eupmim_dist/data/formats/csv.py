@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from eupmim_dist.data.formats.bad_rows import BadRow, BadRows
-from eupmim_dist.data.formats.encodings import check_encoding, copy_as_utf8, encoding_of
+from eupmim_dist.data.formats.encodings import MEND, check_encoding, copy_as_utf8, encoding_of
 from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.parts import Part, name_of, part_files
@@ -26,7 +26,6 @@ ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 WHOLE_LINES = pl.QueryOptFlags(projection_pushdown=False)
 """Without it unused columns are not parsed, and a line with too many fields passes."""
-TEXT_MEND = "--encoding says which it is, such as cp1252"
 
 
 def read(sources: Sequence[Path], options: Options, workspace: Path, progress: OnStage, tell: Tell) -> Dataset:
@@ -60,7 +59,7 @@ def _found(file: Path, plan: Plan, copy: Path) -> _Found:
     """Raises UserError where two separators fit, or none."""
     options = plan.options
     encoding, by_mark = encoding_of(file, options.encoding)
-    layout = Layout(trim=options.trim, encoding=encoding, mend=TEXT_MEND)
+    layout = Layout(trim=options.trim, encoding=encoding, mend=MEND)
     if encoding != "utf-8":
         copy_as_utf8(file, encoding, copy)
         layout = replace(layout, copy=copy)

@@ -16,6 +16,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+MEND = "--encoding says which it is, such as cp1252"
 UTF_8 = ("utf-8", "utf-8-sig")
 NOT_TEXT = "eupmim_dist.nul"
 """The error handler that puts a NUL, which no text holds, in the place of what does not decode."""
@@ -45,9 +46,17 @@ def encoding_of(source: Path, given: str | None) -> tuple[str, bool]:
 
 
 def copy_as_utf8(source: Path, encoding: str, copy: Path) -> None:
-    """Writes the text of `source`, line by line the same, block by block; what does not decode becomes a NUL."""
+    """Writes the text of `source`, line by line the same, block by block; what does not decode becomes a NUL.
+
+    Raises UserError where nothing decodes.
+    """
     decoder = codecs.getincrementaldecoder(encoding)(errors=NOT_TEXT)
     with opened(source) as stream, copy.open("wb") as out:
-        while block := stream.read(BLOCK_BYTES):
-            out.write(decoder.decode(block).encode("utf-8", NOT_TEXT))
-        out.write(decoder.decode(b"", final=True).encode("utf-8", NOT_TEXT))
+        block = b"first"
+        while block:
+            block = stream.read(BLOCK_BYTES)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeError as error:
+                raise UserError(f"{source}: not {encoding.upper()} text ({error}); {MEND}") from None
+            out.write(text.encode("utf-8", NOT_TEXT))
