@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from eupmim_dist.data.formats import times
-from eupmim_dist.data.formats.bad_rows import BadRow, BadRows
+from eupmim_dist.data.formats.bad_rows import FIRST, BadRow, BadRows
 from eupmim_dist.data.formats.events import (
     AUTHORS_MIN_COUNT,
     AUTHORS_SEED,
@@ -140,7 +140,6 @@ def dataset_from_parts(
         UserError: bad rows that are not to be skipped, or too little data.
     """
     progress("checking", 0, 0)
-    skip = plan.options.skip_bad
     malformed = bad.counts.total()
     table = pl.scan_parquet([part.events.absolute() for part in parts], glob=False).with_row_index("row")
     is_wanted = pl.col("reason").is_null() & pl.col("dropped").is_null()
@@ -164,20 +163,9 @@ def dataset_from_parts(
     profiles = None
     if attributes:
         progress("reading profiles", 0, 0)
-        frame = profiles_of(table, attributes)
-        if conflicts := conflicts_of(table, attributes, frame):
-            in_conflict = conflicts.marked(table).filter(pl.col("conflict").is_not_null())
-            numbers = in_conflict.group_by("conflict").len().sort("conflict").collect(engine="streaming")
-            for number, count in numbers.iter_rows():
-                first = _first_rows(in_conflict.filter(pl.col("conflict") == number))
-                told = [conflicts.told(number, row) for row in first.iter_rows(named=True)]
-                places_of = _located(parts, first["row"].to_list(), told)
-                bad.add(conflicts.reason(number), count, places_of, "a user has one value of an attribute")
-            if skip:
-                table = conflicts.kept(table)
-                frame = profiles_of(table, attributes)
-        profiles = Profiles(Path(source), frame.select("user", *attributes), unknown=UNKNOWN)
-    if bad.counts and not skip:
+        table, frame = _with_profiles(table, attributes, parts, bad)
+        profiles = Profiles(Path(source), frame, unknown=UNKNOWN)
+    if bad.counts and not plan.options.skip_bad:
         raise bad.error(source)
 
     _tell_rows(tell, sum(part.num_rows for part in parts) + malformed, dropped, bad)
@@ -196,27 +184,52 @@ def dataset_from_parts(
     return dataset
 
 
+def _with_profiles(
+    table: pl.LazyFrame, names: list[str], parts: Sequence[Part], bad: BadRows
+) -> tuple[pl.LazyFrame, pl.DataFrame]:
+    """The table without rows that have another value of an attribute than the user's first, and one row a user."""
+    frame = profiles_of(table, names)
+    if conflicts := conflicts_of(table, names, frame):
+        marked_rows = conflicts.marked(table).filter(pl.col("conflict").is_not_null())
+        counts = marked_rows.group_by("conflict").len().sort("conflict").collect(engine="streaming")
+        for number, count in counts.iter_rows():
+            first = _first_rows(marked_rows.filter(pl.col("conflict") == number))
+            told = {row["row"]: conflicts.told(number, row) for row in first.iter_rows(named=True)}
+            mend = "a user has one value of an attribute"
+            bad.add(conflicts.reason(number), count, _located(parts, told), mend)
+        table = conflicts.kept(table)
+        frame = profiles_of(table, names)
+    return table, frame.select("user", *names)
+
+
 def _add_broken(
     bad: BadRows, table: pl.LazyFrame, parts: Sequence[Part], rules: list[Rule], counts: dict[int, int]
 ) -> None:
-    for code, count in counts.items():
-        rule = rules[code]
+    found: dict[int, dict[int, str]] = {}  # what is told, by code and row
+    for code in counts:
+        shown_of = rules[code].shown
         rows = _first_rows(table.filter(pl.col("reason") == code))
-        values = [None] * len(rows)
-        if rule.shown == "time":
+        values: list[str | None] = [None] * len(rows)
+        if shown_of == "time":
             values = [times.text_of(*each) for each in rows.select(times.COLUMNS).iter_rows()]
-        elif rule.shown is not None:
-            values = rows[rule.shown].to_list()
-        told = [rule.reason if value is None else f"{rule.reason}: {shown(value)}" for value in values]
-        bad.add(rule.reason, count, _located(parts, rows["row"].to_list(), told), rule.mend)
+        elif shown_of is not None:
+            values = rows[shown_of].to_list()
+        told = [rules[code].reason + ("" if value is None else f": {shown(value)}") for value in values]
+        found[code] = dict(zip(rows["row"].to_list(), told, strict=True))
+    told_of = {row: told for own in found.values() for row, told in own.items()}
+    bad_rows = dict(zip(sorted(told_of), _located(parts, told_of), strict=True))  # one pass through each file
+    for code, count in counts.items():
+        bad.add(rules[code].reason, count, [bad_rows[row] for row in found[code]], rules[code].mend)
 
 
 def _first_rows(table: pl.LazyFrame) -> pl.DataFrame:
-    return table.bottom_k(10, by="row").collect(engine="streaming").sort("row")
+    return table.bottom_k(FIRST, by="row").collect(engine="streaming").sort("row")
 
 
-def _located(parts: Sequence[Part], rows: list[int], told: list[str]) -> list[BadRow]:
-    return [BadRow(key, place, text) for (key, place), text in zip(places(parts, rows), told, strict=True)]
+def _located(parts: Sequence[Part], told: dict[int, str]) -> list[BadRow]:
+    """Of what is told by row, in the order of the rows."""
+    rows = sorted(told)
+    return [BadRow(key, place, told[row]) for row, (key, place) in zip(rows, places(parts, rows), strict=True)]
 
 
 def _tell_rows(tell: Tell, num_read: int, dropped: dict[str, int], bad: BadRows) -> None:
