@@ -22,6 +22,8 @@ class UserError(Exception):
 
     Messages write an option as it is typed, `--min-count 0: ...`. So the command line prints them, as `error: ...`, and
     exits with code 2. In Python, where they are read as `str(error)`, it is the argument: `min_count 0: ...`.
+
+    Of a source with many mistakes there are further lines, each an argument of its own.
     """
 
     def __str__(self) -> str:
@@ -30,7 +32,7 @@ class UserError(Exception):
     @property
     def as_typed(self) -> str:
         """The message in the words of the command line."""
-        return _cut(_printable(super().__str__().replace("\n", " ")), LONGEST_MESSAGE)
+        return "\n".join(_cut(_printable(str(line).replace("\n", " ")), LONGEST_MESSAGE) for line in self.args)
 
 
 def mistake_of(error: BaseException) -> UserError | None:

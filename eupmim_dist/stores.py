@@ -8,11 +8,13 @@ from typing import Any, Never
 
 from eupmim_dist.arguments import path_of
 from eupmim_dist.data.formats import Options
+from eupmim_dist.data.formats.where import conditions
 from eupmim_dist.data.frames import lazy_frame
 from eupmim_dist.data.prepare import no_progress, prepare_frame, prepare_store
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.synth import synthesize as synthesize_store
 from eupmim_dist.errors import UserError, short, shown
+from eupmim_dist.telemetry.log import get_logger
 
 
 def prepare(
@@ -27,6 +29,12 @@ def prepare(
     min_count: int | None = None,
     split: str | None = None,
     seed: int | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+    time_format: str | None = None,
+    trim: bool = False,
+    where: str | Sequence[str] = (),
+    skip_bad: bool = False,
     format: str | None = None,
     name: str | None = None,
     permute_items: int | None = None,
@@ -38,44 +46,70 @@ def prepare(
 
     Args:
         source: a data frame of polars (lazy, too), pandas or another library with the Arrow interface, with a row for
-            each interaction; or the path of a file or directory, whose `format` is then to be given.
+            each interaction; or the path of a file or directory, or a list of them, whose `format` is then to be given.
         out: the directory of the new store.
         user_column, item_column: of the ids, integers or text.
-        time_column: of an integer, date or time to order a user's interactions by; the order of rows if not given.
-        attributes: columns of user attributes, categories of any type. A user has one value of each.
+        time_column: of an integer, date or time (or text of one, ISO 8601) to order a user's interactions by; the order
+            of rows if not given.
+        attributes: columns of user attributes, categories of any type. A user has one value of each; of one who has
+            none it is `unknown`.
         title_column: of what items are called.
         min_count: drops items and users with fewer interactions, until all have as many; 5 if not given.
         split: `by_user` (8 of 10 users train, 1 validates, 1 tests; the default) or `leave_one_out` (of each user the
             last interaction but one, and the last).
         seed: of the split by user.
+        separator: of csv files, such as `;` or `tab`; found if not given.
+        encoding: of csv files, such as `cp1252`; by a byte-order mark or UTF-8 if not given.
+        time_format: how times are written that are no ISO 8601, such as `%d.%m.%Y %H:%M`.
+        trim: drop blanks around values.
+        where: conditions on the rows to take, such as `event=view,cart`, `event!=refund` or `rating>=4`.
+        skip_bad: leave bad rows out, and count them, in place of an error that names the first ones.
         format: of a path, as `eupmim-dist prepare --format`: csv, parquet, movielens and others (docs/data.md).
         name: of the data set; that of `out` if not given.
         permute_items: seed of a random numbering of the items, so that their ids tell nothing (see `audit`).
         force: replace the store that `out` holds.
         cpu: on several ranks, that they use the CPU, as for `fit`.
 
-    What was dropped is in `store.manifest.report`. Raises UserError, with nothing half-written, for what is wrong
-    with the source or the options: a column that is not there, an id that is missing, too little data.
+    What was taken for what is logged, what was dropped is in `store.manifest.report`. Raises UserError, with nothing
+    half-written, for what is wrong with the source or the options: a column that is not there, an id that is missing,
+    too little data.
     """
     if misspelt:
         raise _misspelt(min(misspelt))
     attributes = (attributes,) if isinstance(attributes, str) else tuple(attributes)
-    chosen = Options(user_column, item_column, time_column, attributes, title_column, min_count, split, seed)
+    where = (where,) if isinstance(where, str) else tuple(where)
+    chosen = Options(
+        user_column=user_column,
+        item_column=item_column,
+        time_column=time_column,
+        attributes=attributes,
+        title_column=title_column,
+        min_count=min_count,
+        split=split,
+        seed=seed,
+        separator=separator,
+        encoding=encoding,
+        time_format=time_format,
+        trim=trim,
+        where=where,
+        skip_bad=skip_bad,
+    )
     place = path_of("out", out)
-
-    columns = (user_column, item_column, time_column, title_column, *attributes)
+    paths = [source] if isinstance(source, str | Path) else source
+    is_paths = isinstance(paths, list | tuple) and bool(paths) and all(isinstance(path, str | Path) for path in paths)
+    writing: dict[str, Any] = {"name": name, "permute_items": permute_items, "force": force, "tell": _log}
 
     def make() -> None:
-        if isinstance(source, str | Path):
+        if is_paths:
             if format is None:
-                raise UserError(f"prepare: say which format {short(source)} has, such as format='csv'")
-            path = path_of("source", source)
-            prepare_store(path, place, format, chosen, name=name, permute_items=permute_items, force=force)
+                raise UserError(f"prepare: say which format {short(paths[0])} has, such as format='csv'")
+            prepare_store([path_of("source", path) for path in paths], place, format, chosen, **writing)
         else:
             if format is not None:
                 raise UserError(f"prepare: a data frame has no format; leave out format={shown(format)}")
-            frame = lazy_frame(source, columns)
-            prepare_frame(frame, place, chosen, name=name, permute_items=permute_items, force=force)
+            wanted = (user_column, item_column, time_column, title_column, *attributes)
+            frame = lazy_frame(source, {*wanted, *(each.column for each in conditions(where))})
+            prepare_frame(frame, place, chosen, **writing)
 
     return _made(make, place, cpu)
 
@@ -113,6 +147,10 @@ def _made(make: Callable[[], None], out: Path, cpu: bool) -> InteractionStore:
 
         decided_by_main(init_world(cpu), make)
     return InteractionStore.open(out, verify=False)  # it has just been written
+
+
+def _log(what: str, told: str) -> None:
+    get_logger().info("%s: %s", what, told)
 
 
 def _misspelt(name: str) -> UserError:

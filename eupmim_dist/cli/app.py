@@ -141,5 +141,6 @@ def _report(error: BaseException) -> int:
     if not getattr(error, "reported_elsewhere", False):
         hint = "" if mistake or os.environ.get(DEBUG_VARIABLE) else " (eupmim-dist --debug shows where)"
         told = mistake or UserError(" ".join(f"{type(error).__name__}: {error}".split()))
-        print(f"error: {' '.join(told.as_typed.split())}{hint}", file=sys.stderr, flush=True)
+        lines = [" ".join(line.split()) for line in told.as_typed.split("\n")]
+        print("error: " + "\n".join(lines) + hint, file=sys.stderr, flush=True)
     return 2 if mistake else 1

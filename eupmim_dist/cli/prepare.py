@@ -7,14 +7,17 @@ import typer
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="The directory (csv and parquet: the file) to read.")],
+    source: Annotated[
+        list[Path],
+        typer.Argument(help="The directory to read; csv, parquet: one or more files, or a folder of parts."),
+    ],
     format_name: Annotated[
         str,
         typer.Option(
             "--format", help="eupmim, movielens, comirec, fliggy, sequential, csv or parquet.", metavar="NAME"
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Directory of the new store.")],
+    out: Annotated[Path | None, typer.Option(help="Directory of the new store.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set; the directory's if left out.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the store that OUT already holds.")] = False,
     permute_items: Annotated[
@@ -40,6 +43,30 @@ def prepare(
     seed: Annotated[
         int | None, typer.Option(help="csv, parquet: seed of the split by user.  \\[default: 1230]")
     ] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="csv: what is between fields; found among , ; tab | if left out.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="csv: such as cp1252.  \\[default: by a byte-order mark, or utf-8]")
+    ] = None,
+    time_format: Annotated[
+        str | None,
+        typer.Option(help="csv, parquet: how times are written, such as '%d.%m.%Y %H:%M', if not as ISO 8601."),
+    ] = None,
+    trim: Annotated[bool, typer.Option("--trim", help="csv, parquet: drop blanks around values.")] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="csv, parquet: rows to take, as event=view,cart, event!=refund or rating>=4; may be repeated.",
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="csv, parquet: leave bad rows out and count them, by reason.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is taken for what, and the first users; write nothing.")
+    ] = False,
 ) -> None:
     """Make an interaction store from raw or prepared data files.
 
@@ -52,10 +79,13 @@ def prepare(
     `eupmim-dist prepare amazon/beauty --format sequential --permute-items 1 --out data/beauty`
 
     `eupmim-dist prepare log.csv --format csv --user-column user --item-column item --time-column time --out data/log`
+
+    `eupmim-dist prepare parts/ --format csv --user-column user --item-column item --where "rating>=4" --dry-run`
     """
-    from eupmim_dist.cli.stores import print_store, stage_progress
+    from eupmim_dist.cli.stores import print_store, print_told, stage_progress
     from eupmim_dist.data.formats import Options
-    from eupmim_dist.data.prepare import prepare_store
+    from eupmim_dist.data.prepare import look_at, prepare_store
+    from eupmim_dist.errors import UserError
 
     options = Options(
         user_column=user_column,
@@ -66,9 +96,35 @@ def prepare(
         min_count=min_count,
         split=split,
         seed=seed,
+        separator=separator,
+        encoding=encoding,
+        time_format=time_format,
+        trim=trim,
+        where=tuple(where or ()),
+        skip_bad=skip_bad,
     )
+    if out is None and not dry_run:
+        raise UserError("--out: name the directory of the new store, or look at the source with --dry-run")
     with stage_progress() as progress:
+        if out is None or dry_run:
+            look_at(
+                source,
+                format_name,
+                options,
+                beside=out or Path("store"),
+                progress=progress,
+                tell=print_told,
+            )
+            return
         manifest = prepare_store(
-            source, out, format_name, options, name=name, permute_items=permute_items, force=force, progress=progress
+            source,
+            out,
+            format_name,
+            options,
+            name=name,
+            permute_items=permute_items,
+            force=force,
+            progress=progress,
+            tell=print_told,
         )
     print_store(out, manifest)

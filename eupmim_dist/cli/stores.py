@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from rich.table import Table
 from eupmim_dist.data.manifest import StoreManifest
 from eupmim_dist.data.splits import SPLIT_RULES
 from eupmim_dist.telemetry.log import console
+
+WIDTH, LABEL_WIDTH = 80, 13
+"""Characters of a line, and of the word before what is told."""
 
 
 @contextmanager
@@ -33,6 +37,15 @@ def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
+def print_told(what: str, told: str) -> None:
+    """What there is to say under a word, on stdout."""
+    label = f"{what:<{LABEL_WIDTH}}"
+    lines = textwrap.wrap(
+        told, WIDTH, initial_indent=label, subsequent_indent=" " * LABEL_WIDTH, break_on_hyphens=False
+    )
+    console().print("\n".join(lines))
+
+
 def print_store(out: Path, manifest: StoreManifest) -> None:
     """The counts of a store, from its manifest, as a table on stdout."""
     counts = manifest.counts
@@ -48,6 +61,6 @@ def print_store(out: Path, manifest: StoreManifest) -> None:
     if manifest.timestamp_ties is not None:
         table.add_row("equal timestamps, kept in file order", f"{manifest.timestamp_ties:,}")
     for what, count in manifest.report.items():
-        table.add_row(what.replace("_", " "), f"{count:,}")
+        table.add_row(what if " " in what else what.replace("_", " "), f"{count:,}")
     console().print(table)
     console().print(f"Wrote {out}")

@@ -22,9 +22,9 @@ def scan_parquet(file: Path) -> pl.LazyFrame:
     return pl.scan_parquet(file.absolute(), glob=False)
 
 
-def scan_csv(file: Path) -> pl.LazyFrame:
+def scan_csv(file: Path, separator: str = ",") -> pl.LazyFrame:
     """The same of a CSV file, every column as String."""
-    return pl.scan_csv(file.absolute(), infer_schema=False, glob=False)
+    return pl.scan_csv(file.absolute(), separator=separator, infer_schema=False, glob=False)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.formats import FORMATS, OnStage, Options, parquet
+from eupmim_dist.data.formats import FORMATS, TABLES, OnStage, Options, Tell, parquet
+from eupmim_dist.data.formats.parts import name_of
 from eupmim_dist.data.manifest import StoreManifest
 from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES, SPLITS
+from eupmim_dist.data.told import tell_attributes, tell_store, tell_users
 from eupmim_dist.data.writer import Dataset, check_replaceable, write_dataset
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.files import check_out, unnameable
@@ -28,8 +32,12 @@ def no_progress(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
+def untold(what: str, told: str) -> None:
+    """Say nothing."""
+
+
 def prepare_store(
-    source: Path,
+    source: Path | Sequence[Path],
     out: Path,
     format_name: str,
     options: Options | None = None,
@@ -38,34 +46,25 @@ def prepare_store(
     permute_items: int | None = None,
     force: bool = False,
     progress: OnStage = no_progress,
+    tell: Tell = untold,
 ) -> StoreManifest:
     """Read `source` and write the store `out` (named `name`, else as its directory); return its manifest.
 
-    `permute_items` is the seed of a random numbering of the items. `force` replaces an earlier store at `out`. On any
-    failure `out` is as it was before.
+    `source`: of some formats several files and folders of parts. `permute_items` is the seed of a random numbering of
+    the items. `force` replaces an earlier store at `out`. On any failure `out` is as it was before. `tell` is called
+    with what was taken for what.
 
     Raises:
         UserError: a wrong option, a bad source (names file and line) or an `out` that is in use.
     """
-    options = options or Options()
-    if format_name not in FORMATS:
-        raise UserError(f"--format {short(format_name)}: unknown; one of {', '.join(FORMATS)}")
-    if not FORMATS[format_name].takes_options and (given := _given(options)):
-        takers = ", ".join(name for name, known in FORMATS.items() if known.takes_options)
-        raise UserError(f"{given}: does not apply to --format {format_name}, only to {takers}; leave it out")
+    sources = _checked(source, format_name, options := options or Options())
     seed = _seed_of(permute_items)
-    _check_source(source)
     check_out(out)
     check_replaceable(out, force=force)
-    # Beside the output, because that is where room for the data was made; the system's /tmp may be small.
-    existing = next(parent for parent in out.absolute().parents if parent.exists())
-    try:
-        workspace = tempfile.TemporaryDirectory(prefix=f".{out.name}.work-", dir=existing)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
-    with workspace:
-        dataset = FORMATS[format_name].read(source, options, Path(workspace.name), progress)
-    return _written(dataset, out, f"{format_name} {source.name}", source, name, seed, force, progress)
+    with _workspace(out) as workspace:
+        dataset = _read(sources, format_name, options, workspace, progress, tell)
+    origin = f"{format_name} {name_of([Path(path.name) for path in sources])}"
+    return _written(dataset, out, origin, Path(name_of(sources)), name, seed, force, progress)
 
 
 def prepare_frame(
@@ -77,13 +76,72 @@ def prepare_frame(
     permute_items: int | None = None,
     force: bool = False,
     progress: OnStage = no_progress,
+    tell: Tell = untold,
 ) -> StoreManifest:
     """As `prepare_store`, of a data frame with a row for each interaction; messages count rows from 0, as frames do."""
     seed = _seed_of(permute_items)
     check_out(out)
     check_replaceable(out, force=force)
-    dataset = parquet.read_frame(frame, options, progress)
+    with _workspace(out) as workspace:
+        dataset = parquet.read_frame(frame, options, workspace, progress, tell)
+    tell_attributes(dataset, tell)
     return _written(dataset, out, "data frame", Path("data frame"), name, seed, force, progress)
+
+
+def look_at(
+    source: Path | Sequence[Path],
+    format_name: str,
+    options: Options,
+    *,
+    beside: Path,
+    progress: OnStage = no_progress,
+    tell: Tell = untold,
+) -> None:
+    """Tell what a store of `source` would hold, and write none; for a while there are files in a directory `beside`.
+
+    Raises UserError as `prepare_store`.
+    """
+    sources = _checked(source, format_name, options)
+    with _workspace(beside) as workspace:
+        dataset = _read(sources, format_name, options, workspace, progress, tell)
+    _check_splits(Path(name_of(sources)), dataset)
+    tell_store(dataset, tell)
+    tell_users(dataset, tell)
+
+
+def _checked(source: Path | Sequence[Path], format_name: str, options: Options) -> list[Path]:
+    sources = [source] if isinstance(source, Path) else list(source)
+    if format_name not in FORMATS and format_name not in TABLES:
+        raise UserError(f"--format {short(format_name)}: unknown; one of {', '.join([*FORMATS, *TABLES])}")
+    if format_name in FORMATS and (given := _given(options)):
+        raise UserError(f"{given}: does not apply to --format {format_name}, only to {', '.join(TABLES)}; leave it out")
+    if format_name in FORMATS and len(sources) > 1:
+        raise UserError(f"{sources[1]}: --format {format_name} takes one directory; leave out all but one")
+    for each in sources:
+        _check_source(each)
+    return sources
+
+
+def _read(
+    sources: list[Path], format_name: str, options: Options, workspace: Path, progress: OnStage, tell: Tell
+) -> Dataset:
+    if format_name in FORMATS:
+        return FORMATS[format_name](sources[0], progress)
+    dataset = TABLES[format_name](sources, options, workspace, progress, tell)
+    tell_attributes(dataset, tell)
+    return dataset
+
+
+@contextmanager
+def _workspace(out: Path) -> Iterator[Path]:
+    """Beside the output, because that is where room for the data was made; the system's /tmp may be small."""
+    existing = next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        workspace = tempfile.TemporaryDirectory(prefix=f".{out.name}.work-", dir=existing)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
+    with workspace:
+        yield Path(workspace.name)
 
 
 def _written(

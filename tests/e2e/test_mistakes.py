@@ -204,7 +204,12 @@ CASES = [
     # making stores
     ("prepare nowhere --format csv --out new", "nowhere: no such file or directory"),
     ("prepare log.csv --format json --out new", "--format json: unknown; one of eupmim, movielens"),
-    (f"{CSV} new", "log.csv:3: item is missing"),
+    (
+        f"{CSV} new",
+        "log.csv:3: 1 field, the header has 2; mend or delete the row, or leave bad rows out with --skip-bad",
+    ),
+    (f"{CSV} new --where stars=5", "--where stars=5: log.csv: no column .stars.; there are user, item"),
+    (CSV.removesuffix(" --out"), "--out: name the directory of the new store"),
     (f"{CSV} store", "store: already holds the store 'small'; replace it with --force or name another --out"),
     (f"{CSV} taken --force", "taken: holds other files"),
     ("synth --users 5 --items 500 --out new", "--users 5: give 10 or more"),

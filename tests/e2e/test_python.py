@@ -210,7 +210,7 @@ print(prepare(numbers, "out", user_column="u", item_column="i").num_users)
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PAGE.parents[1]), os.environ.get("PYTHONPATH", "")])}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    line, num_users = ended.stdout.splitlines()
+    line, *_, num_users = ended.stdout.splitlines()
     assert line.startswith("data frame: pandas hands over text and categories through pyarrow, which is not installed")
     assert num_users == "20"  # plain numbers need none
 
@@ -232,7 +232,7 @@ MISTAKES: dict[str, tuple[Function[[], Any], str]] = {
         "^data frame: column 'customer' is Null",
     ),
     "a blank id": (
-        lambda: prepare(shop_log().with_columns(customer=pl.lit("")), "out", **COLUMNS),
+        lambda: prepare(shop_log().with_columns(pl.col("customer").shift(fill_value="")), "out", **COLUMNS),
         "^data frame: row 0: user is missing",
     ),
     "no frame": (lambda: prepare(3, "out", **COLUMNS), "a int cannot be read as one"),

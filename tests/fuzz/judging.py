@@ -14,6 +14,8 @@ from tests.fuzz.place import Plan, Seen, seen
 from tests.fuzz.running import EXTRA_BYTES, Ended
 
 MOST_LINES, LONGEST_LINE = 4, 1000
+BAD_ROWS, MOST_BAD_ROWS = re.compile(r"error: .*: [0-9,]+ bad rows; .*"), 26
+"""The first line of an answer that tells the rows of a source, and the lines it may have."""
 UNFINISHED = re.compile(r"\..*\.(incomplete|partial|work|removed|replaced)")
 NO_MEMORY = re.compile(
     r"MemoryError|bad_alloc|out of memory|memory allocation of|Unable to allocate|can(no|')t allocate memory",
@@ -51,7 +53,8 @@ def _answer(one: Ended) -> Iterator[tuple[str, str]]:
         yield "exit code", str(one.code)
     if one.code == 2:
         longest = max(map(len, lines), default=0)
-        if len(lines) > MOST_LINES or longest > LONGEST_LINE:
+        most = MOST_BAD_ROWS if lines and BAD_ROWS.fullmatch(lines[0]) else MOST_LINES
+        if len(lines) > most or longest > LONGEST_LINE:
             yield "too long", f"{len(lines)} lines, the longest of {longest} characters"
         elif not lines:
             yield "no word", ""

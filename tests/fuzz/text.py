@@ -19,6 +19,10 @@ BREAKS = [
     b"\r", b"\r\n", b"\n\n", b"\n\r", "\u2028".encode(), "\u2029".encode(), "\x85".encode(), b"\x0b", b"\x0c",
     b"\x1e", b"\0",
 ]  # fmt: skip
+AS_IT_IS = [
+    "", "", "--skip-bad", "--skip-bad --trim", "--trim", "--encoding cp1252 --skip-bad", "--encoding utf-16",
+    "--separator ;", "--where age>=2 --skip-bad", "--where gender!=1",
+]  # fmt: skip
 EVALUATE = "evaluate --data new --baseline popularity,ease,cooccurrence --top-n 2 --json out.json"
 
 
@@ -174,7 +178,8 @@ def draw(place: Place, random: Random) -> Plan:
         if random.random() < 0.2:
             content = _bytes(content, random)
     file.write_bytes(content)
-    first = words(f"prepare {source} {SOURCES[source]} --out new")
+    more = random.choice(AS_IT_IS) if source.startswith("log.") else ""
+    first = words(f"prepare {source} {SOURCES[source]} {more} --out new")
     place.take("small.yaml")
     then = random.choice(
         [EVALUATE, EVALUATE, "train --config small.yaml --run-dir run --set train.max_steps=2 --set data.dir=new"]

@@ -46,6 +46,8 @@ PLAN = Plan("", [REFUSED.words])
         (replace(REFUSED, error="x" * 1000 + "\n"), None),
         (replace(REFUSED, error="x" * 1001 + "\n"), "too long"),
         (replace(REFUSED, error="x\n" * 5), "too long"),
+        (replace(REFUSED, error="error: log.csv: 1,204 bad rows; mend them\n" + "x\n" * 25), None),
+        (replace(REFUSED, error="error: log.csv: 1,204 bad rows; mend them\n" + "x\n" * 26), "too long"),
         (replace(REFUSED, error=""), "no word"),
         (replace(REFUSED, code=0, error="Traceback (most recent call last):\n"), "traceback"),
         (replace(REFUSED, code=-6, hung=True), "hang"),

@@ -50,8 +50,9 @@ def refused(source: Path, kind: str, options: Options, message: str) -> None:
     before = sorted(source.parent.rglob("*"))
     with pytest.raises(UserError, match=message) as error:
         prepare_store(source, source.parent / "store", kind, options)
-    assert str(error.value).isprintable()  # one line, too
-    assert len(str(error.value)) < 750
+    lines = str(error.value).split("\n")
+    assert all(line.isprintable() and len(line) < 750 for line in lines)
+    assert len(lines) < 25
     assert sorted(source.parent.rglob("*")) == before
 
 
@@ -73,21 +74,20 @@ def refused(source: Path, kind: str, options: Options, message: str) -> None:
         ("\ufeff\ufeff" + GOOD, r"no column 'user'; there are \\ufeffuser, item"),
         ("\0" * 1000, r"log\.csv:1: not UTF-8 text"),
         # other encodings
-        (GOOD.encode("utf-16"), r"log\.csv:1: not UTF-8 text; convert"),
         (GOOD.encode("utf-16-le"), r"log\.csv:1: not UTF-8 text"),
-        ((GOOD + "u0,é,9,Oslo\n").encode("latin-1"), r"log\.csv:17: not UTF-8 text"),
+        ((GOOD + "u0,é,9,Oslo\n").encode("latin-1"), r"log\.csv:17: not UTF-8 text; encoding says"),
         # quotes
         (GOOD + '"u0,i9,9,Oslo\n', r"log\.csv:17: a quote is opened and not closed"),
         ('"' + GOOD, r"log\.csv:1: a quote is opened and not closed"),
         (GOOD + 'u0,i"9,9,Oslo\nu0,i9,9,Oslo\n', r"log\.csv:17: a quote"),
         (GOOD + '"u0"x,i9,9,Oslo\n', r"log\.csv:17: a quote within a field"),
         # times
-        (GOOD + f"u0,i9,{2**63},Oslo\n", r"log\.csv:17: time is missing or no integer of 64 bits"),
+        (GOOD + f"u0,i9,{2**63},Oslo\n", r"log\.csv:17: time is no integer of 64 bits"),
         (GOOD + "u0,i9,٣,Oslo\n", r"log\.csv:17: time is"),
         # compression
         (gzipped((GOOD + "u0,i9,9,Oslo,more\n").encode()), r"log\.csv:17: 5 fields, the header has 4"),
         (gzipped((GOOD + ",i9,9,Oslo\n").encode()), r"log\.csv:17: user is missing"),
-        (gzipped((GOOD + "u0,i9,x,Oslo\n").encode()), r"log\.csv:17: time is missing"),
+        (gzipped((GOOD + "u0,i9,x,Oslo\n").encode()), r"log\.csv:17: time is no integer"),
         (gzipped((GOOD + "u0,é,9,Oslo\n").encode("latin-1")), r"log\.csv:17: not UTF-8 text"),
         (GZIPPED[:-20], r"log\.csv: what gzip made is damaged"),
         (GZIPPED[:-8] + bytes(8), r"log\.csv: what gzip made is damaged"),

@@ -8,7 +8,6 @@ import polars as pl
 
 from eupmim_dist.data.formats.lines import ITEM, ORDER, USER, Column, OnStage, optional_file, read_lines, read_map
 from eupmim_dist.data.formats.movielens import GENRES, read_movies
-from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.sequences import SplitFile, dataset_from_splits, split_files
 from eupmim_dist.data.item_features import add_item_attributes
 from eupmim_dist.data.writer import Dataset
@@ -21,7 +20,7 @@ PROFILE = [
 ]
 
 
-def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> Dataset:
+def read(source: Path, progress: OnStage) -> Dataset:
     """Read `*_train.txt`, `*_valid.txt`, `*_test.txt` and, where present, the id maps and `movies.dat`."""
     return read_split_directory(source, PROFILE, progress)
 

@@ -17,6 +17,7 @@ import polars as pl
 
 from eupmim_dist.data.formats.lines import OnStage
 from eupmim_dist.data.formats.sequences import MIN_LENGTH
+from eupmim_dist.data.item_features import sorted_labels
 from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.splits import BY_USER, SplitRule
 from eupmim_dist.data.writer import Dataset
@@ -24,6 +25,8 @@ from eupmim_dist.errors import UserError, short
 
 AUTHORS_SEED = 1230
 AUTHORS_MIN_COUNT = 5
+UNKNOWN = "unknown"
+"""The label of an attribute that is missing, in tables of events."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class Profiles:
     """`frame`: String column user, one row a user, and a column NAME or `attribute NAME` of each, read from `path`.
 
     With `attributes` the values are integer codes below the cardinalities; without, labels that get encoded.
+    `unknown`: the label of a value that is missing, if any may be.
     """
 
     path: Path
     frame: pl.DataFrame
     attributes: Sequence[Attribute] | None = None
+    unknown: str | None = None
 
 
 def dataset_from_events(
@@ -90,7 +95,7 @@ def dataset_from_events(
     order = np.argsort(user, kind="stable") if time is None else np.lexsort((time, user))
 
     raw_users, raw_items = raw_users[user_order], raw_items[item_order]
-    attributes, values = _attributes_of(raw_users, profiles)
+    attributes, values = _attributes_of(raw_users, profiles, report)
     num_users = len(raw_users)
     return Dataset(
         offsets=np.concatenate([[0], np.cumsum(np.bincount(user, minlength=num_users))]),
@@ -170,11 +175,21 @@ def _looked_up(ids: pl.Series, table: pl.DataFrame, key: str) -> pl.DataFrame:
     return ids.to_frame(key).join(table, on=key, how="left", maintain_order="left")
 
 
-def _attributes_of(raw_users: pl.Series, profiles: Profiles | None) -> tuple[list[Attribute], np.ndarray]:
-    """The attributes, with the label of each code where encoded here, and their codes [users, attributes]."""
+def _attributes_of(
+    raw_users: pl.Series, profiles: Profiles | None, report: dict[str, int]
+) -> tuple[list[Attribute], np.ndarray]:
+    """The attributes, with the label of each code where encoded here, and their codes [users, attributes].
+
+    Users without a value are counted in `report`.
+    """
     if profiles is None:
         return [], np.zeros((len(raw_users), 0), np.int32)
     found = _looked_up(raw_users, profiles.frame, "user").drop("user")
+    if profiles.unknown is not None:
+        for column in found.columns:
+            if missing := found[column].null_count():
+                report[f"users without {column.removeprefix('attribute ')}, {profiles.unknown} there"] = missing
+        found = found.fill_null(profiles.unknown)
     without = found.select(pl.any_horizontal(pl.all().is_null())).to_series().arg_true()
     if without.len():
         raise UserError(
@@ -183,7 +198,7 @@ def _attributes_of(raw_users: pl.Series, profiles: Profiles | None) -> tuple[lis
         )
     if profiles.attributes is not None:
         return list(profiles.attributes), found.to_numpy()
-    labels = {column: _sorted_labels(found[column]) for column in found.columns}
+    labels = {column: sorted_labels(found[column]) for column in found.columns}
     codes = found.select(
         pl.col(column).cast(pl.Enum(values)).to_physical().cast(pl.Int32) for column, values in labels.items()
     )
@@ -191,11 +206,3 @@ def _attributes_of(raw_users: pl.Series, profiles: Profiles | None) -> tuple[lis
         Attribute(column.removeprefix("attribute "), len(values), tuple(values)) for column, values in labels.items()
     ]
     return attributes, codes.to_numpy()
-
-
-def _sorted_labels(column: pl.Series) -> list[str]:
-    """Distinct labels: as numbers where all are integers, else alphabetically, as are those of one number."""
-    labels = column.unique().alias("label")
-    numbers = labels.cast(pl.Int64, strict=False).alias("number")
-    order = ["label"] if numbers.null_count() else ["number", "label"]
-    return pl.DataFrame([labels, numbers]).sort(order)["label"].to_list()

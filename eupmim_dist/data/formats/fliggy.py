@@ -9,7 +9,6 @@ import polars as pl
 
 from eupmim_dist.data.formats.events import Profiles, dataset_from_events
 from eupmim_dist.data.formats.lines import Column, OnStage, bad_line, existing_file, read_lines
-from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError
 
@@ -18,7 +17,7 @@ PROFILE = "user_profile.csv"
 ID = "0|[1-9][0-9]{0,17}"
 
 
-def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> Dataset:
+def read(source: Path, progress: OnStage) -> Dataset:
     """Read the history (`user,item,behaviour,timestamp`, a header line) and `user,age,gender,occupation`."""
     profile, history = existing_file(source / PROFILE), existing_file(source / HISTORY)
     profiles = read_profiles(profile, progress)

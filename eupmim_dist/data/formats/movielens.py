@@ -8,7 +8,6 @@ import polars as pl
 
 from eupmim_dist.data.formats.events import Profiles, dataset_from_events
 from eupmim_dist.data.formats.lines import Column, OnStage, bad_line, existing_file, read_lines
-from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.item_features import add_item_attributes
 from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.writer import Dataset
@@ -21,7 +20,7 @@ GENDERS = {"F": 0, "M": 1}
 ATTRIBUTES = (Attribute("age", 57), Attribute("gender", 2), Attribute("occupation", 21))
 
 
-def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> Dataset:
+def read(source: Path, progress: OnStage) -> Dataset:
     """Read ratings.dat (`user::movie::rating::timestamp`), users.dat and movies.dat."""
     ratings, users, movies = (existing_file(source / f"{name}.dat") for name in ("ratings", "users", "movies"))
     events = read_lines(

@@ -10,6 +10,8 @@ class Options:
     """Column names and preparation rules; None (or no attributes): not given.
 
     `min_count`: items, and users, need as many interactions. `seed`: of the shuffle before a split by user.
+    `separator` and `encoding` of csv, `time_format` as strptime has it. `trim`: blanks around values are dropped.
+    `where`: conditions that a row has to meet, such as `rating>=4`. `skip_bad`: rows that are bad are left out.
     """
 
     user_column: str | None = None
@@ -20,3 +22,9 @@ class Options:
     min_count: int | None = None
     split: str | None = None
     seed: int | None = None
+    separator: str | None = None
+    encoding: str | None = None
+    time_format: str | None = None
+    trim: bool = False
+    where: tuple[str, ...] = ()
+    skip_bad: bool = False

@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from eupmim_dist.data.formats.lines import OnStage, bad_line, blocks, optional_file
-from eupmim_dist.data.formats.options import Options
 from eupmim_dist.data.formats.sequences import check_gaps, kept_ids_dataset
 from eupmim_dist.data.splits import LEAVE_ONE_OUT
 from eupmim_dist.data.writer import Dataset
@@ -21,7 +20,7 @@ from eupmim_dist.files import read_text
 ID = "[1-9][0-9]{0,17}"
 
 
-def read(source: Path, options: Options, workspace: Path, progress: OnStage) -> Dataset:
+def read(source: Path, progress: OnStage) -> Dataset:
     """Read sequential.txt and, where present, datamaps.json; user id u of the file becomes user u - 1."""
     path = source / "sequential.txt"
     user, lengths, items = _read_sequences(path, progress)
