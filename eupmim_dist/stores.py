@@ -10,6 +10,7 @@ from eupmim_dist.arguments import path_of
 from eupmim_dist.data.formats import Options
 from eupmim_dist.data.formats.where import conditions
 from eupmim_dist.data.frames import lazy_frame
+from eupmim_dist.data.item_features import Known
 from eupmim_dist.data.prepare import no_progress, prepare_frame, prepare_store
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.synth import synthesize as synthesize_store
@@ -35,6 +36,11 @@ def prepare(
     trim: bool = False,
     where: str | Sequence[str] = (),
     skip_bad: bool = False,
+    items: Path | str | None = None,
+    item_attributes: str | Sequence[str] = (),
+    item_numbers: str | Sequence[str] = (),
+    item_vectors: Path | str | None = None,
+    user_vectors: Path | str | None = None,
     format: str | None = None,
     name: str | None = None,
     permute_items: int | None = None,
@@ -64,6 +70,10 @@ def prepare(
         trim: drop blanks around values.
         where: conditions on the rows to take, such as `event=view,cart`, `event!=refund` or `rating>=4`.
         skip_bad: leave bad rows out, and count them, in place of an error that names the first ones.
+        items: a CSV, Parquet or JSONL file with a column `item`, of the ids, and what is known of each.
+        item_attributes, item_numbers: columns of it with categories (`genres:|` where a field holds several), numbers.
+        item_vectors, user_vectors: Parquet files with the columns `item` (or `user`) and `vector`, or .npy files beside
+            Parquet files that say whose their rows are, as `eupmim-dist export` writes.
         format: of a path, as `eupmim-dist prepare --format`: csv, parquet, movielens and others (docs/data.md).
         name: of the data set; that of `out` if not given.
         permute_items: seed of a random numbering of the items, so that their ids tell nothing (see `audit`).
@@ -76,8 +86,7 @@ def prepare(
     """
     if misspelt:
         raise _misspelt(min(misspelt))
-    attributes = (attributes,) if isinstance(attributes, str) else tuple(attributes)
-    where = (where,) if isinstance(where, str) else tuple(where)
+    attributes, where = _texts(attributes), _texts(where)
     chosen = Options(
         user_column=user_column,
         item_column=item_column,
@@ -97,7 +106,20 @@ def prepare(
     place = path_of("out", out)
     paths = [source] if isinstance(source, str | Path) else source
     is_paths = isinstance(paths, list | tuple) and bool(paths) and all(isinstance(path, str | Path) for path in paths)
-    writing: dict[str, Any] = {"name": name, "permute_items": permute_items, "force": force, "tell": _log}
+    known = Known(
+        items=None if items is None else path_of("items", items),
+        attributes=_texts(item_attributes),
+        numbers=_texts(item_numbers),
+        item_vectors=None if item_vectors is None else path_of("item_vectors", item_vectors),
+        user_vectors=None if user_vectors is None else path_of("user_vectors", user_vectors),
+    )
+    writing: dict[str, Any] = {
+        "known": known,
+        "name": name,
+        "permute_items": permute_items,
+        "force": force,
+        "tell": _log,
+    }
 
     def make() -> None:
         if is_paths:
@@ -112,6 +134,10 @@ def prepare(
             prepare_frame(frame, place, chosen, **writing)
 
     return _made(make, place, cpu)
+
+
+def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def synthesize(

@@ -64,6 +64,23 @@ def prepare(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="csv, parquet: leave bad rows out and count them, by reason.")
     ] = False,
+    items: Annotated[
+        Path | None, typer.Option(help="CSV, Parquet or JSONL with a column item, and what is known of each.")
+    ] = None,
+    item_attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SEP]",
+            help="A column of --items with categories, as genres:| where one field holds several; may be repeated.",
+        ),
+    ] = None,
+    item_number: Annotated[
+        list[str] | None, typer.Option(help="A column of --items with numbers, such as a price; may be repeated.")
+    ] = None,
+    item_vectors: Annotated[
+        Path | None, typer.Option(help="Vectors of items: Parquet with item and vector, or npy as of export.")
+    ] = None,
+    user_vectors: Annotated[Path | None, typer.Option(help="The same of users.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is taken for what, and the first users; write nothing.")
     ] = False,
@@ -81,9 +98,13 @@ def prepare(
     `eupmim-dist prepare log.csv --format csv --user-column user --item-column item --time-column time --out data/log`
 
     `eupmim-dist prepare parts/ --format csv --user-column user --item-column item --where "rating>=4" --dry-run`
+
+    `eupmim-dist prepare log.csv --format csv --user-column user --item-column item --items items.csv --item-attribute
+    "tags:|" --item-number price --out data/log`
     """
     from eupmim_dist.cli.stores import print_store, print_told, stage_progress
     from eupmim_dist.data.formats import Options
+    from eupmim_dist.data.item_features import Known
     from eupmim_dist.data.prepare import look_at, prepare_store
     from eupmim_dist.errors import UserError
 
@@ -103,6 +124,13 @@ def prepare(
         where=tuple(where or ()),
         skip_bad=skip_bad,
     )
+    known = Known(
+        items=items,
+        attributes=tuple(item_attribute or ()),
+        numbers=tuple(item_number or ()),
+        item_vectors=item_vectors,
+        user_vectors=user_vectors,
+    )
     if out is None and not dry_run:
         raise UserError("--out: name the directory of the new store, or look at the source with --dry-run")
     with stage_progress() as progress:
@@ -112,6 +140,7 @@ def prepare(
                 format_name,
                 options,
                 beside=out or Path("store"),
+                known=known,
                 progress=progress,
                 tell=print_told,
             )
@@ -124,6 +153,7 @@ def prepare(
             name=name,
             permute_items=permute_items,
             force=force,
+            known=known,
             progress=progress,
             tell=print_told,
         )

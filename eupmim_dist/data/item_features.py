@@ -6,6 +6,8 @@ M items.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -15,6 +17,21 @@ from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError, short, shown
 
 RESERVED = {"numbers", "vectors"}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What `prepare` is told of items and users besides who had what.
+
+    `attributes`: columns of the file `items`, as NAME or, of several values in a field, NAME:SEPARATOR; `numbers`:
+    columns of it. The vectors are files as of `read_vectors`.
+    """
+
+    items: Path | None = None
+    attributes: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    item_vectors: Path | None = None
+    user_vectors: Path | None = None
 
 
 def add_item_attributes(

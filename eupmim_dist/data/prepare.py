@@ -15,6 +15,8 @@ import polars as pl
 
 from eupmim_dist.data.formats import FORMATS, TABLES, OnStage, Options, Tell, parquet
 from eupmim_dist.data.formats.parts import name_of
+from eupmim_dist.data.item_features import Known
+from eupmim_dist.data.known import add_known
 from eupmim_dist.data.manifest import StoreManifest
 from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES, SPLITS
 from eupmim_dist.data.told import tell_attributes, tell_store, tell_users
@@ -24,6 +26,7 @@ from eupmim_dist.files import check_out, unnameable
 
 PERMUTED = "item_ids_permuted_by_seed"
 """In a store's report: its ids are not those of the source."""
+NOTHING = Known()
 MOST_SEEDS = 1 << 63
 """A report counts up to there."""
 
@@ -45,14 +48,15 @@ def prepare_store(
     name: str | None = None,
     permute_items: int | None = None,
     force: bool = False,
+    known: Known = NOTHING,
     progress: OnStage = no_progress,
     tell: Tell = untold,
 ) -> StoreManifest:
     """Read `source` and write the store `out` (named `name`, else as its directory); return its manifest.
 
     `source`: of some formats several files and folders of parts. `permute_items` is the seed of a random numbering of
-    the items. `force` replaces an earlier store at `out`. On any failure `out` is as it was before. `tell` is called
-    with what was taken for what.
+    the items. `force` replaces an earlier store at `out`. `known`: files that tell more of items and users. On any
+    failure `out` is as it was before. `tell` is called with what was taken for what.
 
     Raises:
         UserError: a wrong option, a bad source (names file and line) or an `out` that is in use.
@@ -63,6 +67,7 @@ def prepare_store(
     check_replaceable(out, force=force)
     with _workspace(out) as workspace:
         dataset = _read(sources, format_name, options, workspace, progress, tell)
+    add_known(dataset, known, tell)
     origin = f"{format_name} {name_of([Path(path.name) for path in sources])}"
     return _written(dataset, out, origin, Path(name_of(sources)), name, seed, force, progress)
 
@@ -75,6 +80,7 @@ def prepare_frame(
     name: str | None = None,
     permute_items: int | None = None,
     force: bool = False,
+    known: Known = NOTHING,
     progress: OnStage = no_progress,
     tell: Tell = untold,
 ) -> StoreManifest:
@@ -85,6 +91,7 @@ def prepare_frame(
     with _workspace(out) as workspace:
         dataset = parquet.read_frame(frame, options, workspace, progress, tell)
     tell_attributes(dataset, tell)
+    add_known(dataset, known, tell)
     return _written(dataset, out, "data frame", Path("data frame"), name, seed, force, progress)
 
 
@@ -94,6 +101,7 @@ def look_at(
     options: Options,
     *,
     beside: Path,
+    known: Known = NOTHING,
     progress: OnStage = no_progress,
     tell: Tell = untold,
 ) -> None:
@@ -104,6 +112,7 @@ def look_at(
     sources = _checked(source, format_name, options)
     with _workspace(beside) as workspace:
         dataset = _read(sources, format_name, options, workspace, progress, tell)
+    add_known(dataset, known, tell)
     _check_splits(Path(name_of(sources)), dataset)
     tell_store(dataset, tell)
     tell_users(dataset, tell)
