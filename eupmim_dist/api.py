@@ -29,7 +29,8 @@ from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_o
 from eupmim_dist.evaluation.scorers.interface import check_baselines, make_scorer
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.parallel.world import init_world
-from eupmim_dist.train.callbacks import Callback, OnMetrics
+from eupmim_dist.telemetry.metrics import OnMetrics
+from eupmim_dist.train.callbacks import Callback
 from eupmim_dist.train.state import Assembled, Setup
 from eupmim_dist.training import begin, the_only_training, train_and_test
 
@@ -197,14 +198,26 @@ def evaluate(
         if isinstance(setting, Assembled):
             for protocol in names:
                 results.append(evaluate_model(setting, split, protocol, cutoffs, variety=variety, progress=True))
-        for name in rivals:
-            with agreed(world):
-                scorer = make_scorer(name, ranking_of(setting))
-                choose_history(scorer, name, setting, cutoffs[0])
-            for protocol in names:
-                results.append(
-                    evaluate_by(scorer, name, setting, split, protocol, cutoffs, variety=variety, progress=True)
-                )
+        results.extend(results_of_baselines(rivals, setting, split, names, cutoffs, variety))
+    return results
+
+
+def results_of_baselines(
+    baselines: Sequence[str],
+    setting: Setup,
+    split: str,
+    protocols: Sequence[str],
+    cutoffs: Sequence[int],
+    variety: Variety | None = None,
+) -> Results:
+    """A result for each baseline and protocol; collective."""
+    results = Results()
+    for name in baselines:
+        with agreed(setting.world):
+            scorer = make_scorer(name, ranking_of(setting))
+            choose_history(scorer, name, setting, cutoffs[0])
+        for protocol in protocols:
+            results.append(evaluate_by(scorer, name, setting, split, protocol, cutoffs, variety=variety, progress=True))
     return results
 
 

@@ -26,9 +26,16 @@ def train(
             help="Start from the weights of this run, checkpoint or model; rows are matched by raw id.",
         ),
     ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Beside the result: `popularity`, `ease`, `cooccurrence` or `association`, several with commas or "
+            "repeated; or `none`. By default popularity and, of up to 2,000,000 interactions, association."
+        ),
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.")] = False,
 ) -> None:
-    """Train a model, evaluate the best checkpoint on the test split.
+    """Train a model, evaluate the best checkpoint on the test split, beside baselines.
 
     With `--init-from` (or the setting train.init_from) it is fine-tuned: a new training, from step 0, that starts from
     the weights of a trained model. The data may be another: users and items are matched by raw id, attributes by label,
@@ -52,17 +59,31 @@ def train(
     `eupmim-dist train --config runs/may/config.yaml --set data.dir=data/june --init-from runs/may --run-dir runs/june`
     """
     from eupmim_dist import api
+    from eupmim_dist.cli.next_steps import next_steps
+    from eupmim_dist.cli.options import comma_separated
+    from eupmim_dist.cli.tables import print_results
+    from eupmim_dist.evaluation.baselines import cheap_baselines
+    from eupmim_dist.evaluation.scorers.interface import check_baselines
+    from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
     from eupmim_dist.telemetry.log import get_logger
     from eupmim_dist.train.preemption import EXIT_CODE
 
     world = init_world(cpu)
+    with agreed(world):
+        rivals = None if baseline is None else comma_separated("--baseline", baseline)
+        rivals = [] if rivals == ["none"] else rivals
+        check_baselines(rivals or [])
     fitted = api.fit(config, run_dir, overrides=set_ or [], resume=resume, init_from=init_from, cpu=cpu)
-    if fitted.finished and world.is_main:
-        from eupmim_dist.cli.tables import print_results
-
-        print_results(fitted.results)
-        get_logger().info(f"TensorBoard: tensorboard --logdir {run_dir}")
+    if fitted.finished:
+        trained = fitted.model
+        with agreed(world):
+            names = cheap_baselines(trained.store) if rivals is None else rivals
+            cutoffs = trained.config.evaluation.top_n
+            beside = api.results_of_baselines(names, trained, "test", ["strict"], cutoffs)
+            if world.is_main:
+                print_results([*fitted.results, *beside])
+                get_logger().info("\n".join(["What to run next:", *next_steps(trained, run_dir)]))
     shutdown(world)
     if not fitted.finished:
         raise typer.Exit(EXIT_CODE)

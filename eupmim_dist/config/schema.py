@@ -72,6 +72,10 @@ class ModelSection(Choice):
         vectors = f"{self.num_interests} interest vectors" if self.num_interests > 1 else "one interest vector"
         return f"{vectors} of {self.dim} numbers per user"
 
+    def against_collapse(self) -> list[str]:
+        """Settings, as `--set` takes them, that may keep interests apart and are otherwise here."""
+        return []
+
 
 class ObjectiveSection(Choice):
     """What every objective has: nothing in common so far."""
@@ -212,6 +216,11 @@ class CheckpointConfig(Section):
     """Write checkpoints while training goes on, of a copy in host memory as large as a rank's part of them."""
 
 
+class TelemetryConfig(Section):
+    trackers: list[str] = []
+    """Where Accelerate logs the run too, such as [wandb, mlflow], each of whose packages must be installed."""
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -227,6 +236,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     def __init__(self, **values: Any) -> None:
         """Sections as mappings or objects. Raises UserError, which names the key and the mend, for a mistake."""
