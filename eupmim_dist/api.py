@@ -32,7 +32,7 @@ from eupmim_dist.parallel.world import init_world
 from eupmim_dist.telemetry.metrics import OnMetrics
 from eupmim_dist.train.callbacks import Callback
 from eupmim_dist.train.state import Assembled, Setup
-from eupmim_dist.training import begin, the_only_training, train_and_test
+from eupmim_dist.training import begin, rehearse, the_only_training, train_and_test
 
 _collect_once = cache(gc.collect)
 """A process's first optimizer (torch 2.13) leaves its callers' frames in a cycle, which would keep the run alive."""
@@ -129,6 +129,27 @@ def fit(
         return Fitted(
             place, progress.step, not run.asked_to_leave, progress.best_value, progress.best_step, model, results
         )
+
+
+def dry_run(
+    config: ConfigLike = None,
+    run_dir: Path | str = "runs/default",
+    *,
+    overrides: str | Overrides = (),
+    init_from: Path | str | None = None,
+    cpu: bool = False,
+) -> None:
+    """Logs what `fit` would train, on what, the memory and the time that it would take; writes nothing. Collective.
+
+    Raises UserError as `fit`, but for what is the matter with a run directory.
+    """
+    world = init_world(cpu)
+    with agreed(world), the_only_training():
+        with agreed(world):
+            settings = config_of(config, overrides)
+            if init_from:
+                settings.train.init_from = path_of("init_from", init_from)
+        rehearse(settings, path_of("run_dir", run_dir), world)
 
 
 def load(path: Path | str, *, data: StoreLike | None = None, which: str = "best", cpu: bool = False) -> Assembled:

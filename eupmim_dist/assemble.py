@@ -31,10 +31,11 @@ from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
 from eupmim_dist.tasks.interface import Setting, Task
+from eupmim_dist.telemetry.progress import in_bytes
 from eupmim_dist.telemetry.trackers import check_trackers
 from eupmim_dist.train.check import check_parts
 from eupmim_dist.train.loss import Loss
-from eupmim_dist.train.room import check_room
+from eupmim_dist.train.room import check_room, room_of
 from eupmim_dist.train.state import Assembled, Progress, Run, Setup
 
 
@@ -192,6 +193,13 @@ def describe(run: Run) -> list[str]:
         f"tables  {tables}; {config.tables.optimizer}",
         f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
     ]
+
+
+def describe_room(run: Run) -> str:
+    """The memory that each rank needs, as far as it is known before."""
+    needed = room_of(run.config, shape_of_data(run.config, run.store), _ranked(run.store), run.world, training=True)
+    parts = ", ".join(f"{what.split()[-1]} {in_bytes(size)}" for what, size in needed.items())
+    return f"memory  at least {in_bytes(sum(needed.values()))} a rank: {parts}"
 
 
 def describe_load(run: Run) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from eupmim_dist import assemble
-from eupmim_dist.checkpoint.layout import Checkpoint, resolve
+from eupmim_dist.checkpoint.layout import Checkpoint, readable_steps, resolve
 from eupmim_dist.checkpoint.load import load_model, load_training, open_sound
 from eupmim_dist.checkpoint.origin import check_same_data
 from eupmim_dist.checkpoint.run_dir import FREE_KEYS, Start, find_start, forget_lost_best, free, write_config
@@ -19,23 +20,24 @@ from eupmim_dist.config.load import dump_config, flat
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.training_data import popular_items
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.hook import EvaluationHook
+from eupmim_dist.evaluation.hook import EvaluationHook, cutoffs_of
 from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.export.init_from import INIT_FILE, take_weights
 from eupmim_dist.files import write_text
 from eupmim_dist.models.interface import ITEM_TABLE
-from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.board import Board, write_projector
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter, OnMetrics
-from eupmim_dist.telemetry.progress import StepProgress, byte_progress
+from eupmim_dist.telemetry.progress import StepProgress, byte_progress, duration, in_hours
 from eupmim_dist.telemetry.throughput import Throughput
 from eupmim_dist.telemetry.trackers import NO_TRACKERS, Trackers, tracking
 from eupmim_dist.train.callbacks import Callback, Callbacks
 from eupmim_dist.train.hooks import LogHook
 from eupmim_dist.train.loop import train
 from eupmim_dist.train.preemption import leaving_on_signal
+from eupmim_dist.train.rehearsal import seconds_of_a_step
 from eupmim_dist.train.skipped import SkippedHook
 from eupmim_dist.train.state import Assembled, Run
 from eupmim_dist.train.threads import settle_threads, threads_restored
@@ -103,6 +105,35 @@ def begin(config: Config, run_dir: Path, resume: str, init_from: Path | None, wo
             if taken:
                 write_text(run_dir / INIT_FILE, "\n".join(taken) + "\n")
     return run, start
+
+
+def rehearse(config: Config, run_dir: Path, world: World) -> None:
+    """Tells what would be trained, on what, and what it would take, from a few steps; writes nothing. Collective."""
+    log = get_logger(world.rank)
+    last = decided_by_main(world, lambda: resolve(run_dir, "last").step if readable_steps(run_dir) else 0)
+    store = assemble.open_store(config.data.dir, world)
+    with agreed(world):
+        run = assemble.assemble_run(config, world, store)
+        for line in [*assemble.describe(run), assemble.describe_room(run)]:
+            log.info(line)
+    with agreed(world):
+        if told := settle_threads(run):
+            log.info(told)
+        step, measured = seconds_of_a_step(run)
+        started = time.perf_counter()
+        evaluate_model(run, "valid", config.evaluation.protocol, cutoffs_of(config.evaluation), progress=True)
+        evaluation = time.perf_counter() - started
+    steps = max(config.train.max_steps - last, 0)
+    evaluations = -(-steps // config.evaluation.every)
+    users = f"evaluations {evaluations:,}, of {len(store.users('valid')):,} users"
+    log.info(f"steps   {steps:,}, of {config.train.global_batch_size:,} samples; {users}")
+    total = in_hours(steps * step + evaluations * evaluation)
+    log.info(f"time    about {total}: {1000 * step:,.1f} ms a step, {duration(evaluation)} an evaluation")
+    log.info(f"        (measured: {measured} steps, 1 evaluation; checkpoints and the test come on top)")
+    if origin := config.train.init_from:
+        log.info(f"weights of {origin}, which was not read")
+    would = f"go on from step {last}" if last else "begin"
+    log.info(f"dry run: nothing was written; {run_dir} would {would}")
 
 
 def run_training(

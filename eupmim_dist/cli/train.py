@@ -30,9 +30,13 @@ def train(
         list[str] | None,
         typer.Option(
             help="Beside the result: `popularity`, `ease`, `cooccurrence` or `association`, several with commas or "
-            "repeated; or `none`. By default popularity and, of up to 2,000,000 interactions, association."
+            "repeated; or `none`. By default popularity and, on small data, association."
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be trained, the memory and the time it would take; no more."),
+    ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.")] = False,
 ) -> None:
     """Train a model, evaluate the best checkpoint on the test split, beside baselines.
@@ -51,6 +55,8 @@ def train(
     `eupmim-dist train --config configs/example.yaml --run-dir runs/a`
 
     `eupmim-dist train --config configs/example.yaml --set model.num_interests=4 --run-dir runs/b`
+
+    `eupmim-dist train --config configs/example.yaml --dry-run`
 
     `eupmim-dist launch --nproc 2 -- train --config configs/example.yaml --run-dir runs/c`
 
@@ -74,6 +80,10 @@ def train(
         rivals = None if baseline is None else comma_separated("--baseline", baseline)
         rivals = [] if rivals == ["none"] else rivals
         check_baselines(rivals or [])
+    if dry_run:
+        api.dry_run(config, run_dir, overrides=set_ or [], init_from=init_from, cpu=cpu)
+        shutdown(world)
+        return
     fitted = api.fit(config, run_dir, overrides=set_ or [], resume=resume, init_from=init_from, cpu=cpu)
     if fitted.finished:
         trained = fitted.model

@@ -14,8 +14,8 @@ MOST_USERS = 10_000
 """Valid users that it is tried on, evenly from all: more would only make a rough choice slower."""
 EASE_ITEMS = 5000
 """Of more items, whose matrix it inverts, EASE is no quick baseline."""
-FEW_INTERACTIONS = 2_000_000
-"""Of so many a baseline that counts what follows what needs seconds."""
+FEW_INTERACTIONS, FEW_SCORES = 2_000_000, 50_000_000
+"""Up to which a baseline that counts what follows what, and its trials, need seconds."""
 
 
 def quick_baselines(store: InteractionStore) -> list[str]:
@@ -25,7 +25,9 @@ def quick_baselines(store: InteractionStore) -> list[str]:
 
 def cheap_baselines(store: InteractionStore) -> list[str]:
     """Those that need seconds: what there is beside a result without being asked for."""
-    return ["popularity", *(["association"] if len(store.items) <= FEW_INTERACTIONS else [])]
+    users = len(HISTORIES) * min(len(store.users("valid")), MOST_USERS) + len(store.users("test"))
+    few = len(store.items) <= FEW_INTERACTIONS and users * store.num_item_rows <= FEW_SCORES
+    return ["popularity", *(["association"] if few else [])]
 
 
 def choose_history(scorer: Scorer, name: str, setup: Setup, top_n: int) -> None:

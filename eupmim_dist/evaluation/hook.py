@@ -1,6 +1,6 @@
 """Evaluates the valid split every so many steps; early stopping and `best` go by its protocol and metric."""
 
-from eupmim_dist.config.schema import ModelSection
+from eupmim_dist.config.schema import EvaluationConfig, ModelSection
 from eupmim_dist.evaluation.interest_use import InterestUse
 from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.telemetry.log import get_logger
@@ -27,7 +27,7 @@ class EvaluationHook:
     def _evaluate(self, run: Run) -> None:
         config = run.config.evaluation
         with self.throughput.pause() as pause:
-            result = evaluate_model(run, "valid", config.protocol, sorted({config.cutoff, *config.top_n}))
+            result = evaluate_model(run, "valid", config.protocol, cutoffs_of(config))
         self.writer.log(run.progress.step, _tags(result) | {f"{SECONDS}evaluation": pause.seconds})
         self._look_at(run, result.interests)
         self._judge(run, result.metrics[config.metric])
@@ -55,6 +55,11 @@ class EvaluationHook:
             best = f"best {progress.best_value:.4f} at {progress.best_step}"
         told = f"step {progress.step}  valid {config.protocol} {config.metric} {value:.4f}, {best}"
         get_logger(run.world.rank).info(f"{time_of_day()}  {told}")
+
+
+def cutoffs_of(config: EvaluationConfig) -> list[int]:
+    """At which the valid split is evaluated."""
+    return sorted({config.cutoff, *config.top_n})
 
 
 def _mend(model: ModelSection) -> str:

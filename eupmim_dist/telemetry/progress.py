@@ -95,6 +95,11 @@ def in_hours(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+def in_bytes(size: int) -> str:
+    """`12.3 MB`, and from 1,000 MB on in GB."""
+    return f"{size / 1e9:,.1f} GB" if size >= 999_950_000 else f"{size / 1e6:,.1f} MB"
+
+
 def duration(seconds: float) -> str:
     """`1.2 s`, and from a minute on `0:01:05`."""
     return f"{seconds:.1f} s" if seconds < 59.95 else in_hours(seconds)
