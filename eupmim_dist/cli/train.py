@@ -30,7 +30,7 @@ def train(
         list[str] | None,
         typer.Option(
             help="Beside the result: `popularity`, `ease`, `cooccurrence` or `association`, several with commas or "
-            "repeated; or `none`. By default popularity and, on small data, association."
+            "repeated; or `none`. By default popularity and association, where they need seconds."
         ),
     ] = None,
     dry_run: Annotated[

@@ -195,7 +195,7 @@ class EvaluationConfig(Section):
     patience: int = Field(20, ge=0)
     """Evaluations without a better value after which training stops; 0 never stops."""
     top_n: list[Annotated[int, Field(ge=1)]] = Field([10, 20, 50], min_length=1)
-    """Cut-offs of the reported metrics."""
+    """Cut-offs of the reported metrics; of a large catalogue, long lists take longer at each evaluation."""
     exclude_seen: bool = True
     """Under `strict`, leave out what the user had before the cut; off where people buy a thing twice."""
     batch_size: int = Field(1024, ge=1)

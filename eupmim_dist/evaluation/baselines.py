@@ -15,7 +15,7 @@ MOST_USERS = 10_000
 EASE_ITEMS = 5000
 """Of more items, whose matrix it inverts, EASE is no quick baseline."""
 FEW_INTERACTIONS, FEW_SCORES = 2_000_000, 50_000_000
-"""Up to which a baseline that counts what follows what, and its trials, need seconds."""
+"""Up to which counting what follows what, and scoring items for users, needs seconds."""
 
 
 def quick_baselines(store: InteractionStore) -> list[str]:
@@ -24,10 +24,11 @@ def quick_baselines(store: InteractionStore) -> list[str]:
 
 
 def cheap_baselines(store: InteractionStore) -> list[str]:
-    """Those that need seconds: what there is beside a result without being asked for."""
-    users = len(HISTORIES) * min(len(store.users("valid")), MOST_USERS) + len(store.users("test"))
-    few = len(store.items) <= FEW_INTERACTIONS and users * store.num_item_rows <= FEW_SCORES
-    return ["popularity", *(["association"] if few else [])]
+    """Those that need seconds here: what there is beside a result without being asked for."""
+    scores = len(store.users("test")) * store.num_item_rows
+    trials = len(HISTORIES) * min(len(store.users("valid")), MOST_USERS) * store.num_item_rows
+    counted = len(store.items) <= FEW_INTERACTIONS and scores + trials <= FEW_SCORES
+    return [*(["popularity"] if scores <= FEW_SCORES else []), *(["association"] if counted else [])]
 
 
 def choose_history(scorer: Scorer, name: str, setup: Setup, top_n: int) -> None:
