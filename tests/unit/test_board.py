@@ -97,7 +97,8 @@ def test_a_run_that_went_on_has_each_point_once(place: Path) -> None:
 
 
 def test_the_projector_has_the_vectors_of_the_best_checkpoint(place: Path) -> None:
-    fit(settings(), "runs/shown")
+    run = fit(settings(learning_rate=0.3), "runs/shown")
+    assert run.best_step < run.step
     model, directory = load("runs/shown"), Path("runs/shown/tensorboard")
     head, *rows = [line.split("\t") for line in (directory / "items-labels.tsv").read_text().splitlines()]
     vectors = np.loadtxt(directory / "items.tsv", delimiter="\t")
