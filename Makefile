@@ -34,11 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 train: $(STAMP) $(DATA)  ## Train on example data, compare with baselines, recommend
-	$(LAUNCH) train --config configs/example.yaml --run-dir $(RUN)
-	$(EUPMIM) evaluate $(RUN) --baseline popularity,ease,cooccurrence,association --top-n 10,20
+	$(LAUNCH) train --config configs/example.yaml --run-dir $(RUN) --baseline popularity,ease,cooccurrence,association
 	rm -rf $(RUN)/model && $(EUPMIM) consolidate $(RUN) --out $(RUN)/model
 	$(EUPMIM) recommend $(RUN)/model --user 1 --user 2 --user 3 --top-n 5
-	@echo "Curves: $(VENV)/bin/tensorboard --logdir $(RUN)/tensorboard"
 
 $(DATA): | $(STAMP)
 	$(EUPMIM) synth --users 4000 --items 1000 --out $@

@@ -32,9 +32,10 @@ from eupmim_dist.export.source_settings import source_settings
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World, init_world
 from eupmim_dist.telemetry.log import get_logger
-from eupmim_dist.train.callbacks import Callback, OnMetrics
+from eupmim_dist.telemetry.metrics import OnMetrics
+from eupmim_dist.train.callbacks import Callback
 from eupmim_dist.train.state import Assembled, Setup
-from eupmim_dist.training import begin, the_only_training, train_and_test
+from eupmim_dist.training import begin, rehearse, the_only_training, train_and_test
 
 _collect_once = cache(gc.collect)
 """A process's first optimizer (torch 2.13) leaves its callers' frames in a cycle, which would keep the run alive."""
@@ -141,6 +142,29 @@ def fit(
         )
 
 
+def dry_run(
+    config: ConfigLike = None,
+    run_dir: Path | str = "runs/default",
+    *,
+    overrides: str | Overrides = (),
+    init_from: Path | str | None = None,
+    cpu: bool = False,
+) -> None:
+    """Logs what `fit` would train, on what, the memory and the time that it would take; writes nothing. Collective.
+
+    Raises UserError as `fit`, but for what is the matter with a run directory.
+    """
+    world = init_world(cpu)
+    with agreed(world), the_only_training():
+        with agreed(world):
+            place = path_of("run_dir", run_dir)
+            origin = path_of("init_from", init_from) if init_from else None
+            beneath = decided_by_main(world, partial(source_settings, origin, place)) if origin else {}
+            settings = config_of(config, overrides, beneath)
+            settings.train.init_from = origin or settings.train.init_from
+        rehearse(settings, place, world)
+
+
 def load(path: Path | str, *, data: StoreLike | None = None, which: str = "best", cpu: bool = False) -> Assembled:
     """A trained model: of a run directory its `best` or `last` checkpoint, a checkpoint, or a model; collective.
 
@@ -208,14 +232,26 @@ def evaluate(
         if isinstance(setting, Assembled):
             for protocol in names:
                 results.append(evaluate_model(setting, split, protocol, cutoffs, variety=variety, progress=True))
-        for name in rivals:
-            with agreed(world):
-                scorer = make_scorer(name, ranking_of(setting))
-                choose_history(scorer, name, setting, cutoffs[0])
-            for protocol in names:
-                results.append(
-                    evaluate_by(scorer, name, setting, split, protocol, cutoffs, variety=variety, progress=True)
-                )
+        results.extend(results_of_baselines(rivals, setting, split, names, cutoffs, variety))
+    return results
+
+
+def results_of_baselines(
+    baselines: Sequence[str],
+    setting: Setup,
+    split: str,
+    protocols: Sequence[str],
+    cutoffs: Sequence[int],
+    variety: Variety | None = None,
+) -> Results:
+    """A result for each baseline and protocol; collective."""
+    results = Results()
+    for name in baselines:
+        with agreed(setting.world):
+            scorer = make_scorer(name, ranking_of(setting))
+            choose_history(scorer, name, setting, cutoffs[0])
+        for protocol in protocols:
+            results.append(evaluate_by(scorer, name, setting, split, protocol, cutoffs, variety=variety, progress=True))
     return results
 
 

@@ -32,9 +32,11 @@ from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
 from eupmim_dist.tasks.interface import Setting, Task
+from eupmim_dist.telemetry.progress import in_bytes
+from eupmim_dist.telemetry.trackers import check_trackers
 from eupmim_dist.train.check import check_parts
 from eupmim_dist.train.loss import Loss
-from eupmim_dist.train.room import check_room
+from eupmim_dist.train.room import check_room, room_of
 from eupmim_dist.train.state import Assembled, Progress, Run, Setup
 
 
@@ -117,6 +119,7 @@ def _check_ranks(config: Config, world: World) -> None:
 def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Model, Task, Objective]:
     """The parts of a training, without its tables. Raises UserError where it could not be made, or not be judged."""
     _check_ranks(config, world)
+    check_trackers(config.telemetry.trackers)
     for split in ("valid", "test"):
         if not len(store.users(split)):
             raise UserError(f"{store.path}: split {split} has no users, so training could not be judged")
@@ -191,9 +194,17 @@ def describe(run: Run) -> list[str]:
     return [
         f"data    {store.path}: {len(users):,} training users{dropped}, {store.num_item_rows - 1:,} items",
         f"task    {config.task.name}, objective {config.objective.name}",
-        f"model   {config.model.name}: {dense:,} dense parameters; tables {tables}, {config.tables.optimizer}",
+        f"model   {config.model.name}: {dense:,} dense parameters",
+        f"tables  {tables}; {config.tables.optimizer}",
         f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
     ]
+
+
+def describe_room(run: Run) -> str:
+    """The memory that each rank needs, as far as it is known before."""
+    needed = room_of(run.config, shape_of_data(run.config, run.store), _ranked(run.store), run.world, training=True)
+    parts = ", ".join(f"{what.split()[-1]} {in_bytes(size)}" for what, size in needed.items())
+    return f"memory  at least {in_bytes(sum(needed.values()))} a rank: {parts}"
 
 
 def describe_load(run: Run) -> list[str]:
@@ -207,14 +218,14 @@ def describe_load(run: Run) -> list[str]:
     return lines
 
 
-def describe_end(run: Run) -> str:
+def describe_end(run: Run) -> list[str]:
     """Where training ended, why, and which step is tested."""
     progress, config = run.progress, run.config.evaluation
-    early = f"early: no better one in {progress.evaluations_since_best} evaluations, " if progress.stopped else ""
+    early = f": early, no better one in {progress.evaluations_since_best} evaluations" if progress.stopped else ""
     if run.end_requested:
-        early = "early: a callback asked for it, "
+        early = ": early, a callback asked for it"
     tested = "the last, since no best one is known"
     if progress.best_value is not None:
-        value = f"valid {config.metric} {progress.best_value:.4f}, {config.protocol}"
-        tested = f"the best, step {progress.best_step} ({value})"
-    return f"ended {early}after step {progress.step}; tested is {tested}"
+        value = f"valid {config.protocol} {config.metric} {progress.best_value:.4f}"
+        tested = f"the best, step {progress.best_step}: {value}"
+    return [f"ended after step {progress.step}{early}", f"tested is {tested}"]

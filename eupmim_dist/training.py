@@ -2,37 +2,50 @@
 
 import json
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from eupmim_dist import assemble
-from eupmim_dist.checkpoint.changes import record_changes
-from eupmim_dist.checkpoint.layout import Checkpoint, resolve
+from eupmim_dist.checkpoint.changes import FREE_KEYS, record_changes
+from eupmim_dist.checkpoint.layout import Checkpoint, readable_steps, resolve
 from eupmim_dist.checkpoint.load import load_model, load_training, open_sound
 from eupmim_dist.checkpoint.origin import check_same_data
 from eupmim_dist.checkpoint.run_dir import Start, find_start, forget_lost_best, free, write_config
 from eupmim_dist.checkpoint.save import CheckpointHook
+from eupmim_dist.config.load import dump_config, flat
 from eupmim_dist.config.schema import Config
+from eupmim_dist.data.training_data import popular_items
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.hook import EvaluationHook
+from eupmim_dist.evaluation.hook import EvaluationHook, cutoffs_of
 from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.export.init_from import INIT_FILE, take_weights
 from eupmim_dist.export.source_settings import compare_settings
 from eupmim_dist.files import write_text
-from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.models.interface import ITEM_TABLE
+from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World
+from eupmim_dist.telemetry.board import Board, write_projector
 from eupmim_dist.telemetry.log import get_logger
-from eupmim_dist.telemetry.metrics import MetricsWriter
-from eupmim_dist.telemetry.progress import StepProgress, byte_progress
+from eupmim_dist.telemetry.metrics import MetricsWriter, OnMetrics
+from eupmim_dist.telemetry.progress import StepProgress, byte_progress, duration, in_hours
 from eupmim_dist.telemetry.throughput import Throughput
-from eupmim_dist.train.callbacks import Callback, Callbacks, OnMetrics
+from eupmim_dist.telemetry.trackers import NO_TRACKERS, Trackers, tracking
+from eupmim_dist.train.callbacks import Callback, Callbacks
 from eupmim_dist.train.hooks import LogHook
 from eupmim_dist.train.loop import train
 from eupmim_dist.train.preemption import leaving_on_signal
+from eupmim_dist.train.rehearsal import seconds_of_a_step
 from eupmim_dist.train.skipped import SkippedHook
 from eupmim_dist.train.state import Assembled, Run
 from eupmim_dist.train.threads import settle_threads, threads_restored
+
+MOST_SHOWN = 5000
+"""Items in TensorBoard's projector, which computes in the browser."""
 
 _training = threading.Lock()
 
@@ -106,8 +119,41 @@ def begin(
     return run, start
 
 
+def rehearse(config: Config, run_dir: Path, world: World) -> None:
+    """Tells what would be trained, on what, and what it would take, from a few steps; writes nothing. Collective."""
+    log = get_logger(world.rank)
+    last = decided_by_main(world, lambda: resolve(run_dir, "last").step if readable_steps(run_dir) else 0)
+    store = assemble.open_store(config.data.dir, world)
+    with agreed(world):
+        run = assemble.assemble_run(config, world, store)
+        for line in [*assemble.describe(run), assemble.describe_room(run)]:
+            log.info(line)
+    with agreed(world):
+        if told := settle_threads(run):
+            log.info(told)
+        step, measured = seconds_of_a_step(run)
+        started = time.perf_counter()
+        evaluate_model(run, "valid", config.evaluation.protocol, cutoffs_of(config.evaluation), progress=True)
+        evaluation = time.perf_counter() - started
+    steps = max(config.train.max_steps - last, 0)
+    evaluations = -(-steps // config.evaluation.every)
+    users = f"evaluations {evaluations:,}, of {len(store.users('valid')):,} users"
+    log.info(f"steps   {steps:,}, of {config.train.global_batch_size:,} samples; {users}")
+    total = in_hours(steps * step + evaluations * evaluation)
+    log.info(f"time    about {total}: {1000 * step:,.1f} ms a step, {duration(evaluation)} an evaluation")
+    log.info(f"        (measured: {measured} steps, 1 evaluation; checkpoints and the test come on top)")
+    if origin := config.train.init_from:
+        log.info(f"weights of {origin}, which was not read")
+    would = f"go on from step {last}" if last else "begin"
+    log.info(f"dry run: nothing was written; {run_dir} would {would}")
+
+
 def run_training(
-    run: Run, start: Start, callbacks: Sequence[Callback] = (), on_metrics: OnMetrics | None = None
+    run: Run,
+    start: Start,
+    callbacks: Sequence[Callback] = (),
+    on_metrics: OnMetrics | None = None,
+    trackers: Trackers = NO_TRACKERS,
 ) -> None:
     """Trains with logging, evaluation of the valid split and checkpoints attached; collective.
 
@@ -115,10 +161,13 @@ def run_training(
     """
     main, run_dir = run.world.is_main, start.run_dir
     throughput, users = Throughput(), Callbacks(run, callbacks, on_metrics)
+    told = [trackers.log, users.on_metrics]
+    settings = {key: value for key, value in flat(run.config).items() if key not in FREE_KEYS}
     with (
-        MetricsWriter(run_dir, main, run.progress.step or None, users.on_metrics) as writer,
+        MetricsWriter(run_dir, main, run.progress.step or None, told) as writer,
         StepProgress(run.config.train.max_steps, run.progress.step, is_main=main) as progress,
     ):
+        writer.describe(dump_config(run.config), settings)
         logging, skipped = LogHook(run, writer, progress, throughput), SkippedHook(run.world.device)
         saving = CheckpointHook(run_dir, writer, throughput)
         try:
@@ -136,8 +185,8 @@ def train_alone(config: Config, run_dir: Path, world: World, callbacks: Sequence
     """
     with the_only_training():
         run, start = begin(config, run_dir, "auto", None, world)
-        with agreed(world), leaving_on_signal(run):
-            run_training(run, start, callbacks)
+        with agreed(world), tracking(run.dense.accelerator, config, run_dir) as trackers, leaving_on_signal(run):
+            run_training(run, start, callbacks, trackers=trackers)
     return run
 
 
@@ -148,20 +197,23 @@ def train_and_test(
 
     Nothing is tested where it was asked to leave: `run.asked_to_leave`.
     """
-    world = run.world
+    world, run_dir = run.world, start.run_dir
     log = get_logger(world.rank)
-    with agreed(world), leaving_on_signal(run):
-        run_training(run, start, callbacks, on_metrics)
-    if run.asked_to_leave:
-        command = "the same command" if resume == "auto" else "the same command with resume auto"
-        log.info(f"stopped as asked: step {run.progress.step} is saved, {command} goes on from there")
-        return []
-    with agreed(world):
-        log.info(assemble.describe_end(run))
+    with agreed(world), tracking(run.dense.accelerator, run.config, run_dir) as trackers:
+        with agreed(world), leaving_on_signal(run):
+            run_training(run, start, callbacks, on_metrics, trackers)
+        if run.asked_to_leave:
+            command = "the same command" if resume == "auto" else "the same command with resume auto"
+            log.info(f"stopped as asked: step {run.progress.step} is saved, {command} goes on from there")
+            return []
+        for line in assemble.describe_end(run):
+            log.info(line)
         if world.size > 1:
             for line in assemble.describe_load(run):
                 log.info(line)
-        return evaluate_best(run, start.run_dir)
+        results = evaluate_best(run, run_dir)
+        show_tested(run, run_dir, results[0], trackers)
+    return results
 
 
 def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
@@ -173,6 +225,27 @@ def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
         content = {**result.as_dict(), "step": checkpoint.step}
         write_text(run_dir / "evaluation.json", json.dumps(content, indent=1) + "\n")
     return [result]
+
+
+def show_tested(run: Run, run_dir: Path, result: Result, trackers: Trackers = NO_TRACKERS) -> None:
+    """Gives TensorBoard and trackers the figures of a finished run, and its most popular items; collective.
+
+    They are of the step after the last: a run that is gone on with has TensorBoard forget them.
+    """
+    main, step = run.world.is_main, run.progress.step + 1
+    items, counts = popular_items(run.store, MOST_SHOWN) if main else (np.zeros(0, dtype=np.int64), np.zeros(0))
+    vectors = run.tables.lookup({"items": (ITEM_TABLE, torch.from_numpy(items))}).rows[0]["items"]
+    if not main:
+        return
+    told, top_n = result.tags(), run.config.evaluation.top_n
+    cutoff = run.config.evaluation.cutoff if run.config.evaluation.cutoff in top_n else top_n[0]
+    with Board(run_dir, step) as board:  # few, by a name before others: its table of runs begins with these
+        board.log(step, {f"final/{name}": value for name, value in told.items() if name.endswith(f"@{cutoff}")})
+    trackers.log(step, told)
+    titles = run.store.item_titles()
+    about = {} if titles is None else {"title": [titles[item] or "" for item in items]}
+    about |= {"item": [str(raw) for raw in run.store.raw_item_ids(items)], "interactions": [str(n) for n in counts]}
+    write_projector(run_dir, "items", vectors.detach().cpu().numpy(), about)
 
 
 def _take_weights(initial: Assembled, source: Checkpoint) -> list[str]:

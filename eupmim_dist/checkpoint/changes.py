@@ -27,6 +27,7 @@ FREE_KEYS = (
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.asynchronous",
+    "telemetry.trackers",
 )
 """What a resumed run may change: nothing that the weights, or which of them are best, depend on, but for
 the order of sums."""

@@ -35,9 +35,20 @@ def train(
             help="Start from the weights, and the model settings, of this run, checkpoint or model.",
         ),
     ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Beside the result: `popularity`, `ease`, `cooccurrence` or `association`, several with commas or "
+            "repeated; or `none`. By default popularity and association, where they need seconds."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be trained, the memory and the time it would take; no more."),
+    ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.")] = False,
 ) -> None:
-    """Train a model, evaluate the best checkpoint on the test split.
+    """Train a model, evaluate the best checkpoint on the test split, beside baselines.
 
     With `--init-from` it is fine-tuned: a new training, from step 0, that starts from the weights of a trained model.
     The data may be another: users and items are matched by raw id, attributes by label, new ones get initial values.
@@ -55,6 +66,8 @@ def train(
 
     `eupmim-dist train --config configs/example.yaml --set model.num_interests=4 --run-dir runs/b`
 
+    `eupmim-dist train --config configs/example.yaml --dry-run`
+
     `eupmim-dist launch --nproc 2 -- train --config configs/example.yaml --run-dir runs/c`
 
     `eupmim-dist train --config runs/a/config.yaml --set train.max_steps=9000 --run-dir runs/a`
@@ -66,11 +79,25 @@ def train(
     `eupmim-dist train --config models/may/config.json --set data.dir=data/june --init-from models/may --run-dir runs/c`
     """
     from eupmim_dist import api
+    from eupmim_dist.cli.next_steps import next_steps
+    from eupmim_dist.cli.options import comma_separated
+    from eupmim_dist.cli.tables import print_results
+    from eupmim_dist.evaluation.baselines import cheap_baselines
+    from eupmim_dist.evaluation.scorers.interface import check_baselines
+    from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
     from eupmim_dist.telemetry.log import get_logger
     from eupmim_dist.train.preemption import EXIT_CODE
 
     world = init_world(cpu)
+    with agreed(world):
+        rivals = None if baseline is None else comma_separated("--baseline", baseline)
+        rivals = [] if rivals == ["none"] else rivals
+        check_baselines(rivals or [])
+    if dry_run:
+        api.dry_run(config, run_dir, overrides=set_ or [], init_from=init_from, cpu=cpu)
+        shutdown(world)
+        return
     fitted = api.fit(
         config,
         run_dir,
@@ -80,11 +107,15 @@ def train(
         init_from=init_from,
         cpu=cpu,
     )
-    if fitted.finished and world.is_main:
-        from eupmim_dist.cli.tables import print_results
-
-        print_results(fitted.results)
-        get_logger().info(f"TensorBoard: tensorboard --logdir {run_dir}")
+    if fitted.finished:
+        trained = fitted.model
+        with agreed(world):
+            names = cheap_baselines(trained.store) if rivals is None else rivals
+            cutoffs = trained.config.evaluation.top_n
+            beside = api.results_of_baselines(names, trained, "test", ["strict"], cutoffs)
+            if world.is_main:
+                print_results([*fitted.results, *beside])
+                get_logger().info("\n".join(["What to run next:", *next_steps(trained, run_dir)]))
     shutdown(world)
     if not fitted.finished:
         raise typer.Exit(EXIT_CODE)

@@ -81,6 +81,10 @@ class ModelSection(Choice):
         vectors = f"{self.num_interests} interest vectors" if self.num_interests > 1 else "one interest vector"
         return f"{vectors} of {self.dim} numbers per user"
 
+    def against_collapse(self) -> list[str]:
+        """Settings, as `--set` takes them, that may keep interests apart and are otherwise here."""
+        return []
+
 
 class ObjectiveSection(Choice):
     """What every objective has: nothing in common so far."""
@@ -200,7 +204,7 @@ class EvaluationConfig(Section):
     patience: int = Field(20, ge=0)
     """Evaluations without a better value after which training stops; 0 never stops."""
     top_n: list[Annotated[int, Field(ge=1)]] = Field([10, 20, 50], min_length=1)
-    """Cut-offs of the reported metrics."""
+    """Cut-offs of the reported metrics; of a large catalogue, long lists take longer at each evaluation."""
     exclude_seen: bool = True
     """Under `strict`, leave out what the user had before the cut; off where people buy a thing twice."""
     batch_size: int = Field(1024, ge=1)
@@ -221,6 +225,11 @@ class CheckpointConfig(Section):
     """Write checkpoints while training goes on, of a copy in host memory as large as a rank's part of them."""
 
 
+class TelemetryConfig(Section):
+    trackers: list[str] = []
+    """Where Accelerate logs the run too, such as [wandb, mlflow], each of whose packages must be installed."""
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -236,6 +245,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     def __init__(self, **values: Any) -> None:
         """Sections as mappings or objects. Raises UserError, which names the key and the mend, for a mistake."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.protocols import PROTOCOLS
 from eupmim_dist.evaluation.runner import evaluate_scorer, held_out_users
 from eupmim_dist.evaluation.scorers.interface import Scorer
@@ -11,6 +12,23 @@ HISTORIES = (1, 2, 3, 5, 10, 20, 50)
 """Numbers of items that a baseline is tried with."""
 MOST_USERS = 10_000
 """Valid users that it is tried on, evenly from all: more would only make a rough choice slower."""
+EASE_ITEMS = 5000
+"""Of more items, whose matrix it inverts, EASE is no quick baseline."""
+FEW_INTERACTIONS, FEW_SCORES = 2_000_000, 50_000_000
+"""Up to which counting what follows what, and scoring items for users, needs seconds."""
+
+
+def quick_baselines(store: InteractionStore) -> list[str]:
+    """Those that show by themselves what a model is worth, without that of a matrix which would be large."""
+    return ["popularity", "association", *(["ease"] if store.num_item_rows - 1 <= EASE_ITEMS else [])]
+
+
+def cheap_baselines(store: InteractionStore) -> list[str]:
+    """Those that need seconds here: what there is beside a result without being asked for."""
+    scores = len(store.users("test")) * store.num_item_rows
+    trials = len(HISTORIES) * min(len(store.users("valid")), MOST_USERS) * store.num_item_rows
+    counted = len(store.items) <= FEW_INTERACTIONS and scores + trials <= FEW_SCORES
+    return [*(["popularity"] if scores <= FEW_SCORES else []), *(["association"] if counted else [])]
 
 
 def choose_history(scorer: Scorer, name: str, setup: Setup, top_n: int) -> None:

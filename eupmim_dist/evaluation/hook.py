@@ -1,9 +1,11 @@
 """Evaluates the valid split every so many steps; early stopping and `best` go by its protocol and metric."""
 
+from eupmim_dist.config.schema import EvaluationConfig, ModelSection
 from eupmim_dist.evaluation.interest_use import InterestUse
 from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
+from eupmim_dist.telemetry.progress import time_of_day
 from eupmim_dist.telemetry.throughput import SECONDS, Throughput
 from eupmim_dist.train.state import Outcome, Run
 
@@ -25,7 +27,7 @@ class EvaluationHook:
     def _evaluate(self, run: Run) -> None:
         config = run.config.evaluation
         with self.throughput.pause() as pause:
-            result = evaluate_model(run, "valid", config.protocol, [config.cutoff])
+            result = evaluate_model(run, "valid", config.protocol, cutoffs_of(config))
         self.writer.log(run.progress.step, _tags(result) | {f"{SECONDS}evaluation": pause.seconds})
         self._look_at(run, result.interests)
         self._judge(run, result.metrics[config.metric])
@@ -35,22 +37,36 @@ class EvaluationHook:
         first = run.progress.best_value is None
         if interests is not None and interests.collapsed and not first and not self._warned:
             self._warned = True
-            where = f"step {run.progress.step}: {run.config.model.name}"
+            model = run.config.model
             get_logger(run.world.rank).warning(
-                f"{where}: {interests}: one does the work of all; docs/results.md (Interests) says what helps"
+                f"step {run.progress.step}: {model.name}: {interests}: one does the work of all; {_mend(model)}"
             )
 
     def _judge(self, run: Run, value: float) -> None:
-        progress, patience = run.progress, run.config.evaluation.patience
+        progress, config = run.progress, run.config.evaluation
         if progress.best_value is None or value > progress.best_value:
             progress.best_value, progress.best_step = value, progress.step
             progress.evaluations_since_best = 0
         else:
             progress.evaluations_since_best += 1
-            progress.stopped = bool(patience) and progress.evaluations_since_best >= patience
+            progress.stopped = bool(config.patience) and progress.evaluations_since_best >= config.patience
+        best = "best so far"
+        if progress.best_step != progress.step:
+            best = f"best {progress.best_value:.4f} at {progress.best_step}"
+        told = f"step {progress.step}  valid {config.protocol} {config.metric} {value:.4f}, {best}"
+        get_logger(run.world.rank).info(f"{time_of_day()}  {told}")
+
+
+def cutoffs_of(config: EvaluationConfig) -> list[int]:
+    """At which the valid split is evaluated."""
+    return sorted({config.cutoff, *config.top_n})
+
+
+def _mend(model: ModelSection) -> str:
+    settings = model.against_collapse()
+    return f"{' and '.join(settings)} may help: " * bool(settings) + "see docs/results.md (Interests)"
 
 
 def _tags(result: Result) -> dict[str, float]:
-    metrics = {f"{result.split}/{result.protocol}/{name}": value for name, value in result.metrics.items()}
     used = {} if result.interests is None else result.interests.tags()
-    return {**metrics, **{f"interests/{name}": value for name, value in used.items()}}
+    return result.tags() | {f"interests/{name}": value for name, value in used.items()}

@@ -49,6 +49,10 @@ class Result:
     per_user: PerUser | None = field(default=None, repr=False, compare=False)
     """If asked for."""
 
+    def tags(self) -> dict[str, float]:
+        """The metrics by names for a log, such as `valid/strict/recall@10`."""
+        return {f"{self.split}/{self.protocol}/{name}": value for name, value in self.metrics.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: all but `per_user`; `interests` and `history` where there are any."""
         content = {name: getattr(self, name) for name in ("model", "protocol", "split", "users", "metrics")}

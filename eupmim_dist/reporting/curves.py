@@ -1,7 +1,7 @@
 """Which curves a report has: what runs logged, those of all runs in one chart where they can be compared."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from eupmim_dist.reporting.charts import Chart, Series, chart
@@ -36,9 +36,8 @@ def groups_of(runs: Sequence[ReportedRun]) -> list[Group]:
     evaluated = [name for name in names if EVALUATED.fullmatch(name)]
     others = [*OTHERS, *(name for name in names if _is_other(name))]
     groups = [
-        Group("Loss", "What training minimises, and the parts that it is the sum of.", [
-            *_overlaid(runs, "Loss", LOSS),
-            *(found for name in (parts if len(parts) > 1 else []) for found in _overlaid(runs, _loss_part(name), name)),
+        Group("Loss", _about_losses(runs), [
+            found for name in [LOSS, *(parts if len(parts) > 1 else [])] for found in _of_one_scale(runs, name)
         ]),
         Group("Evaluations while training", "On the split and by the protocol that each title names.", [
             found for name in evaluated for found in _overlaid(runs, _evaluated(name), name)
@@ -57,9 +56,37 @@ def groups_of(runs: Sequence[ReportedRun]) -> list[Group]:
     return [group for group in groups if group.charts]
 
 
-def _overlaid(runs: Sequence[ReportedRun], title: str, name: str) -> list[Chart]:
-    series = [Series(run.name, number, run.metrics.points(name)) for number, run in enumerate(runs)]
+def _overlaid(runs: Sequence[ReportedRun], title: str, name: str, only: Container[int] | None = None) -> list[Chart]:
+    series = [
+        Series(run.name, number, run.metrics.points(name))
+        for number, run in enumerate(runs)
+        if only is None or number in only
+    ]
     return _found(chart(title, series, log=name == "gradient_norm"))
+
+
+def _of_one_scale(runs: Sequence[ReportedRun], name: str) -> Iterable[Chart]:
+    """A chart for each kind of loss: of another objective, or of more negatives, a lower one is no better one."""
+    kinds = _kinds_of_loss(runs)
+    for numbers in kinds:
+        of_kind = f", {', '.join(runs[number].name for number in numbers)}" if len(kinds) > 1 else ""
+        yield from _overlaid(runs, f"{_loss_part(name)}{of_kind}", name, only=numbers)
+
+
+def _kinds_of_loss(runs: Sequence[ReportedRun]) -> list[list[int]]:
+    """The numbers of runs whose losses are the same function of what a model says, together."""
+    kinds: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        settings = run.config.task.name, run.config.objective.model_dump(mode="json")
+        kinds.setdefault(repr(settings), []).append(number)
+    return list(kinds.values())
+
+
+def _about_losses(runs: Sequence[ReportedRun]) -> str:
+    about = "What training minimises, and the parts that it is the sum of."
+    if len(_kinds_of_loss(runs)) > 1:
+        about += " These runs differ in objective, its settings or the task: such losses do not compare."
+    return about
 
 
 def _by_interest(runs: Sequence[ReportedRun]) -> Iterable[Chart]:
@@ -92,7 +119,7 @@ def _is_other(name: str) -> bool:
 
 
 def _loss_part(name: str) -> str:
-    return f"Loss: {name.removeprefix(PART).replace('_', ' ')}"
+    return f"Loss: {name.removeprefix(PART).replace('_', ' ')}" if name.startswith(PART) else "Loss"
 
 
 def _evaluated(name: str) -> str:

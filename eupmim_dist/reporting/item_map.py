@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.evaluation.recommend import ItemLabels
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.reporting.charts import scale_of
@@ -51,15 +49,6 @@ class ItemMap:
     users: list[OnMap]
     explained: float
     """The part of the items' variance that the two dimensions show."""
-
-
-def popular_items(store: InteractionStore, most: int = MOST_ITEMS) -> np.ndarray:
-    """The items with the most training interactions, int64 [n], the most popular first; none without any."""
-    _, items = training_interactions(store)
-    counts = np.bincount(items, minlength=store.num_item_rows)
-    counts[0] = 0  # padding
-    best = np.argsort(-counts, kind="stable")[:most]
-    return best[counts[best] > 0]
 
 
 def map_of(

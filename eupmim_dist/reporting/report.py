@@ -13,7 +13,9 @@ from eupmim_dist import assemble
 from eupmim_dist.arguments import StoreLike, path_of, several, store_dir
 from eupmim_dist.checkpoint.changes import changes_of
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.training_data import popular_items
 from eupmim_dist.errors import UserError, short
+from eupmim_dist.evaluation.baselines import EASE_ITEMS, quick_baselines
 from eupmim_dist.evaluation.recommend import ItemLabels, item_labels
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.evaluation.scorers.interface import check_baselines
@@ -22,18 +24,15 @@ from eupmim_dist.parallel.world import World
 from eupmim_dist.reporting.curves import groups_of
 from eupmim_dist.reporting.examples import Example, Served, chosen_users, examples_of, served
 from eupmim_dist.reporting.figures import PROTOCOL, Evaluated, evaluated, evaluated_baselines, plot_of, rows_of
-from eupmim_dist.reporting.item_map import ItemMap, map_of, popular_items
+from eupmim_dist.reporting.item_map import MOST_ITEMS, ItemMap, map_of
 from eupmim_dist.reporting.metrics import bytes_sent, spent
 from eupmim_dist.reporting.page import NUM_STYLES, Content, render
 from eupmim_dist.reporting.runs import ReportedRun, RunLike, check_same_store, runs_of, store_dir_of
 from eupmim_dist.reporting.settings import differences
 from eupmim_dist.telemetry.log import get_logger
 
-DEFAULT_BASELINES = ("popularity", "association", "ease")
 TOP_N = 10
 MOST_USERS = 40
-EASE_ITEMS = 5000
-"""Of more items, whose matrix it inverts, EASE is no quick baseline."""
 WORLD = World(0, 1, 0, 1, torch.device("cpu"))
 
 
@@ -118,7 +117,7 @@ def _content(
     if len({run.config.evaluation.exclude_seen for run in runs}) > 1:
         notes.append("evaluation.exclude_seen differs between these runs, so their figures do not compare")
     if chosen is None:
-        chosen = [name for name in DEFAULT_BASELINES if name != "ease" or store.num_item_rows - 1 <= EASE_ITEMS]
+        chosen = quick_baselines(store)
         if "ease" not in chosen:
             notes.append(f"EASE is left out, as there are more than {EASE_ITEMS:,} items; --baseline ease adds it")
     trained = any(run.best for run in runs)
@@ -166,7 +165,7 @@ class _Work:
     def __init__(self, store: InteractionStore, split: str, top_n: int, labels: ItemLabels, users: np.ndarray) -> None:
         self.store, self.split, self.top_n, self.labels, self.users = store, split, top_n, labels, users
         self.examples: list[Example] = examples_of(store, split, users, labels)
-        self.popular = popular_items(store)
+        self.popular, _ = popular_items(store, MOST_ITEMS)
         self.found: list[Evaluated] = []
         self.served: list[list[Served] | None] = []
         self.maps: list[ItemMap] = []

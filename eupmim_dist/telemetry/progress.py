@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from threading import Event, Thread
 from types import TracebackType
 from typing import Self
@@ -20,14 +19,13 @@ LONGEST_PAUSE = 60.0
 
 
 class StepProgress:
-    """Shows step, loss, speed, time left and the best validation metric; silent unless `is_main`, or where the log is.
+    """Has a line in the log whenever it is told of losses, and on a terminal a bar below; silent unless `is_main`.
 
     Args:
         total_steps: the step training ends at.
         first_step: the step it starts from (a resumed run's checkpoint).
         is_main: true on rank 0.
-        every_seconds: the least time between two plain lines; the first and the last update always print.
-        silence: the longest time without one, as far as steps go.
+        silence: seconds after which there is a line all the same, where there is no bar.
     """
 
     def __init__(
@@ -35,58 +33,44 @@ class StepProgress:
         total_steps: int,
         first_step: int = 0,
         is_main: bool = True,
-        every_seconds: float = 5.0,
         silence: float = 20.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._first, self._is_main = total_steps, first_step, is_main
-        self._every, self._silence, self._clock = every_seconds, silence, clock
-        self._started = clock()
-        self._printed: float | None = None
-        self._told = ""
+        self._silence, self._clock = silence, clock
+        self._started = self._printed = clock()
         self._live: Progress | None = None
         if is_main and console().is_terminal and get_logger().isEnabledFor(logging.INFO):
-            self._live = Progress(TextColumn("{task.description}"), BarColumn(), console=console())
+            self._live = Progress(TextColumn("{task.description}"), BarColumn(), console=console(), transient=True)
             self._task = self._live.add_task("starting", total=total_steps, completed=first_step)
 
-    def update(
-        self,
-        step: int,
-        loss: float,
-        samples_per_second: float,
-        best: tuple[str, float] | None = None,
-    ) -> None:
-        """Show the state after `step` steps; `best` is the best validation metric so far and its name."""
-        if not self._is_main:
-            return
-        line = self._told = self._line(step, loss, samples_per_second, best)
-        if self._live:
-            self._live.update(self._task, completed=step, description=line)
-        elif self._printed is None or step >= self._total or self._clock() - self._printed >= self._every:
-            get_logger().info(line)
-            self._printed = self._clock()
+    def update(self, step: int, loss: float, samples_per_second: float) -> None:
+        """The state after `step` steps: a line."""
+        if self._is_main:
+            self._move(step)
+            self._print(self._where(step, f"  loss {loss:.4f}  {samples_per_second:,.0f} samples/s"))
 
     def tick(self, step: int) -> None:
         """A sign of life between updates, which are `train.log_every` steps apart: without a number from the device."""
-        if not self._is_main:
-            return
-        told = self._told or f"step {step}/{self._total}{self._left(step)}"
+        if self._is_main:
+            self._move(step)
+            if not self._live and self._clock() - self._printed >= self._silence:
+                self._print(self._where(step))
+
+    def _move(self, step: int) -> None:
         if self._live:
-            self._live.update(self._task, completed=step, description=told)
-        elif self._clock() - (self._printed or self._started) >= self._silence:
-            get_logger().info(f"step {step}/{self._total}{self._left(step)}")
-            self._printed = self._clock()
+            self._live.update(self._task, completed=step, description=self._where(step))
 
-    def _left(self, step: int) -> str:
+    def _print(self, line: str) -> None:
+        get_logger().info(f"{time_of_day()}  {line}")
+        self._printed = self._clock()
+
+    def _where(self, step: int, numbers: str = "") -> str:
+        told = f"step {step}/{self._total}{numbers}"
         if step <= self._first:
-            return ""
-        seconds = (self._clock() - self._started) / (step - self._first) * (self._total - step)
-        return f"  {timedelta(seconds=round(seconds))} left"
-
-    def _line(self, step: int, loss: float, samples_per_second: float, best: tuple[str, float] | None) -> str:
-        parts = [f"step {step}/{self._total}", f"loss {loss:.4f}", f"{samples_per_second:,.0f} samples/s"]
-        told = "  ".join(parts) + self._left(step)
-        return told + (f"  best {best[0]} {best[1]:.4f}" if best else "")
+            return told
+        left = (self._clock() - self._started) / (step - self._first) * (self._total - step)
+        return f"{told}  {in_hours(left)} left"
 
     def __enter__(self) -> Self:
         if self._live:
@@ -100,9 +84,25 @@ class StepProgress:
             self._live.stop()
 
 
+def time_of_day() -> str:
+    """What lines of the log about a step begin with."""
+    return time.strftime("%H:%M:%S")
+
+
+def in_hours(seconds: float) -> str:
+    """`0:01:05`, of days too: `49:00:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def in_bytes(size: int) -> str:
+    """`12.3 MB`, and from 1,000 MB on in GB."""
+    return f"{size / 1e9:,.1f} GB" if size >= 999_950_000 else f"{size / 1e6:,.1f} MB"
+
+
 def duration(seconds: float) -> str:
     """`1.2 s`, and from a minute on `0:01:05`."""
-    return f"{seconds:.1f} s" if seconds < 59.95 else str(timedelta(seconds=round(seconds)))
+    return f"{seconds:.1f} s" if seconds < 59.95 else in_hours(seconds)
 
 
 @contextmanager

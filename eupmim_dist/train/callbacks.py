@@ -4,10 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eupmim_dist.parallel.agreement import everywhere
+from eupmim_dist.telemetry.metrics import OnMetrics
 from eupmim_dist.train.state import Outcome, Run
-
-OnMetrics = Callable[[int, Mapping[str, float]], None]
-"""Told of a step and the numbers that are logged of it, by the names of metrics.jsonl; on rank 0 only."""
 
 
 class Callback:

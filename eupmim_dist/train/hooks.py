@@ -48,9 +48,10 @@ class LogHook:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         self.throughput.add(run.config.train.global_batch_size)
-        self.progress.tick(run.progress.step)
         if run.progress.step % run.config.train.log_every == 0:
             self._log(run)
+        else:
+            self.progress.tick(run.progress.step)
 
     def at_end(self, run: Run) -> None:
         if self._steps:
@@ -83,9 +84,7 @@ class LogHook:
             log = get_logger(run.world.rank)
             skipped = num_steps - used
             log.warning(f"step {step}: {skipped} of {num_steps} steps skipped: their gradients were not finite")
-        value = run.progress.best_value
-        best = None if value is None else (f"valid {run.config.evaluation.metric}", value)
-        self.progress.update(step, loss, window.rate, best)
+        self.progress.update(step, loss, window.rate)
 
     def _bytes_of_a_step(self, run: Run, num_steps: int) -> dict[str, float]:
         """What a rank has sent, on average; collective. Look-ups are counted when they are prepared, steps ahead."""

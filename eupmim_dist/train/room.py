@@ -16,10 +16,21 @@ from eupmim_dist.parallel.placement import is_replicated
 from eupmim_dist.parallel.world import World
 
 FLOAT = 4
+TABLES = "the tables"
 
 
 def check_room(config: Config, shape: DataShape, ranked: tuple[int, int], world: World, *, training: bool) -> None:
-    """Raises UserError, on all ranks, if it cannot be; collective. Without `training` to rank only.
+    """Raises UserError, on all ranks, if it cannot be; collective. Arguments as of `room_of`."""
+    here = room_of(config, shape, ranked, world, training=training)
+    if config.tables.memory == "host" and world.device.type == "cuda":
+        _check({TABLES: here.pop(TABLES)}, torch.device("cpu"), world)
+    _check(here, world.device, world)
+
+
+def room_of(
+    config: Config, shape: DataShape, ranked: tuple[int, int], world: World, *, training: bool
+) -> dict[str, int]:
+    """Bytes that each rank needs at the least, by what for; without `training` to rank only.
 
     `ranked`: users that there are to rank for, and items of a rank's that are scored at a time.
     """
@@ -32,11 +43,7 @@ def check_room(config: Config, shape: DataShape, ranked: tuple[int, int], world:
     if training:
         samples = -(-config.train.global_batch_size // (world.size * config.train.accumulation))
         batch = max(batch, 2 * samples * width)  # rows and their gradients
-    on_host = config.tables.memory == "host" and world.device.type == "cuda"
-    here = {"the network": dense, **({} if on_host else {"the tables": tables}), "a batch": batch}
-    _check(here, world.device, world)
-    if on_host:
-        _check({"the tables": tables}, torch.device("cpu"), world)
+    return {"the network": dense, TABLES: tables, "a batch": batch}
 
 
 def _check(needed: dict[str, int], device: torch.device, world: World) -> None:

@@ -5,6 +5,7 @@ the number, so it is on record in the run's configuration, and a run that is gon
 """
 
 import os
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ def _fastest(run: Run, most: int) -> tuple[int, str]:
     fastest = min(count for count in times if WORTH * times[count] <= least)
     others = ", ".join(f"{1000 * times[count]:.1f} ms with {count}" for count in sorted(times) if count != fastest)
     told = f"{1000 * times[fastest]:.1f} ms forward and backward of {samples} samples; {others}"
-    return fastest, f"threads {fastest} of {most}: {told}"
+    return fastest, textwrap.fill(f"threads {fastest} of {most}: {told}", 80, subsequent_indent=" " * 8)
 
 
 def _sized_work(run: Run, counts: list[int]) -> tuple[Callable[[], None], int, dict[int, float]]:

@@ -152,7 +152,7 @@ def test_rank_0_alone_prints(place: Path) -> None:
         "data    store: 240 training users, 200 items\n",
         "ranks   2 on cpu, DDP, global batch 32\n",
         "test split, protocol strict, 30 users",
-        "TensorBoard: tensorboard --logdir run\n",
+        "What to run next:\n",
     ):
         assert out.count(line) == 1, out
     assert out.count(f"step {STEPS}/{STEPS}  loss") == 1

@@ -98,7 +98,7 @@ def test_two_ranks_train_it_with_an_objective_and_a_task_of_another_package(plac
     out = (place / "train.out").read_text()
     for line in (
         "task    toy.LastItem, objective toy-bpr\n",
-        "model   toy: 84 dense parameters; tables item 31 x 8, exact\n",
+        "model   toy: 84 dense parameters\ntables  item 31 x 8; exact\n",
         "ranks   2 on cpu, DDP, global batch 16\n",
     ):
         assert out.count(line) == 1, out

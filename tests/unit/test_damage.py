@@ -78,7 +78,7 @@ def test_a_best_one_that_was_lost_is_forgotten(tmp_path: Path, capsys: pytest.Ca
     forget_lost_best(run, tmp_path / "run")
     assert (run.progress.best_step, run.progress.best_value) == (None, None)
     assert "the best so far is forgotten" in capsys.readouterr().err
-    assert describe_end(run) == "ended after step 12; tested is the last, since no best one is known"
+    assert describe_end(run) == ["ended after step 12", "tested is the last, since no best one is known"]
     assert evaluate_best(run, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["step"] == 12
 

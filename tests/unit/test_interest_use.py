@@ -45,3 +45,13 @@ def test_interests_that_are_one_are_warned_of_once(tmp_path: Path, capfd: pytest
     told = " ".join(capfd.readouterr().err.split())
     assert told.count("one does the work of all") == 1
     assert "step 8: eupmim: its 3 interests fill 100.0, 0.0, 0.0 %" in told  # and not step 4, the first evaluation
+    assert "work of all; model.extractor=causal and model.orthogonal=false may help: see docs/results.md" in told
+
+
+def test_only_settings_that_a_model_has_otherwise_are_said_to_help(tmp_path: Path) -> None:
+    def named(**changes: Any) -> list[str]:
+        return config_of(tmp_path, **changes).model.against_collapse()
+
+    assert named(model__extractor="causal") == ["model.orthogonal=false"]
+    assert not named(model__extractor="causal", model__orthogonal=False)
+    assert not named(model={"name": "comirec_sa"})

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -26,9 +27,11 @@ from eupmim_dist.data.writer import Dataset, write_dataset
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.evaluation.statistics import bootstrap_interval
 from eupmim_dist.reporting.charts import Series, chart, compact, scale_of, thinned
+from eupmim_dist.reporting.curves import groups_of
 from eupmim_dist.reporting.examples import chosen_users
 from eupmim_dist.reporting.item_map import SIZE, apart, principal_axes
 from eupmim_dist.reporting.metrics import Line, Metrics, Spent, bytes_sent, read_metrics, spent
+from eupmim_dist.reporting.runs import ReportedRun, runs_of
 from tests.runs import command_line
 from tests.stores import small_store
 
@@ -207,6 +210,22 @@ def test_curves_hold_what_was_logged(place: Path) -> None:
     assert all(
         0 <= x <= 360 and 0 <= y <= 200 for lines in drawn.values() for *_, points in lines for _, x, y, _ in points
     )
+
+
+def test_losses_of_different_objectives_are_in_charts_of_their_own(place: Path) -> None:
+    def titles(*runs: ReportedRun) -> tuple[str, list[tuple[str, list[str]]]]:
+        losses = groups_of(runs)[0]
+        return losses.about, [(one.title, [line.name for line in one.lines]) for one in losses.charts]
+
+    two, one = runs_of(["runs/two", "runs/one"])
+    objective = one.config.objective.model_copy(update={"num_negatives": 7})
+    other = replace(one, config=one.config.model_copy(update={"objective": objective}))
+    about, charts = titles(two, one)
+    assert "do not compare" not in about
+    assert charts[0] == ("Loss", ["two", "one"])
+    about, charts = titles(two, other, two)
+    assert "differ in objective" in about
+    assert charts[:2] == [("Loss, two, two", ["two", "two"]), ("Loss, one", ["one"])]
 
 
 def test_settings_that_differ_are_told(place: Path) -> None:

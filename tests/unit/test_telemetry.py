@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -82,8 +83,8 @@ def test_metrics_go_to_both_places(tmp_path):
     assert line.pop("time") > 1e9
     assert line == {"step": 10, "loss": 0.5, "loss/adjacency": 0.25, "users": 7}
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert set(board.Tags()["scalars"]) == {"loss", "loss/adjacency", "users"}
-    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(10, 0.5)]
+    assert set(board.Tags()["scalars"]) == {"train/loss", "train/loss/adjacency", "users"}
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(10, 0.5)]
 
 
 def test_a_number_that_is_not_finite_leaves_valid_json(tmp_path):
@@ -103,7 +104,7 @@ def test_a_resumed_run_has_each_step_once(tmp_path):
         metrics.log(30, {"loss": 0.0})
     assert [line["step"] for line in read(tmp_path)] == [0, 10, 20, 30]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in board.Scalars("loss")] == [
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [
         (0, 0),
         (10, 10),
         (20, 20),
@@ -162,22 +163,40 @@ def test_throughput_leaves_pauses_out_and_starts_anew():
     assert throughput.window().rate == pytest.approx(25)
 
 
-def test_progress_prints_first_last_and_now_and_then(capsys):
+@pytest.mark.parametrize("terminal", [False, True])
+def test_every_line_of_the_log_is_there_on_a_terminal_too(monkeypatch, capsys, terminal):
+    if terminal:
+        screen = Console(file=io.StringIO(), force_terminal=True, width=80)
+        monkeypatch.setattr(progress_module, "console", lambda: screen)
+    monkeypatch.setattr(progress_module.time, "strftime", lambda form: "12:34:56")
     clock = Clock()
-    with StepProgress(100, first_step=20, every_seconds=5, clock=clock) as progress:
+    with StepProgress(100, first_step=20, clock=clock) as progress:
         for step in (30, 31, 60, 61, 100):
             clock.now = step - 20
-            best = ("recall@20", 0.12345) if step == 60 else None
-            progress.update(step, loss=1.5, samples_per_second=1234.5, best=best)
-    assert capsys.readouterr().out.splitlines() == [
-        "step 30/100  loss 1.5000  1,234 samples/s  0:01:10 left",
-        "step 60/100  loss 1.5000  1,234 samples/s  0:00:40 left  best recall@20 0.1235",
-        "step 100/100  loss 1.5000  1,234 samples/s  0:00:00 left",
+            progress.update(step, loss=1.5, samples_per_second=1234.5)
+    told = capsys.readouterr().out + (screen.file.getvalue() if terminal else "")
+    assert re.findall(r"12:34:56.*", told) == [
+        "12:34:56  step 30/100  loss 1.5000  1,234 samples/s  0:01:10 left",
+        "12:34:56  step 31/100  loss 1.5000  1,234 samples/s  0:01:09 left",
+        "12:34:56  step 60/100  loss 1.5000  1,234 samples/s  0:00:40 left",
+        "12:34:56  step 61/100  loss 1.5000  1,234 samples/s  0:00:39 left",
+        "12:34:56  step 100/100  loss 1.5000  1,234 samples/s  0:00:00 left",
     ]
+
+
+def test_lines_of_long_trainings_fit_80_columns(capsys):
+    clock = Clock()
+    with StepProgress(999_999, clock=clock) as progress:
+        clock.now = 200_000.0  # 55 hours
+        progress.update(400_000, loss=123.45678, samples_per_second=1e6)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.endswith("83:20:00 left")
+    assert len(line) <= 80
 
 
 def test_progress_is_silent_on_other_ranks(capsys):
     with StepProgress(10, is_main=False) as progress:
+        progress.tick(10)
         progress.update(10, loss=1.0, samples_per_second=1.0)
     assert capsys.readouterr().out == ""
 
@@ -222,6 +241,6 @@ def test_slow_steps_give_a_sign_of_life_between_two_lines_of_the_log(capsys):
         progress.update(15, 0.5, 3.0)
         progress.tick(16)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["step 12/100  0:22:00 left", "step 14/100  0:21:30 left"]
-    assert lines[2].startswith("step 15/100  loss 0.5000")
+    assert [line[10:] for line in lines[:2]] == ["step 12/100  0:22:00 left", "step 14/100  0:21:30 left"]
+    assert lines[2][10:].startswith("step 15/100  loss 0.5000")
     assert len(lines) == 3

@@ -70,6 +70,8 @@ def test_the_fastest_is_taken_and_the_fewest_of_those_alike(
         assert line is None  # there was nothing to choose
         return
     assert line is not None
+    assert max(map(len, line.splitlines())) <= 80
+    line = " ".join(line.split())
     assert line.startswith(f"threads {fastest} of {most}: {1000 * seconds[fastest]:.1f} ms forward and backward of 8 ")
     for count in seconds.keys() - {fastest}:
         assert f"{1000 * seconds[count]:.1f} ms with {count}" in line

@@ -40,6 +40,10 @@ class EUPMiMConfig(ModelSection):
     user_dropout: Probability = 0.0
     """Share of the samples of a training step whose user counts as never seen: his id row is zero."""
 
+    def against_collapse(self) -> list[str]:
+        helps = {"model.extractor=causal": self.extractor != "causal", "model.orthogonal=false": self.orthogonal}
+        return [setting for setting, would in helps.items() if would]
+
     @model_validator(mode="after")
     def _consistent(self) -> "EUPMiMConfig":
         if self.extractor in ("transformer", "causal") and self.dim % self.num_heads:

@@ -1,0 +1,33 @@
+"""How long a step takes: the first ones are made in earnest, and timed."""
+
+import time
+
+from eupmim_dist.train.loop import train
+from eupmim_dist.train.state import Outcome, Run
+
+WARM_UP = 2
+"""Steps that are not counted: memory is taken in them, and the next ones are prepared meanwhile."""
+SECONDS, MOST_STEPS = 5.0, 50
+"""When there are enough."""
+
+
+def seconds_of_a_step(run: Run) -> tuple[float, int]:
+    """The mean, as rank 0 sees it, and of how many steps; the run has made them then. Collective."""
+    watch = _Stopwatch()
+    train(run, [watch])
+    marks = watch.marks[min(WARM_UP, len(watch.marks) - 2) :]
+    return (marks[-1] - marks[0]) / (len(marks) - 1), len(marks) - 1
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.marks = [time.perf_counter()]
+
+    def after_step(self, run: Run, outcome: Outcome) -> None:
+        float(outcome.verdict.norm)  # waits for a GPU
+        self.marks.append(time.perf_counter())
+        if len(self.marks) > MOST_STEPS or self.marks[-1] - self.marks[0] > SECONDS:
+            run.end_requested = True
+
+    def at_end(self, run: Run) -> None:
+        pass
