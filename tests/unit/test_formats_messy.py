@@ -138,7 +138,7 @@ def test_a_messy_file_is_its_clean_twin(tmp_path: Path, capsys: pytest.CaptureFi
     assert same(messy, stored(tmp_path / "clean", clean(tmp_path / "clean.csv", rows)))
 
     told = capsys.readouterr().out
-    assert max(map(len, told.splitlines())) <= 80
+    assert max(map(len, told.partition("┌")[0].splitlines()[:-1])) <= 80  # the table is as wide as the terminal
     assert "semicolon, UTF-8 (byte-order mark)" in told
     assert f"rows         {len(rows) + len(BAD):,} read; {len(BAD)} bad ones skipped; {len(rows)} taken" in told
     assert "time         dates and times, 2024-01-31 23:" in told
