@@ -12,6 +12,8 @@ ARGS   ?=
 VENV   := .venv
 EUPMIM := $(VENV)/bin/eupmim-dist
 LAUNCH := $(EUPMIM) launch $(if $(NPROC),--nproc $(NPROC)) --
+COMPARE := OMP_NUM_THREADS=1 $(EUPMIM) compare
+BASELINES := popularity,ease,cooccurrence,association
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest
 STAMP  := $(VENV)/installed
 DATA   := data/example
@@ -21,7 +23,8 @@ RUN    := runs/example
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test crash-test fuzz check bench results clean
+.PHONY: help setup train test crash-test fuzz check bench clean \
+  results results-movielens results-ablation results-authors
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -34,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 train: $(STAMP) $(DATA)  ## Train on example data, compare with baselines, recommend
-	$(LAUNCH) train --config configs/example.yaml --run-dir $(RUN) --baseline popularity,ease,cooccurrence,association
+	$(LAUNCH) train --config configs/example.yaml --run-dir $(RUN) --baseline $(BASELINES)
 	rm -rf $(RUN)/model && $(EUPMIM) consolidate $(RUN) --out $(RUN)/model
 	$(EUPMIM) recommend $(RUN)/model --user 1 --user 2 --user 3 --top-n 5
 
@@ -65,13 +68,31 @@ bench: $(STAMP) $(DATA)  ## Measure training, evaluation and sharded tables on t
 	$(EUPMIM) bench step --data $(DATA)
 	$(LAUNCH) bench tables --systems ours,ddp
 
-results: $(STAMP)  ## Reproduce docs/results.md; the authors' MovieLens-1M files in ML1M=DIR
-	test -d data/movielens-1m || $(EUPMIM) prepare $(ML1M) --format eupmim --out data/movielens-1m
+results: results-movielens results-ablation results-authors  ## Repeat docs/results.md, many hours; the authors' MovieLens-1M files in ML1M=DIR
+
+# One thread each: the last bits of results depend on their number.
+results-movielens: data/movielens-1m
+	$(COMPARE) configs/eupmim_movielens_best.yaml configs/models/*.yaml --set data.dir=data/movielens-1m \
+	  --seeds 1,2,3 --baseline $(BASELINES) --out runs/results/movielens
+
+results-ablation: data/movielens-1m
+	$(COMPARE) configs/eupmim_movielens_best.yaml --set train.max_steps=2000 --split valid --seeds 1,2,3 \
+	  --variant "next item alone: objective.discount=0" \
+	  --variant "no graph: model.graph=false" \
+	  --variant "no profile: model.profile=false model.profile_attention=none model.user_dropout=0" \
+	  --variant "no profile attention: model.profile_attention=none" \
+	  --variant "four interests: model.num_interests=4" \
+	  --variant "genres: model.item_attributes=genres" --out runs/results/ablation
+
+results-authors: data/movielens-1m
 	for n in 1 2; do \
 	  $(EUPMIM) launch --nproc $$n -- train --config configs/eupmim_movielens.yaml --run-dir runs/movielens-$${n}rank && \
 	  $(EUPMIM) evaluate runs/movielens-$${n}rank --protocol strict,comirec,seed --top-n 10 \
-	    --baseline popularity,ease,cooccurrence,association --json runs/movielens-$${n}rank/results.json || exit 1; \
+	    --baseline $(BASELINES) --json runs/movielens-$${n}rank/results.json || exit 1; \
 	done
+
+data/movielens-1m: | $(STAMP)
+	$(EUPMIM) prepare $(ML1M) --format eupmim --out $@
 
 clean:  ## Remove what training and tools wrote; keeps .venv
 	rm -rf $(DATA) $(RUN) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
