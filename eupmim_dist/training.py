@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -185,9 +185,19 @@ def train_alone(config: Config, run_dir: Path, world: World, callbacks: Sequence
     """
     with the_only_training():
         run, start = begin(config, run_dir, "auto", None, world)
-        with agreed(world), tracking(run.dense.accelerator, config, run_dir) as trackers, leaving_on_signal(run):
+        with _tracked(run, run_dir) as trackers, leaving_on_signal(run):
             run_training(run, start, callbacks, trackers=trackers)
     return run
+
+
+@contextmanager
+def _tracked(run: Run, run_dir: Path) -> Iterator[Trackers]:
+    """The trackers of a run; collective. All ranks hear at once of one that rank 0 cannot start."""
+    with ExitStack() as stack:
+        with agreed(run.world):
+            trackers = stack.enter_context(tracking(run.dense.accelerator, run.config, run_dir))
+        with agreed(run.world):
+            yield trackers
 
 
 def train_and_test(
@@ -199,7 +209,7 @@ def train_and_test(
     """
     world, run_dir = run.world, start.run_dir
     log = get_logger(world.rank)
-    with agreed(world), tracking(run.dense.accelerator, run.config, run_dir) as trackers:
+    with _tracked(run, run_dir) as trackers:
         with agreed(world), leaving_on_signal(run):
             run_training(run, start, callbacks, on_metrics, trackers)
         if run.asked_to_leave:

@@ -10,7 +10,7 @@ import polars as pl
 from eupmim_dist.data.frames import reading, scan_parquet
 from eupmim_dist.data.item_features import Known, add_item_attributes
 from eupmim_dist.data.requests import read_requests
-from eupmim_dist.data.told import Tell
+from eupmim_dist.data.told import FEW_VALUES, MANY_VALUES, Tell, cost_of_many
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError, listed, short
 from eupmim_dist.files import regular_file
@@ -48,6 +48,8 @@ def _add_items(dataset: Dataset, known: Known, tell: Tell) -> None:
     for attribute in dataset.item_attributes:
         several = f", up to {attribute.columns} an item" if attribute.columns > 1 else ""
         tell("items", f"{short(attribute.name)}: {len(attribute.labels):,} values{several}")
+        if len(attribute.labels) > max(FEW_VALUES, min(MANY_VALUES, len(dataset.raw_items) // 2)):
+            tell("note", cost_of_many(attribute.name, len(attribute.labels)))
     for name in dataset.number_names:
         tell("items", f"{short(name)}: a number")
 

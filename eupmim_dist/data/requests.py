@@ -156,7 +156,8 @@ def _value(where: str, name: str, value: Any) -> Any:
         return [_value(where, "an item of the history", item) for item in value]
     if value is None and not name.startswith("an item"):
         return None
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+    is_id = name in ("user", "item") or name.startswith("an item")
+    if isinstance(value, str | int if is_id else str | int | float) and not isinstance(value, bool):
         return str(value)
     raise UserError(f"{where}: {name} is {shown(value)}; give text or an integer")
 

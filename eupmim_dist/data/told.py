@@ -32,13 +32,17 @@ def tell_attributes(dataset: Dataset, tell: Tell) -> None:
         values = f"{attribute.cardinality:,} value{'s' * (attribute.cardinality != 1)}"
         tell("attribute", f"{short(attribute.name)}: {values}, most often {', '.join(common)}")
         if attribute.cardinality > max(FEW_VALUES, min(MANY_VALUES, num_users // 2)):
-            megabytes = attribute.cardinality * EXAMPLE_DIM * 4 / 1e6
-            tell(
-                "note",
-                f"{short(attribute.name)} has very many values: a model that reads it has a table of {values} x "
-                f"model.dim numbers on every rank, {megabytes:,.1f} MB at dim {EXAMPLE_DIM}, and as much again for "
-                "each moment of its optimizer; a value that few users have teaches little",
-            )
+            tell("note", cost_of_many(attribute.name, attribute.cardinality))
+
+
+def cost_of_many(name: str, cardinality: int) -> str:
+    """What a table of very many values costs."""
+    megabytes = cardinality * EXAMPLE_DIM * 4 / 1e6
+    return (
+        f"{short(name)} has very many values: a model that reads it has a table of {cardinality:,} values x model.dim "
+        f"numbers on every rank, {megabytes:,.1f} MB at dim {EXAMPLE_DIM}, and as much again for each moment of its "
+        "optimizer; a value that few have teaches little"
+    )
 
 
 def tell_store(dataset: Dataset, tell: Tell) -> None:

@@ -60,7 +60,9 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
         _check_network(assembled, source, pieces, of_attributes)
         for name, shard in assembled.tables.shards.items():
             id_map = shard.spec.id_map
-            if trained_on is not store and owner_of(name) is not None:
+            if not shard.spec.trained:  # what is frozen is as this store has it
+                matches = np.full(len(shard.weight), NEW)
+            elif owner_of(name) is not None:  # which rows there are, the configuration says, too
                 matches = _feature_matches(shard, rows_of[name], assembled, source, trained_on)
             elif trained_on is store or id_map is None:
                 matches = shard.ids().numpy()
@@ -80,6 +82,9 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
     lines = [f"starting from {source.path}, step {source.step}"]
     for name, shard in assembled.tables.shards.items():
         total = taken[name] if shard.replicated else sum(everywhere(taken[name], world))
+        if not shard.spec.trained:
+            lines.append(f"{shard.spec.id_map or name}: rows are frozen, so they are those of {store.path}")
+            continue
         padding = int(shard.spec.padding_row is not None)
         counts = total - padding, shard.spec.rows - padding, rows_of[name] - padding
         lines.append(_line(shard.spec.id_map or name, "rows", source, *counts))

@@ -87,6 +87,8 @@ def _vectors(
         spec = next((spec for spec in tables if spec.id_map == of), None)
         if spec is None:
             raise UserError(f"model.{key}: model {config.name} has no table of {of}; set it to none")
+        if spec.untrained == "zero":  # then a user who is held out is looked up by no id
+            raise UserError(f"model.{key}: users never trained on would have none; set model.unseen_users=table too")
         if vectors is None:
             raise UserError(
                 f"model.{key}: {store.path} has no vectors of {of}; prepare it with --{of[:-1]}-vectors FILE, or set "

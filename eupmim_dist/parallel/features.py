@@ -59,6 +59,7 @@ class _Values:
         self.share = 1.0 / number.clamp(min=1)[:, None]  # [n, 1]
         first = group.members[spec.name].offset
         self.all = torch.arange(first, first + spec.rows, device=device)
+        self.none_of_all = self.none - first
         self.of_all_rows: tuple[Tensor, Tensor] | None = None
 
     def of(self, weight: Tensor, places: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ class _Values:
     def add_gradient(self, out: Tensor, places: Tensor, values: Tensor) -> None:
         order, starts = self._by_value(places)
         found = merge_rows(values * self.share[places], order, starts)
-        found[self.none - int(self.all[0])] = 0.0
+        found[self.none_of_all] = 0.0
         out[self.all] = found
 
     def _by_value(self, places: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,12 +72,13 @@ class Shard:
         return torch.from_numpy(self.order.ids(np.arange(self.start, self.start + len(self.weight))))
 
     def start_as(self, rows: np.ndarray) -> None:
-        """Sets rows to those of float32 [rows of the table, dim], but where these are zeros."""
+        """Sets rows to those of float32 [rows of the table, dim]; to zeros only where rows are not trained."""
         for first in range(0, len(self.weight), INIT_ELEMENTS // self.spec.dim + 1):
             part = self.weight[first : first + INIT_ELEMENTS // self.spec.dim + 1]
             ids = self.order.ids(np.arange(self.start + first, self.start + first + len(part)))
             given = torch.from_numpy(rows[ids]).to(part.device)
-            part.copy_(torch.where((given != 0).any(1, keepdim=True), given, part))
+            known = (given != 0).any(1, keepdim=True)
+            part.copy_(torch.where(known, given, part) if self.spec.trained else given)
 
 
 @dataclass(frozen=True)

@@ -71,5 +71,5 @@ def _without_memory(config: Config, shape: DataShape) -> Model | None:
 def _table_bytes(spec: TableSpec, config: Config, world: World, training: bool) -> int:
     whole = is_replicated(spec.name, spec.rows, world.size, config.tables)
     rows = spec.rows if whole else -(-spec.rows // world.size)
-    held = TABLE_OPTIMIZERS[config.tables.optimizer].held if training and spec.trained else 0
+    held = TABLE_OPTIMIZERS[config.tables.optimizer].held if training else 0
     return rows * spec.dim * FLOAT * (1 + held)

@@ -166,7 +166,11 @@ def test_a_plain_store_has_none(tmp_path: Path) -> None:
 
 
 def test_a_row_is_what_the_formula_says(tmp_path: Path) -> None:
-    run = start(settings_of(tmp_path, item_attributes="all", item_vectors="projected", user_vectors="projected"))
+    run = start(
+        settings_of(
+            tmp_path, item_attributes="all", item_vectors="projected", user_vectors="projected", unseen_users="table"
+        )
+    )
     held = {
         name: dict(zip(shard.ids().tolist(), shard.weight, strict=True)) for name, shard in run.tables.shards.items()
     }
@@ -252,6 +256,27 @@ def test_fine_tuning_takes_values_by_label_and_numbers_by_name(tmp_path: Path) -
     )
     with pytest.raises(UserError, match=r"its item vectors have 8 numbers and those of .* 5"):
         assemble_run(later, WORLD, open_store(later.data.dir, WORLD), take)
+
+
+def test_fine_tuning_on_the_same_store(tmp_path: Path) -> None:
+    """Which numbers have a row is the configuration's matter; and what is frozen stays as the store has it."""
+    place = tmp_path / "run"
+    trained = train_in(settings_of(tmp_path, item_attributes="weight", item_vectors="finetuned"), place)
+    told: list[str] = []
+
+    def take(run: Assembled) -> None:
+        told.extend(take_weights(run, resolve(place, "last")))
+
+    config = settings_of(tmp_path, item_attributes=["weight", "price"], item_vectors="frozen")
+    run = assemble_run(config, WORLD, trained.store, take)
+    rows = {name: dict(zip(s.ids().tolist(), s.weight, strict=True)) for name, s in run.tables.shards.items()}
+    source = trained.tables.shards["item:numbers"].weight
+    assert torch.equal(rows["item:numbers"][1], source[0])  # weight comes after price
+    assert not torch.equal(rows["item:numbers"][0], source[0])
+    assert trained.store.item_vectors is not None
+    for item in range(1, ITEMS + 1):
+        assert torch.equal(rows["item"][item], torch.tensor(trained.store.item_vectors[item]))
+    assert any("items: rows are frozen" in line for line in told)
 
 
 def test_vectors_are_exported_with_what_features_add(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def is_regular(source: Path, layout: Layout, num_columns: int) -> bool:
     """
     separator, inside, separators, lines, last = ord(layout.separator), 0, 0, 0, b"\n"
     for block, stray in _blocks(layout.copy or source):
-        if stray or (layout.trim and b' "' in block) or (layout.copy and b"\0" in block):
+        if stray or (layout.trim and b'"' in block) or (layout.copy and b"\0" in block):
             return False
         if inside or b'"' in block:
             characters = np.frombuffer(block, np.uint8)
