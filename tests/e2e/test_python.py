@@ -118,7 +118,7 @@ def test_the_pages_first_example_and_its_search_run(place: Path, capsys: pytest.
 
 
 def test_every_block_of_the_page_is_python() -> None:
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 9
     for code in BLOCKS:
         ast.parse(code)
 
