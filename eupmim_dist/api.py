@@ -152,7 +152,7 @@ def dry_run(
 ) -> None:
     """Logs what `fit` would train, on what, the memory and the time that it would take; writes nothing. Collective.
 
-    Raises UserError as `fit`, but for what is the matter with a run directory.
+    Raises UserError as `fit`, but for what is the matter with a run directory, or with the weights of `init_from`.
     """
     world = init_world(cpu)
     with agreed(world), the_only_training():

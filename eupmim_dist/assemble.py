@@ -92,7 +92,7 @@ def assemble(config: Config, world: World, store: InteractionStore) -> Assembled
     """A model with initial weights and its tables, to rank with."""
     _check_ranks(config, world)
     shape = shape_of_data(config, store)
-    check_room(config, shape, _ranked(store), world, training=False)
+    check_room(config, shape, store, _ranked(store), world, training=False)
     model = make_model(config, shape)
     return _with_tables(config, world, store, make_task(config, world, store, model), model, None)
 
@@ -126,7 +126,7 @@ def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Mo
     for key, cutoffs in (("metric", [config.evaluation.cutoff]), ("top_n", config.evaluation.top_n)):
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
     shape = shape_of_data(config, store)
-    check_room(config, shape, _ranked(store), world, training=True)
+    check_room(config, shape, store, _ranked(store), world, training=True)
     model = make_model(config, shape)
     task = make_task(config, world, store, model)
     objective: Objective = build("objective", config.objective.name, Objective, config.objective, model, task)
@@ -202,7 +202,9 @@ def describe(run: Run) -> list[str]:
 
 def describe_room(run: Run) -> str:
     """The memory that each rank needs, as far as it is known before."""
-    needed = room_of(run.config, shape_of_data(run.config, run.store), _ranked(run.store), run.world, training=True)
+    needed = room_of(
+        run.config, shape_of_data(run.config, run.store), run.store, _ranked(run.store), run.world, training=True
+    )
     parts = ", ".join(f"{what.split()[-1]} {in_bytes(size)}" for what, size in needed.items())
     return f"memory  at least {in_bytes(sum(needed.values()))} a rank: {parts}"
 

@@ -73,9 +73,9 @@ def record_changes(run_dir: Path, step: int, changed: Changed) -> list[str]:
         return []
     line = json.dumps({"step": step, "changed": changed}) + "\n"
     file = run_dir / CHANGES_FILE
-    known = _lines_of(file)
-    if known[-1:] != [line]:  # it was interrupted before the next checkpoint
-        write_text(file, "".join([*known, line]))
+    # Of what was tried from this step on, or from a later one, no checkpoint is left that is gone on with.
+    earlier = [known for known in _lines_of(file) if _step_of(known) < step]
+    write_text(file, "".join([*earlier, line]))
     return _in_words(json.loads(line))
 
 
@@ -93,6 +93,13 @@ def _lines_of(file: Path) -> list[str]:
         return read_text(file).splitlines(keepends=True)
     except (OSError, ValueError):
         return []
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a file that people may edit
+        return -1
 
 
 def _in_words(change: dict[str, Any]) -> list[str]:

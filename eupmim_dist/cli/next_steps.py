@@ -12,15 +12,13 @@ from eupmim_dist.train.state import Assembled
 MOST_TRIED = 1000
 """Users of whom one should have an id that can be shown."""
 LONGEST_ID = 40
-CUTOFFS = (10, 20, 50)
-"""What `evaluate` takes by itself."""
 
 
 def next_steps(trained: Assembled, run_dir: Path) -> list[str]:
     """For a shell: evaluate it beside baselines, recommend, write a report, look at the curves."""
     run, ours, items = shlex.quote(str(run_dir)), _program("eupmim-dist"), trained.store.num_item_rows - 1
-    few = "" if items >= max(CUTOFFS) else f" --top-n {min(items, *CUTOFFS)}"
-    lines = [f"{ours} evaluate {run} --baseline {','.join(quick_baselines(trained.store))}{few}"]
+    baselines = ",".join(quick_baselines(trained.store))
+    lines = [f"{ours} evaluate {run} --baseline {baselines} --top-n {min(items, 10)}"]
     user = _some_user(trained.store)
     if user is not None and trained.model.scorer == "interests":  # others recommend nothing
         lines.append(

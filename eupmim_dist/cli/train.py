@@ -82,6 +82,7 @@ def train(
     from eupmim_dist.cli.next_steps import next_steps
     from eupmim_dist.cli.options import comma_separated
     from eupmim_dist.cli.tables import print_results
+    from eupmim_dist.errors import UserError
     from eupmim_dist.evaluation.baselines import cheap_baselines
     from eupmim_dist.evaluation.scorers.interface import check_baselines
     from eupmim_dist.parallel.agreement import agreed
@@ -94,6 +95,8 @@ def train(
         rivals = None if baseline is None else comma_separated("--baseline", baseline)
         rivals = [] if rivals == ["none"] else rivals
         check_baselines(rivals or [])
+        if dry_run and (resume != "auto" or resume_with or baseline):
+            raise UserError("--dry-run: does not look at --resume, --resume-with or --baseline; leave them out")
     if dry_run:
         api.dry_run(config, run_dir, overrides=set_ or [], init_from=init_from, cpu=cpu)
         shutdown(world)

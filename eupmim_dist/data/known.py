@@ -16,10 +16,26 @@ from eupmim_dist.errors import UserError, listed, short
 from eupmim_dist.files import regular_file
 
 
+def check_known(known: Known) -> None:
+    """Raises UserError for options that do not go together and for files that are not there: before the log is read."""
+    columns = [*known.attributes, *known.numbers]
+    if columns and known.items is None:
+        raise UserError("--item-attribute, --item-number: columns of which file, --items says; give it too")
+    if known.items is not None and not columns:
+        raise UserError(f"--items {known.items}: say which columns to take with --item-attribute or --item-number")
+    names = [_column_and_separator(each)[0] for each in known.attributes] + list(known.numbers)
+    if len(set(names)) < len(names):
+        raise UserError("--item-attribute, --item-number: the same column is given twice")
+    for file in (known.items, known.item_vectors, known.user_vectors):
+        if file is not None:
+            regular_file(file, "it tells what is known of items or users")
+
+
 def add_known(dataset: Dataset, known: Known, tell: Tell) -> None:
     """Adds to `dataset` what the files tell of its items and users; `tell` is called with what was taken for what.
 
-    Raises UserError for a file that cannot be read, a column that is not there, and files without any item of the data.
+    `check_known` has been asked. Raises UserError for a file that cannot be read, a column that is not there, and files
+    without any item of the data.
     """
     _add_items(dataset, known, tell)
     if known.item_vectors is not None:
@@ -29,16 +45,10 @@ def add_known(dataset: Dataset, known: Known, tell: Tell) -> None:
 
 
 def _add_items(dataset: Dataset, known: Known, tell: Tell) -> None:
-    attributes = dict(_column_and_separator(each) for each in known.attributes)
     if known.items is None:
-        if attributes or known.numbers:
-            raise UserError("--item-attribute, --item-number: columns of which file, --items says; give it too")
         return
-    if not (attributes or known.numbers):
-        raise UserError(f"--items {known.items}: say which columns to take with --item-attribute or --item-number")
+    attributes = dict(_column_and_separator(each) for each in known.attributes)
     columns = [*attributes, *known.numbers]
-    if len(set(columns)) < len(columns):
-        raise UserError("--item-attribute, --item-number: the same column is given twice")
     rows = read_requests(known.items, "item", columns).rows
     if missing := [name for name in columns if name not in rows.columns]:
         raise UserError(f"{known.items}: no column {listed(missing)}; look at its first line")

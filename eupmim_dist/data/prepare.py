@@ -16,7 +16,7 @@ import polars as pl
 from eupmim_dist.data.formats import FORMATS, TABLES, OnStage, Options, Tell, parquet
 from eupmim_dist.data.formats.parts import name_of
 from eupmim_dist.data.item_features import Known
-from eupmim_dist.data.known import add_known
+from eupmim_dist.data.known import add_known, check_known
 from eupmim_dist.data.manifest import StoreManifest
 from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES, SPLITS
 from eupmim_dist.data.told import tell_attributes, tell_store, tell_users
@@ -62,6 +62,7 @@ def prepare_store(
         UserError: a wrong option, a bad source (names file and line) or an `out` that is in use.
     """
     sources = _checked(source, format_name, options := options or Options())
+    check_known(known)
     seed = _seed_of(permute_items)
     check_out(out)
     check_replaceable(out, force=force)
@@ -86,6 +87,7 @@ def prepare_frame(
 ) -> StoreManifest:
     """As `prepare_store`, of a data frame with a row for each interaction; messages count rows from 0, as frames do."""
     seed = _seed_of(permute_items)
+    check_known(known)
     check_out(out)
     check_replaceable(out, force=force)
     with _workspace(out) as workspace:
@@ -110,6 +112,7 @@ def look_at(
     Raises UserError as `prepare_store`.
     """
     sources = _checked(source, format_name, options)
+    check_known(known)
     with _workspace(beside) as workspace:
         dataset = _read(sources, format_name, options, workspace, progress, tell)
     add_known(dataset, known, tell)

@@ -4,10 +4,13 @@ import numpy as np
 
 from eupmim_dist.data.store import InteractionStore
 
+USERS_AT_A_TIME = 1 << 16
 
-def training_interactions(store: InteractionStore) -> tuple[np.ndarray, np.ndarray]:
-    """(user position, item) of every training interaction, int64 [n] each, in order within a user."""
-    users = store.users("train")
+
+def training_interactions(store: InteractionStore, users: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(user position, item) of the training interactions of all training users, or of `users` among these: int64 [n]
+    each, in order within a user."""
+    users = store.users("train") if users is None else users
     counts = store.train_lengths(users)
     starts = store.offsets[users]
     user = np.repeat(np.arange(len(users)), counts)
@@ -15,13 +18,21 @@ def training_interactions(store: InteractionStore) -> tuple[np.ndarray, np.ndarr
     return user, store.items[np.repeat(starts, counts) + within].astype(np.int64)
 
 
+def item_counts(store: InteractionStore) -> np.ndarray:
+    """How many training interactions each item has, int64 [item rows]."""
+    users, counts = store.users("train"), np.zeros(store.num_item_rows, np.int64)
+    for first in range(0, len(users), USERS_AT_A_TIME):
+        _, items = training_interactions(store, users[first : first + USERS_AT_A_TIME])
+        counts += np.bincount(items, minlength=store.num_item_rows)
+    return counts
+
+
 def popular_items(store: InteractionStore, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The items with the most training interactions, int64 [n], the most popular first, and how many each has.
 
     At most so many, and none without any.
     """
-    _, items = training_interactions(store)
-    counts = np.bincount(items, minlength=store.num_item_rows)
+    counts = item_counts(store)
     counts[0] = 0  # padding
     best = np.argsort(-counts, kind="stable")[:most]
     best = best[counts[best] > 0]

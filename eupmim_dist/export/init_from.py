@@ -6,10 +6,8 @@ initial values, so that the start is the same at any number of ranks.
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -20,21 +18,18 @@ from eupmim_dist.checkpoint.state import model_tensors, not_finite
 from eupmim_dist.config.registry import build
 from eupmim_dist.data.manifest import Attribute
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.data.tables import open_table
 from eupmim_dist.errors import UserError
+from eupmim_dist.export.matching import NEW, matches_by_raw_id, matches_of_feature, matches_of_values
 from eupmim_dist.hashing import OnBytes, ignore_bytes
-from eupmim_dist.models.features import NUMBERS, numbers_of
 from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
 from eupmim_dist.parallel.agreement import agreed, everywhere
-from eupmim_dist.parallel.placement import FEATURE_MARK, RowOrder, Shard, owner_of
+from eupmim_dist.parallel.placement import RowOrder, owner_of
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.train.state import Assembled
 
 INIT_FILE = "init_from.txt"
 """Of a run directory: what was taken from where, in words."""
-NEW = -1
-"""In place of the source's row: it has none."""
 _DENSE, _TABLE = "dense.", "table."
 
 Pieces = Mapping[str, list[Piece]]
@@ -60,18 +55,19 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
         _check_network(assembled, source, pieces, of_attributes)
         for name, shard in assembled.tables.shards.items():
             id_map = shard.spec.id_map
-            if not shard.spec.trained:  # what is frozen is as this store has it
+            if not shard.spec.trained or name not in rows_of:  # what is frozen is as this store has it
                 matches = np.full(len(shard.weight), NEW)
             elif owner_of(name) is not None:  # which rows there are, the configuration says, too
-                matches = _feature_matches(shard, rows_of[name], assembled, source, trained_on)
+                matches = matches_of_feature(shard, rows_of[name], assembled, source, trained_on)
             elif trained_on is store or id_map is None:
                 matches = shard.ids().numpy()
                 matches[matches >= rows_of[name]] = NEW
             else:
                 before = (source.path if trained_on is None else trained_on.path) / f"{id_map}.parquet"
-                matches = _matches(shard, store.path / before.name, before, rows_of[name])
+                matches = matches_by_raw_id(shard, store.path / before.name, before, rows_of[name])
             taken[name] = int(np.count_nonzero(matches != NEW))
-            _copy_rows(shard.weight, matches, pieces[_TABLE + name], rows_of[name], source.is_model, on_bytes)
+            if taken[name]:
+                _copy_rows(shard.weight, matches, pieces[_TABLE + name], rows_of[name], source.is_model, on_bytes)
         parameters = dict(assembled.model.named_parameters())
         for name, parameter in parameters.items():
             if name not in assembled.model.attribute_weights().values():
@@ -86,8 +82,12 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
             lines.append(f"{shard.spec.id_map or name}: rows are frozen, so they are those of {store.path}")
             continue
         padding = int(shard.spec.padding_row is not None)
+        if name not in rows_of:
+            lines.append(f"{name}: new")
+            continue
         counts = total - padding, shard.spec.rows - padding, rows_of[name] - padding
         lines.append(_line(shard.spec.id_map or name, "rows", source, *counts))
+    lines += [f"{name} of {source.path} dropped" for name in rows_of if name not in assembled.tables.shards]
     return lines + told
 
 
@@ -126,7 +126,7 @@ def _attribute_weights(source: Checkpoint, attributes: list[Attribute], of_users
 
 
 def _check_network(assembled: Assembled, source: Checkpoint, pieces: Pieces, of_attributes: Mapping[str, str]) -> None:
-    """Raises UserError unless both have the same tables of the same width and, attributes aside, dense parameters."""
+    """Raises UserError unless both have the same tables, dense parameters and widths, attributes and features aside."""
     aside = {_DENSE + name for name in (*of_attributes.values(), *assembled.model.attribute_weights().values())}
     here: dict[str, tuple[int, ...]] = {_DENSE + name: tuple(p.shape) for name, p in assembled.model.named_parameters()}
     here |= {_TABLE + name: (shard.spec.dim,) for name, shard in assembled.tables.shards.items()}
@@ -135,6 +135,8 @@ def _check_network(assembled: Assembled, source: Checkpoint, pieces: Pieces, of_
         if _TABLE + name not in pieces or shape_of(pieces[_TABLE + name]) != (rows, dim):
             raise Damaged(f"{source.path}: table {name} is not as its manifest says; use another checkpoint")
         there[_TABLE + name] = (dim,)
+    # A feature that only one of them has is new, or dropped, as an attribute of users is.
+    aside |= {name for name in here.keys() ^ there.keys() if owner_of(name.removeprefix(_TABLE)) is not None}
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name) and name not in aside:
             shapes = [
@@ -158,57 +160,6 @@ def _differences(assembled: Assembled, source: Checkpoint) -> str:
     return ", ".join(differ) or "no setting differs, so it is of another version of the model"
 
 
-def _matches(shard: Shard, new_map: Path, old_map: Path, source_rows: int) -> np.ndarray:
-    """The source's row for each row of a shard, by raw id: int64 [rows held], NEW where there is none."""
-    ids = shard.ids().numpy()
-    try:
-        found = (
-            open_table(new_map)
-            .select("id", "raw_id")
-            .join(pl.LazyFrame({"id": ids}), on="id", how="semi")
-            .join(open_table(old_map).select("raw_id", source="id"), on="raw_id")
-            .select("id", "source")
-            .collect(engine="streaming")
-        )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise Damaged(f"{old_map}: cannot be read as an id map ({reason}); consolidate again") from None
-    rows, sources = found["id"].to_numpy(), found["source"].to_numpy()
-    if found["id"].n_unique() != len(rows) or (len(rows) and not 0 <= sources.min() <= sources.max() < source_rows):
-        raise Damaged(f"{old_map}: does not give each raw id one of {source_rows} rows; consolidate again")
-    matches = np.full(len(ids), NEW)
-    matches[shard.order.positions(rows) - shard.start] = sources
-    if (padding := shard.spec.padding_row) is not None:
-        matches[ids == padding] = padding  # which has no raw id
-    return matches
-
-
-def _feature_matches(
-    shard: Shard, source_rows: int, assembled: Assembled, source: Checkpoint, trained_on: InteractionStore | None
-) -> np.ndarray:
-    """As `_matches`, of a table of features: by label, by the name of the number, or number by number of vectors."""
-    owner, _, name = shard.spec.name.partition(FEATURE_MARK)
-    here = assembled.store.manifest
-    there = source.data if trained_on is None else trained_on.manifest
-    if owner == ITEM_TABLE and name in (by_name := {each.name: each for each in here.item_attributes}):
-        before = next((each.labels for each in there.item_attributes if each.name == name), ())
-        keys, before = ("", *by_name[name].labels), ("", *before)  # row 0: no value
-    elif owner == ITEM_TABLE and name == NUMBERS:
-        keys = numbers_of(assembled.config.model, here)
-        before = numbers_of(source.config.model, there)
-    else:
-        keys, before = tuple(map(str, range(shard.spec.rows))), tuple(map(str, range(source_rows)))
-        if keys != before:
-            raise UserError(
-                f"{source.path}: its {owner} vectors have {source_rows} numbers and those of {assembled.store.path} "
-                f"{shard.spec.rows}; give it vectors of the same kind"
-            )
-    if len(before) != source_rows:
-        raise Damaged(f"{source.path}: table {shard.spec.name} is not as its manifest says; use another checkpoint")
-    row_of = {key: row for row, key in enumerate(before)}
-    return np.array([row_of.get(keys[row], NEW) for row in shard.ids().tolist()])
-
-
 def _copy_rows(
     weight: Tensor,
     matches: np.ndarray,
@@ -219,8 +170,6 @@ def _copy_rows(
 ) -> None:
     """Sets the rows of `weight` that have a match to the source's, which are read in the order they are stored in."""
     rows = np.flatnonzero(matches != NEW)
-    if not len(rows):
-        return
     stored = matches[rows] if by_id else RowOrder(source_rows).positions(matches[rows])
     order = stored.argsort()
     rows, stored = rows[order], stored[order]
@@ -264,7 +213,7 @@ def _take_attributes(
                     "`eupmim-dist prepare` both stores again, with a format that has labels, such as csv"
                 )
             unlabelled.append(attribute.name)
-        matches = _matching_values(attribute, before)
+        matches = matches_of_values(attribute, before)
         here = np.flatnonzero(matches != NEW)
         rows = _whole(of_tensor)[torch.from_numpy(matches[here])]
         weight.data[torch.from_numpy(here).to(weight.device)] = rows.to(weight)
@@ -275,14 +224,6 @@ def _take_attributes(
             f"{', '.join(unlabelled)}: no labels on both sides, so value n is taken for value n of {source.path}"
         )
     return lines + [f"attribute {name} of {source.path} dropped" for name in known]
-
-
-def _matching_values(attribute: Attribute, before: Attribute) -> np.ndarray:
-    """The value that each of an attribute's values was before, NEW for none: int64 [cardinality]."""
-    if not (attribute.labels and before.labels):
-        return np.arange(attribute.cardinality)
-    value_of = {label: value for value, label in enumerate(before.labels)}
-    return np.array([value_of.get(label, NEW) for label in attribute.labels])
 
 
 def _attributes(source: Checkpoint, trained_on: InteractionStore | None) -> list[Attribute]:

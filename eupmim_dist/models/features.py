@@ -24,6 +24,10 @@ NUMBERS = "numbers"
 """The table of all numbers of items is `item:numbers`, that of an attribute `item:NAME`."""
 
 
+ROWS_FOR_LENGTH = 10_000
+"""By which the length of vectors is judged: what their map makes of them is to be as large as a row, at first."""
+
+
 class Described(Protocol):
     """What says what is known of items: a store's manifest, or a model's."""
 
@@ -51,7 +55,8 @@ def features_of(config: ModelSection, store: InteractionStore, tables: Sequence[
     found = _of_attributes(config, store, items)
     for spec, vectors, asked, key in _vectors(config, store, tables):
         if asked == "projected":
-            length = float(np.sqrt((vectors.astype(np.float64) ** 2).sum(1).mean())) or 1.0
+            some = vectors[:: len(vectors) // ROWS_FOR_LENGTH + 1].astype(np.float64)  # of what may be large, in a file
+            length = float(np.sqrt((some**2).sum(1).mean())) or 1.0
             own = TableSpec(f"{spec.name}:vectors", vectors.shape[1], spec.dim, init_std=spec.init_std / length)
             found.append(Feature(spec.name, own, numbers=vectors))
         elif vectors.shape[1] != spec.dim:

@@ -14,6 +14,9 @@ from eupmim_dist.parallel.features import RowFeatures
 from eupmim_dist.parallel.placement import Shard
 from eupmim_dist.parallel.world import World
 
+BLOCK = 1 << 16
+"""Rows at a time that features are added to: what they take beside the rows stays small, also where these are many."""
+
 
 class ScoredRows:
     """Which rows of a table a rank scores: its shard or, of a table that all hold, a block as large as the others'."""
@@ -32,13 +35,16 @@ class ScoredRows:
         """Its row of `rows`, if this rank has it."""
 
     def rows(self) -> Tensor:
-        """As they are scored, [n, D]: the rows themselves, or with features a copy."""
+        """As they are scored, [n, D], where the table lies: the rows themselves, or with features a copy."""
         rows = self.shard.weight[self.first : self.stop]
         if self.features is None:
             return rows
-        rows = rows.to(self.world.device, copy=True)
-        self.features.add_to(rows, torch.arange(self.first, self.stop))
-        return rows
+        found = torch.empty_like(rows)
+        for start in range(0, len(rows), BLOCK):
+            part = rows[start : start + BLOCK].to(self.world.device, copy=True)
+            self.features.add_to(part, torch.arange(self.first + start, self.first + start + len(part)))
+            found[start : start + BLOCK] = part
+        return found
 
 
 class ShardedCatalogue(Catalogue):

@@ -8,34 +8,41 @@ import torch
 
 from eupmim_dist.config.registry import build
 from eupmim_dist.config.schema import Config
+from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.models.features import Feature, features_of, trained_or_not
 from eupmim_dist.models.interface import DataShape, Model, TableSpec
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
 from eupmim_dist.parallel.memory import lack_of_memory
 from eupmim_dist.parallel.placement import is_replicated
 from eupmim_dist.parallel.world import World
 
-FLOAT = 4
+FLOAT, KEY = 4, 8
 TABLES = "the tables"
 
 
-def check_room(config: Config, shape: DataShape, ranked: tuple[int, int], world: World, *, training: bool) -> None:
+def check_room(
+    config: Config, shape: DataShape, store: InteractionStore, ranked: tuple[int, int], world: World, *, training: bool
+) -> None:
     """Raises UserError, on all ranks, if it cannot be; collective. Arguments as of `room_of`."""
-    here = room_of(config, shape, ranked, world, training=training)
+    here = room_of(config, shape, store, ranked, world, training=training)
     if config.tables.memory == "host" and world.device.type == "cuda":
         _check({TABLES: here.pop(TABLES)}, torch.device("cpu"), world)
     _check(here, world.device, world)
 
 
 def room_of(
-    config: Config, shape: DataShape, ranked: tuple[int, int], world: World, *, training: bool
+    config: Config, shape: DataShape, store: InteractionStore, ranked: tuple[int, int], world: World, *, training: bool
 ) -> dict[str, int]:
     """Bytes that each rank needs at the least, by what for; without `training` to rank only.
 
     `ranked`: users that there are to rank for, and items of a rank's that are scored at a time.
     """
     network = _without_memory(config, shape)
-    tables = sum(_table_bytes(spec, config, world, training) for spec in network.tables()) if network else 0
+    specs = trained_or_not(config.model, store, network.tables()) if network else []
+    tables = sum(_table_bytes(spec, config, world, training) for spec in specs)
+    for feature in features_of(config.model, store, specs) if network else []:
+        tables += _table_bytes(feature.spec, config, world, training) + _feature_bytes(feature, config, world)
     dense = sum(p.numel() for p in network.parameters()) * FLOAT * (4 if training else 1) if network else 0
     users, items = min(config.evaluation.batch_size, ranked[0]), min(ranked[1], -(-shape.num_item_rows // world.size))
     width = config.task.history_length * config.model.dim * FLOAT
@@ -68,8 +75,17 @@ def _without_memory(config: Config, shape: DataShape) -> Model | None:
         return None  # what is wrong with it, building it in earnest tells
 
 
+def _feature_bytes(feature: Feature, config: Config, world: World) -> int:
+    """What a rank holds of what is known of its rows."""
+    known = feature.values if feature.values is not None else feature.numbers
+    assert known is not None, "a feature has values or numbers"
+    rows, columns = known.shape
+    own = rows if is_replicated(feature.table, rows, world.size, config.tables) else -(-rows // world.size)
+    return own * columns * (KEY if feature.values is not None else FLOAT)
+
+
 def _table_bytes(spec: TableSpec, config: Config, world: World, training: bool) -> int:
     whole = is_replicated(spec.name, spec.rows, world.size, config.tables)
     rows = spec.rows if whole else -(-spec.rows // world.size)
-    held = TABLE_OPTIMIZERS[config.tables.optimizer].held if training else 0
+    held = TABLE_OPTIMIZERS[config.tables.optimizer].held if training and spec.trained else 0
     return rows * spec.dim * FLOAT * (1 + held)

@@ -146,14 +146,13 @@ def settings_of(tmp_path: Path, **model: Any) -> Config:
             {"item_vectors": "frozen", "dim": 4},
             r"item_vectors: frozen vectors are the rows.* have 8 numbers where .* 4",
         ),
-        ({"name": "sasrec", "num_encoder_layers": None, "user_vectors": "projected"}, "has no table of users"),
+        ({"name": "sasrec", "dim": 8, "user_vectors": "projected"}, "has no table of users"),
+        ({"user_vectors": "projected"}, r"set model\.unseen_users=table too"),
     ],
 )
 def test_what_cannot_be_is_told(tmp_path: Path, model: dict[str, Any], message: str) -> None:
     config = settings_of(tmp_path)
-    values = {**config.model.model_dump(), **model}
-    if model.get("name") == "sasrec":
-        values = {"name": "sasrec", "dim": 8, "user_vectors": "projected"}
+    values = model if "name" in model else {**config.model.model_dump(), **model}
     with pytest.raises(UserError, match=message):
         start(Config(**{**config.model_dump(), "model": values}))
 
@@ -267,7 +266,7 @@ def test_fine_tuning_on_the_same_store(tmp_path: Path) -> None:
     def take(run: Assembled) -> None:
         told.extend(take_weights(run, resolve(place, "last")))
 
-    config = settings_of(tmp_path, item_attributes=["weight", "price"], item_vectors="frozen")
+    config = settings_of(tmp_path, item_attributes=["weight", "price", "colour"], item_vectors="frozen")
     run = assemble_run(config, WORLD, trained.store, take)
     rows = {name: dict(zip(s.ids().tolist(), s.weight, strict=True)) for name, s in run.tables.shards.items()}
     source = trained.tables.shards["item:numbers"].weight
@@ -277,6 +276,10 @@ def test_fine_tuning_on_the_same_store(tmp_path: Path) -> None:
     for item in range(1, ITEMS + 1):
         assert torch.equal(rows["item"][item], torch.tensor(trained.store.item_vectors[item]))
     assert any("items: rows are frozen" in line for line in told)
+    assert "item:colour: new" in told
+    told.clear()
+    assemble_run(settings_of(tmp_path, item_vectors="finetuned"), WORLD, trained.store, take)
+    assert f"item:numbers of {resolve(place, 'last').path} dropped" in told
 
 
 def test_vectors_are_exported_with_what_features_add(tmp_path: Path) -> None:

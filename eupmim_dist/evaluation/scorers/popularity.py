@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut
-from eupmim_dist.data.training_data import training_interactions
+from eupmim_dist.data.training_data import item_counts
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
 
 
@@ -22,8 +21,7 @@ class PopularityConfig(ScorerSection):
 class Popularity(Scorer):
     def __init__(self, config: PopularityConfig, ranking: Ranking) -> None:
         store, world = ranking.store, ranking.world
-        _, items = training_interactions(store)
-        counts = np.bincount(items, minlength=store.num_item_rows)
+        counts = item_counts(store)
         first, last = block_range(store.num_item_rows, world.rank, world.size)
         self.item_ids = torch.arange(first, last, device=world.device)
         self.device = world.device
