@@ -51,8 +51,8 @@ class Feature:
 
 def features_of(config: ModelSection, store: InteractionStore, tables: Sequence[TableSpec]) -> list[Feature]:
     """Those that a model's settings ask for. Raises UserError for what the store, or the model, does not have."""
-    items = next(spec for spec in tables if spec.name == ITEM_TABLE)
-    found = _of_attributes(config, store, items)
+    items = next((spec for spec in tables if spec.name == ITEM_TABLE), None)
+    found = [] if items is None else _of_attributes(config, store, items)  # train/check.py refuses a model without
     for spec, vectors, asked, key in _vectors(config, store, tables):
         if asked == "projected":
             some = vectors[:: len(vectors) // ROWS_FOR_LENGTH + 1].astype(np.float64)  # of what may be large, in a file
