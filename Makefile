@@ -23,7 +23,7 @@ RUN    := runs/example
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test crash-test fuzz check bench clean \
+.PHONY: help setup train test crash-test fuzz check bench gpu-check clean \
   results results-movielens results-ablation results-authors
 
 help:  ## This list
@@ -67,6 +67,9 @@ check: $(STAMP)  ## Lint, formatting, types
 bench: $(STAMP) $(DATA)  ## Measure training, evaluation and sharded tables on this machine
 	$(EUPMIM) bench step --data $(DATA)
 	$(LAUNCH) bench tables --systems ours,ddp
+
+gpu-check: $(STAMP)  ## Check and measure everything on this machine's GPU, in 9 minutes; in small where there is none
+	$(EUPMIM) bench gpu --json gpu-check.json
 
 results: results-movielens results-ablation results-authors  ## Repeat docs/results.md, many hours; the authors' MovieLens-1M files in ML1M=DIR
 

@@ -28,6 +28,7 @@ from eupmim_dist.export.source_settings import compare_settings
 from eupmim_dist.files import write_text
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
+from eupmim_dist.parallel.merge import lack_of_triton
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.board import Board, write_projector
 from eupmim_dist.telemetry.log import get_logger
@@ -98,6 +99,8 @@ def begin(
         run = assemble.assemble_run(config, world, store, set_weights)
         for line in [*assemble.describe(run), *taken]:
             log.info(line)
+        if world.device.type == "cuda" and (lack := lack_of_triton()):
+            log.warning(f"each step waits for the GPU, as rows are updated by torch's operators: {lack}")
     if start.checkpoint:
         config.train.init_from = start.checkpoint.config.train.init_from  # stays on record
         with agreed(world):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eupmim_dist.assemble import assemble_run, open_store
-from eupmim_dist.bench.gauges import peak_bytes, start_of_peak
+from eupmim_dist.bench.gauges import now, peak_bytes, start_of_peak
 from eupmim_dist.checkpoint.layout import open_checkpoint, step_dir
 from eupmim_dist.checkpoint.load import load_training, open_sound
 from eupmim_dist.checkpoint.save import Saving, save_checkpoint
@@ -29,7 +29,7 @@ from eupmim_dist.parallel.collectives import barrier
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
-from eupmim_dist.telemetry.machine import cpu_name
+from eupmim_dist.telemetry.machine import device_name
 from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import prepare_step, train_step
 
@@ -96,7 +96,7 @@ def _measure(run: Run, place: Path, rounds: int) -> dict[str, Any]:
     of_model = sum(file.stat().st_size for file in (place / "model").iterdir())
     peaks_by_rank = everywhere(peaks, world)
     return {
-        "device": cpu_name(),
+        "device": device_name(world.device),
         "ranks": world.size,
         "rows": run.tables.shards["large"].spec.rows,
         "dim": run.tables.shards["large"].spec.dim,
@@ -139,10 +139,10 @@ def _step_seconds(run: Run, num_steps: int) -> float:
     """Trains; the median seconds of a step."""
     taken = []
     for _ in range(num_steps):
-        started = time.perf_counter()
+        started = now(run.world.device)
         train_step(run, run.progress.step, prepare_step(run, run.progress.step))
         run.progress.step += 1
-        taken.append(time.perf_counter() - started)
+        taken.append(now(run.world.device) - started)
     return statistics.median(taken)
 
 

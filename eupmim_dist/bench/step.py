@@ -14,7 +14,7 @@ from eupmim_dist.parallel.collectives import barrier
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
-from eupmim_dist.telemetry.machine import cpu_name
+from eupmim_dist.telemetry.machine import device_name
 from eupmim_dist.train.step import prepare_step, train_step
 from eupmim_dist.train.threads import settle_threads, threads_restored
 
@@ -49,7 +49,7 @@ def measure_step(config: Config, world: World, steps: int, repeats: int) -> dict
     num_users = evaluate_model(run, "test", protocol, cutoffs).users  # the first one warms up
     evaluation = _median_seconds(lambda: evaluate_model(run, "test", protocol, cutoffs), repeats, world)
     return {
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else cpu_name(),
+        "device": device_name(world.device),
         "ranks": world.size,
         "threads per rank": torch.get_num_threads(),
         "torch": torch.__version__,

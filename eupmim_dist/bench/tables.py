@@ -39,7 +39,7 @@ from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
-from eupmim_dist.telemetry.machine import cpu_name
+from eupmim_dist.telemetry.machine import device_name
 
 SystemName = Literal["ours", "torchrec", "torchrec-dedup", "torchrec-bags", "ddp", "ddp-dense"]
 SYSTEMS = get_args(SystemName)
@@ -166,7 +166,7 @@ def measure_tables(
     totals = everywhere(needs, world)
     systems = {name: _summary(one, shape, config, totals, world) for name, one in measured.items()}
     return {
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else cpu_name(),
+        "device": device_name(world.device),
         "ranks": world.size,
         "threads per rank": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from eupmim_dist.cli.bench_gpu import gpu
 from eupmim_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 @bench.callback()
 def _group() -> None:
     """Measure speed on this machine."""
+
+
+bench.command()(gpu)
 
 
 @bench.command()

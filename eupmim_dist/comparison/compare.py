@@ -31,7 +31,7 @@ from eupmim_dist.files import check_out, writing
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World, init_world
 from eupmim_dist.telemetry.log import get_logger
-from eupmim_dist.telemetry.machine import commit, cpu_name
+from eupmim_dist.telemetry.machine import commit, device_name
 from eupmim_dist.telemetry.progress import task_progress
 
 
@@ -126,7 +126,7 @@ def compare(
         "seeds": wanted_seeds or list(dict.fromkeys(training.seed for training in trainings)),
         "commit": commit(),
         "torch": torch.__version__,
-        "machine": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else cpu_name(),
+        "machine": device_name(world.device),
         "ranks": world.size,
     }
     comparison = Comparison(rows, split, num, users, made_by, failed)

@@ -2,6 +2,10 @@
 """Sums of rows by their target, as one Triton kernel pair for CUDA and as one torch operator for the rest."""
 
 import os
+import shutil
+import sysconfig
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +28,19 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def uses_triton(tensor: Tensor) -> bool:
     """Whether Triton kernels take this tensor: CUDA ones, and all in Triton's interpreter (for tests)."""
-    return triton is not None and (tensor.is_cuda or INTERPRETED)
+    return (tensor.is_cuda and lack_of_triton() is None) or (INTERPRETED and triton is not None)
+
+
+@cache
+def lack_of_triton() -> str | None:
+    """Why Triton cannot build kernels for a GPU here, with the mend; None if it can."""
+    if triton is None:
+        return "Triton is not installed (pip install triton)"
+    if not any(shutil.which(name) for name in ([os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"])):
+        return "Triton needs a C compiler, and there is none (install gcc, or set CC)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Triton needs Python's headers, and Python.h is not there (install python3-dev)"
+    return None
 
 
 @torch.no_grad()

@@ -87,6 +87,7 @@ def init_world(cpu: bool = False) -> World:
                 "start fewer ranks or use --cpu"
             )
         torch.cuda.set_device(device)
+        _keep_float32_exact()
     world = World(rank, size, local_rank, local_size, device)
     timeout = timedelta(seconds=collective_timeout())
     if launched and not dist.is_initialized():
@@ -142,6 +143,17 @@ def collective_timeout() -> int:
     if seconds < 1:
         raise UserError(f"EUPMIM_TIMEOUT_SECONDS={seconds} must be at least 1")
     return seconds
+
+
+def _keep_float32_exact() -> None:
+    """Full float32 products, whatever an image sets: exact rankings, and runs that agree, need all of the digits.
+
+    What is to be faster is trained in bf16. An override for NVIDIA's libraries is read when they are first used.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 
 
 def _keep_freed_memory() -> None:

@@ -5,6 +5,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+import torch
+
 
 def cpu_name() -> str:
     """Model and number of cores."""
@@ -14,6 +16,11 @@ def cpu_name() -> str:
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
     return f"{model}, {os.cpu_count()} cores"
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def commit() -> str:

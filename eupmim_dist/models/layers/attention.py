@@ -16,6 +16,8 @@ from eupmim_dist.models.layers.dropout import keep_mask
 
 MASKED = -1e9
 """Score of a padded position: its weight becomes 0, and a row of padding alone stays finite."""
+MOST_SEQUENCES = 65_535
+"""Sequences given to torch's fused kernels at a time: the memory-efficient one takes no more, having dropout."""
 
 
 def multi_head_attention(qkv: Tensor, mask: Tensor, num_heads: int, dropout: float) -> Tensor:
@@ -23,14 +25,27 @@ def multi_head_attention(qkv: Tensor, mask: Tensor, num_heads: int, dropout: flo
 
     qkv [M, L, 3D] holds queries, keys and values side by side; mask [M, L] is 1 for an item -> [M, L, D].
     """
-    num, length, _ = qkv.shape
     if qkv.device.type == "cpu" and qkv.dtype in (torch.float32, torch.float64):
         mixed: Tensor = _CPUAttention.apply(qkv, mask, num_heads, dropout)
         return mixed
-    query, key, value = qkv.view(num, length, 3, num_heads, qkv.shape[2] // (3 * num_heads)).permute(2, 0, 3, 1, 4)
     bias = torch.where(mask > 0, 0.0, MASKED).to(qkv.dtype)[:, None, None, :]
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-    return mixed.transpose(1, 2).reshape(num, length, qkv.shape[2] // 3)
+    return fused_attention(qkv, num_heads, dropout, bias)
+
+
+def fused_attention(qkv: Tensor, num_heads: int, dropout: float, bias: Tensor | None = None) -> Tensor:
+    """Attention by torch's fused kernels: qkv [M, L, 3D] -> [M, L, D].
+
+    `bias` [M, 1, 1, L] is added to the scores; without it, each position sees itself and those before it.
+    """
+    mixed = []
+    for first in range(0, max(len(qkv), 1), MOST_SEQUENCES):
+        some = slice(first, first + MOST_SEQUENCES)
+        query, key, value = qkv[some].unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        part = None if bias is None else bias[some]
+        mixed.append(
+            F.scaled_dot_product_attention(query, key, value, attn_mask=part, dropout_p=dropout, is_causal=bias is None)
+        )
+    return torch.cat(mixed).transpose(1, 2).flatten(2)
 
 
 class _CPUAttention(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eupmim_dist.models.layers.attention import row_sums
+from eupmim_dist.models.layers.attention import fused_attention, row_sums
 from eupmim_dist.models.layers.dropout import Dropout, keep_mask
 
 ROTATION_BASE = 10_000.0
@@ -34,9 +34,7 @@ def causal_attention(qkv: Tensor, num_heads: int, dropout: float) -> Tensor:
     if qkv.device.type == "cpu" and qkv.dtype in (torch.float32, torch.float64):
         mixed: Tensor = _CPUCausalAttention.apply(qkv, num_heads, dropout)
         return mixed
-    query, key, value = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
-    return mixed.transpose(1, 2).flatten(2)
+    return fused_attention(qkv, num_heads, dropout)
 
 
 class _CPUCausalAttention(torch.autograd.Function):

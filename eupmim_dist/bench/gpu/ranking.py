@@ -1,0 +1,96 @@
+"""What the device ranks: the CPU's lists, whatever an image says of TF32, and how fast over how large a catalogue."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from eupmim_dist.assemble import assemble_run, open_store
+from eupmim_dist.bench.gauges import now
+from eupmim_dist.bench.gpu.program import run_program
+from eupmim_dist.bench.gpu.sizes import Figures, Sizes, config_for
+from eupmim_dist.data.writer import Dataset, write_dataset
+from eupmim_dist.evaluation.runner import evaluate_model
+from eupmim_dist.parallel.world import init_world
+
+TF32_FORCED = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "NVIDIA_TF32_OVERRIDE": "1"}
+LONGEST_LIST, USERS, ITEMS_OF_A_USER = 10, 2_000, 20
+TOLERANCE = 1e-4
+"""Of a score in relation to the largest of its list: float32 in another order is well below, TF32 above."""
+
+
+def same_lists(place: Path, sizes: Sizes) -> Figures:
+    """The best items of all users by the CPU, by the device, and by it with TF32 asked for by the environment."""
+    run_dir = place / "ranked"
+    settings = [f"train.max_steps={sizes.steps}", "tables.optimizer=lazy_adam"]
+    run_program(place, sizes, ["train", "--run-dir", str(run_dir)], settings)
+    figures: Figures = {}
+    wanted = _lists(place, run_dir, {"ACCELERATE_USE_CPU": "1"})
+    for name, environment in (("as it is", {}), ("TF32 forced on", TF32_FORCED)):
+        found = _lists(place, run_dir, environment)
+        assert found.keys() == wanted.keys(), f"{name}: other users than on the CPU"
+        alike = sum(found[user][0] == wanted[user][0] for user in wanted) / len(wanted)
+        off = max(
+            max(abs(a - b) for a, b in zip(found[user][1], wanted[user][1], strict=True))
+            / max(map(abs, wanted[user][1]))
+            for user in wanted
+        )
+        figures[name] = {"users": len(wanted), "same lists %": 100 * alike, "largest difference of a score": off}
+        assert off < TOLERANCE, f"{name}: a score is off by {off:.1e} of the list's largest"
+        assert alike > 0.99, f"{name}: {100 * alike:.1f} % of the lists are the CPU's"
+    return figures
+
+
+def _lists(place: Path, run_dir: Path, environment: dict[str, str]) -> dict[str, tuple[list[str], list[float]]]:
+    """User -> the items of his list and their scores."""
+    out = place / "lists.jsonl"
+    out.unlink(missing_ok=True)
+    command = ["recommend", str(run_dir), "--all-users", "--top-n", str(LONGEST_LIST), "--out", str(out)]
+    run_program(place, None, command, environment=environment)
+    lists = {}
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        lists[row["user"]] = [item["item"] for item in row["items"]], [item["score"] for item in row["items"]]
+    return lists
+
+
+def evaluation_speed(place: Path, sizes: Sizes) -> Figures:
+    """Users/s of an exact evaluation of an untrained model, by the number of items."""
+    world = init_world()
+    figures: Figures = {}
+    for number in sizes.catalogues:
+        store = place / f"items-{number}"
+        _write_store(store, number)
+        config = config_for(store, sizes, tables__optimizer="sgd", evaluation__batch_size=512)
+        run = assemble_run(config, world, open_store(store, world))
+        taken = []
+        for _ in range(2):  # the first one warms up
+            started = now(world.device)
+            result = evaluate_model(run, "test", "strict", [LONGEST_LIST])
+            taken.append(now(world.device) - started)
+        figures[f"{number:,}"] = {"users/s": result.users / taken[-1]}
+        del run
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return {"items": figures}
+
+
+def _write_store(path: Path, num_items: int) -> None:
+    generator = np.random.default_rng(1)
+    lengths = np.full(USERS, min(ITEMS_OF_A_USER, num_items))
+    items = np.concatenate([generator.choice(num_items, length, replace=False) + 1 for length in lengths])
+    dataset = Dataset(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        items=items,
+        timestamps=None,
+        attributes=[],
+        attribute_values=np.zeros((USERS, 0), np.int64),
+        split=np.arange(USERS) % 3,  # a third each: train, valid, test
+        split_rule="by_user",
+        raw_users=pl.Series(range(USERS)).cast(pl.String),
+        raw_items=pl.Series(range(1, num_items + 1)).cast(pl.String),
+        titles=None,
+    )
+    write_dataset(dataset, path, name=path.name, source="bench gpu")

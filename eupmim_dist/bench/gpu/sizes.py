@@ -1,0 +1,88 @@
+"""What the checks of a device are given, and what they say when there is nothing to check."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eupmim_dist.config.load import parse_config
+from eupmim_dist.config.schema import Config
+
+Figures = dict[str, Any]
+"""What a check found, by name: numbers, texts, and tables of them."""
+
+
+class NotHere(Exception):
+    """The check cannot be made on this machine; says why."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a check does: as much as is worth knowing of a GPU, or as little as shows on a CPU that it runs."""
+
+    users: int
+    items: int
+    steps: int
+    batch: int
+    history: int
+    dim: int
+    attention_rows: tuple[int, ...]
+    table_rows: int  # of a table beyond the range of an int32, at `dim`
+    batches: tuple[int, ...]
+    catalogues: tuple[int, ...]
+    bench_rows: int
+
+
+ON_GPU = Sizes(
+    users=20_000,
+    items=5_000,
+    steps=50,
+    batch=256,
+    history=50,
+    dim=64,
+    attention_rows=(65_535, 65_536, 196_608),
+    table_rows=(1 << 31) // 64 + 1_000_000,
+    batches=(128, 2_048, 16_384, 65_536),
+    catalogues=(4_000, 1_000_000, 10_000_000),
+    bench_rows=20_000_000,
+)
+ON_CPU = Sizes(
+    users=300,
+    items=300,
+    steps=6,
+    batch=16,
+    history=8,
+    dim=8,
+    attention_rows=(5, 8),
+    table_rows=5_000,
+    batches=(16,),
+    catalogues=(300,),
+    bench_rows=2_000,
+)
+
+
+def sizes_for(device: torch.device) -> Sizes:
+    return ON_GPU if device.type == "cuda" else ON_CPU
+
+
+def config_for(store: Path, sizes: Sizes, **changes: Any) -> Config:
+    """A small E-UPMiM that a step shows everything of; `changes` as section__key=value."""
+    values: dict[str, Any] = {
+        "data": {"dir": str(store)},
+        "task": {"history_length": sizes.history},
+        "model": {"name": "eupmim", "dim": sizes.dim, "num_heads": 2, "dropout": 0.0, "attention_dropout": 0.0},
+        "objective": {"num_negatives": 10},
+        "train": {
+            "global_batch_size": sizes.batch,
+            "max_steps": sizes.steps,
+            "clip_norm": 1.0,
+            "learning_rate": 0.002,
+            "threads": 1,
+        },
+        "evaluation": {"every": 1000, "top_n": [10], "metric": "recall@10"},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values.setdefault(section, {})[name] = value
+    return parse_config(values, "bench gpu")

@@ -1,0 +1,182 @@
+"""What training computes on the device: the CPU's curve, the same bits twice, no wait for the GPU, and how fast."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from eupmim_dist.assemble import assemble_run, open_store
+from eupmim_dist.bench.gauges import now, peak_bytes, start_of_peak
+from eupmim_dist.bench.gpu.sizes import ON_GPU, Figures, NotHere, Sizes, config_for
+from eupmim_dist.config.schema import Config
+from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
+from eupmim_dist.parallel.prefetch import Prefetcher
+from eupmim_dist.parallel.world import World, init_world
+from eupmim_dist.train.room import room_of
+from eupmim_dist.train.state import Run
+from eupmim_dist.train.step import prepare_step, train_step
+
+FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 3e-2
+"""Of a loss, in relation to the CPU's in float32: sums in another order, and 8 bits in place of 24."""
+PROFILED_STEPS = 10
+
+
+def _run(config: Config, world: World) -> Run:
+    run = assemble_run(config, world, open_store(config.data.dir, world))
+    run.dense.module.train()
+    return run
+
+
+def _steps(run: Run, batches: Prefetcher, number: int) -> list[torch.Tensor]:
+    """Trains on; the loss of each step, on the device."""
+    losses = []
+    for _ in range(number):
+        outcome = train_step(run, run.progress.step, batches.take(run.progress.step))
+        run.progress.step += 1
+        losses.append(torch.stack(list(outcome.shares.values())).sum())
+    return losses
+
+
+def _prefetcher(run: Run, steps: int) -> Prefetcher:
+    return Prefetcher(partial(prepare_step, run), run.world, steps - 1, run.config.train.prefetch)
+
+
+def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
+    """The losses of short trainings by every table optimizer and memory, in this process's device and precision."""
+    world, found = init_world(), {}
+    for optimizer, memory in product(TABLE_OPTIMIZERS, ("device", "host")):
+        if (optimizer, memory) == ("exact", "host"):  # is refused: it moves every row
+            continue
+        config = config_for(place / "store", sizes, tables__optimizer=optimizer, tables__memory=memory)
+        run = _run(config, world)
+        with _prefetcher(run, sizes.steps) as batches:
+            found[f"{optimizer} {memory}"] = torch.stack(_steps(run, batches, sizes.steps)).tolist()
+    return found
+
+
+def curves_agree(place: Path, sizes: Sizes) -> Figures:
+    """The CPU's losses, the device's in float32 and in bf16, each in a process of its own."""
+    wanted = _curves_elsewhere(place, sizes, {"ACCELERATE_USE_CPU": "1"})
+    figures: Figures = {}
+    for precision, tolerance in (("no", FLOAT32_TOLERANCE), ("bf16", BFLOAT16_TOLERANCE)):
+        found = _curves_elsewhere(place, sizes, {"ACCELERATE_MIXED_PRECISION": precision})
+        name = "float32" if precision == "no" else precision
+        for case, losses in found.items():
+            off = max(abs(a - b) / abs(b) for a, b in zip(losses, wanted[case], strict=True))
+            figures[f"{case} {name}"] = off
+            assert off <= tolerance, f"{case}, {name}: a loss is off by {off:.1e} of the CPU's, {tolerance:.0e} allowed"
+    return {"largest difference of a loss": figures}
+
+
+def _curves_elsewhere(place: Path, sizes: Sizes, environment: dict[str, str]) -> dict[str, list[float]]:
+    file = place / "curves.json"
+    code = (
+        "import json, sys; from pathlib import Path; from eupmim_dist.bench.gpu import sizes, training\n"
+        "place, file, name = sys.argv[1:]\n"
+        "Path(file).write_text(json.dumps(training.curves(Path(place), getattr(sizes, name))))"
+    )
+    name = "ON_GPU" if sizes is ON_GPU else "ON_CPU"
+    command = [sys.executable, "-c", code, str(place), str(file), name]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, f"training with {environment} ended with {done.returncode}: {done.stderr[-2000:]}"
+    found: dict[str, list[float]] = json.loads(file.read_text())
+    return found
+
+
+def same_bits(place: Path, sizes: Sizes) -> Figures:
+    """Two trainings with dropout and all kinds of updates end with the same bits."""
+    world = init_world()
+    for optimizer in TABLE_OPTIMIZERS:
+        ends = []
+        for _ in range(2):
+            run = _run(config_for(place / "store", sizes, tables__optimizer=optimizer, model__dropout=0.2), world)
+            with _prefetcher(run, sizes.steps) as batches:
+                _steps(run, batches, sizes.steps)
+            weights = [*run.model.parameters(), *(shard.weight for shard in run.tables.shards.values())]
+            ends.append([weight.detach().cpu() for weight in weights])
+        assert all(map(torch.equal, *ends)), f"{optimizer}: two trainings alike end with other weights"
+    return {"optimizers": list(TABLE_OPTIMIZERS), "steps": sizes.steps}
+
+
+def no_waiting(place: Path, sizes: Sizes) -> Figures:
+    """How often the host waits for the GPU in a step, by objective and memory, and where."""
+    world = init_world()
+    if world.device.type != "cuda":
+        raise NotHere("needs a GPU")
+    waits: dict[str, float] = {}
+    where: Counter[str] = Counter()
+    for objective, memory, optimizer in (
+        ("sampled_softmax", "device", "lazy_adam"),
+        ("sampled_softmax", "host", "lazy_adam"),
+        ("full_softmax", "device", "exact"),
+    ):
+        changes = {"objective__name": objective, "tables__memory": memory, "tables__optimizer": optimizer}
+        run = _run(config_for(place / "store", sizes, **changes), world)
+        with _prefetcher(run, sizes.steps) as batches:
+            _steps(run, batches, 5)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                _steps(run, batches, PROFILED_STEPS)
+                torch.cuda.set_sync_debug_mode("default")
+        found = [warning for warning in caught if "synchroniz" in str(warning.message)]
+        waits[f"{objective} {memory}"] = len(found) / PROFILED_STEPS
+        where.update(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found)
+    told = {"waits a step": waits, "where": dict(where.most_common(8))}
+    unwanted = [case for case, number in waits.items() if number and case.endswith("device")]
+    assert not unwanted, f"the host waits for the GPU with {', '.join(unwanted)}: {told['where']}"
+    return told
+
+
+def speed(place: Path, sizes: Sizes) -> Figures:
+    """Samples/s, kernels, share of the time the GPU works, wait for the plan and peak memory, by batch size."""
+    world = init_world()
+    figures: Figures = {}
+    for number in sizes.batches:
+        changes = {"train__global_batch_size": number, "model__dropout": 0.1, "tables__optimizer": "lazy_adam"}
+        config = config_for(place / "store", sizes, **changes)
+        start = start_of_peak(world.device)
+        run = _run(config, world)
+        counted = max(PROFILED_STEPS, min(sizes.steps, 200_000 // number))
+        with _prefetcher(run, 3 * counted + PROFILED_STEPS) as batches:
+            _steps(run, batches, counted)
+            batches.waited_seconds = 0.0
+            started = now(world.device)
+            _steps(run, batches, 2 * counted)
+            taken = now(world.device) - started
+            waited = batches.waited_seconds
+            kernels, busy = _profiled(run, batches) if world.device.type == "cuda" else (0.0, 0.0)
+        place_of_memory = "GPU" if world.device.type == "cuda" else "host"
+        peak = peak_bytes(world.device).get(place_of_memory, 0) - start.get(place_of_memory, 0)
+        shape = run.model.shape
+        least = sum(room_of(config, shape, run.store, (1, 1), world, training=True).values())
+        figures[f"{number:,}"] = {
+            "samples/s": 2 * counted * number / taken,
+            "ms/step": 1000 * taken / (2 * counted),
+            "wait for the plan, ms": 1000 * waited / (2 * counted),
+            "kernels a step": kernels,
+            "GPU busy %": 100 * busy / (taken / (2 * counted)) if busy else 0.0,
+            "peak MB": peak / 1e6,
+            "of which foreseen, MB": least / 1e6,
+        }
+    return {"batch": figures}
+
+
+def _profiled(run: Run, batches: Prefetcher) -> tuple[float, float]:
+    """Kernels launched in a step, and the seconds that they take."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        _steps(run, batches, PROFILED_STEPS)
+        now(run.world.device)
+    events = [event for event in profiled.events() if event.device_type == DeviceType.CUDA]
+    seconds = sum(event.self_device_time_total for event in events) / 1e6
+    return len(events) / PROFILED_STEPS, seconds / PROFILED_STEPS
