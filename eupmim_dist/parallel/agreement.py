@@ -7,14 +7,15 @@ them and hands over garbage), and a GPU that has just failed must not be needed 
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from eupmim_dist.errors import UserError, mistake_of
+from eupmim_dist.errors import UserError, mistake_of, shown
+from eupmim_dist.parallel.network import named
 from eupmim_dist.parallel.world import World, collective_timeout, parted
 
 GRACE_SECONDS = 3.0
@@ -75,12 +76,12 @@ def agreed(world: World) -> Iterator[None]:
     try:
         failures, reporter = _meet(world, regions, error)
     except dist.DistError as gone:
-        raise error or RankFailed(f"rank {world.rank}: lost the store that rank 0 or its launcher holds") from gone
+        raise error or RankFailed(f"{named(world.rank)}: lost the store that {named(0)} or its launcher holds") from gone
     if failures:
         first = min(failures)
         if error is None or (first != world.rank and _is_lost_peer(error)):
             kind = RankMistake if failures[first]["mistake"] else RankFailed
-            error = kind(f"rank {first}: {failures[first]['reason']}")
+            error = kind(f"{named(first)}: {failures[first]['reason']}")
         error.reported_elsewhere = reporter != world.rank  # type: ignore[attr-defined]
     if error is not None:
         raise error
@@ -106,6 +107,16 @@ def everywhere(value: T, world: World, group: dist.ProcessGroup | None = None) -
     if world.size > 1:
         dist.all_gather_object(values, value, group=group)
     return values
+
+
+def check_alike(world: World, values: Mapping[str, object], mend: str) -> None:
+    """Raises UserError, on all ranks, where one has other `values` than rank 0; collective."""
+    main = decided_by_main(world, lambda: dict(values))
+    with agreed(world):
+        for name, value in values.items():
+            if name not in main or value != main[name]:
+                there = shown(main.get(name, "not set"))
+                raise UserError(f"{name}: {shown(value)} for {named(world.rank)}, {there} for {named(0)}; {mend}")
 
 
 def let_the_first_failure_speak(error: BaseException) -> None:
