@@ -32,9 +32,7 @@ class Host:
 
     def __init__(self, name: str, names: Mapping[str, str] | None = None) -> None:
         """`names`: addresses of other hosts by name; None for a container's hosts file, which has localhost only."""
-        self.name, self.address, self.address6 = name, "", ""
-        self._port = ""  # of the switch, where this host's cable ends
-        self._switch: Host | None = None
+        self.name = name
         told = {"localhost": "127.0.0.1"} if names is None else {"localhost": "127.0.0.1", name: "127.0.1.1", **names}
         self._folder = Path(tempfile.mkdtemp(prefix="host-"))
         (self._folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in told.items()))
@@ -62,27 +60,23 @@ class Host:
     def run(self, *words: object) -> None:
         _run(*self.command(words))
 
-    def connect(self, switch: "Host", number: int, interface: str = "eth0", network: int = 77) -> None:
-        """A cable to the switch, and the addresses 10.NETWORK.0.NUMBER and fdNETWORK::NUMBER."""
-        port = f"{interface}p{number}"
-        _run(
-            "ip", "link", "add", interface, "netns", self.pid, "type", "veth", "peer", "name", port, "netns", switch.pid
-        )
-        switch.run("ip", "link", "set", port, "master", "switch", "up")
-        self.run("ip", "address", "add", f"10.{network}.0.{number}/24", "dev", interface)
-        self.run("ip", "-6", "address", "add", f"fd{network}::{number}/64", "dev", interface, "nodad")
-        self.run("ip", "link", "set", interface, "up")
-        if not self._port:
-            self._port, self._switch = port, switch
-            self.address, self.address6 = f"10.{network}.0.{number}", f"fd{network}::{number}"
+    def connect(self, switch: "Host", number: int) -> None:
+        """A cable to the switch, with the addresses 10.77.0.NUMBER and fd77::NUMBER, and before it one into nowhere."""
+        self._switch, self._port, self.address = switch, f"port{number}", f"10.77.0.{number}"
+        for interface, port, network in (("a0", f"unused{number}", 66), ("eth0", self._port, 77)):
+            ends = ["netns", self.pid, "type", "veth", "peer", "name", port, "netns", switch.pid]
+            _run("ip", "link", "add", interface, *ends)
+            switch.run("ip", "link", "set", port, "up")
+            self.run("ip", "address", "add", f"10.{network}.0.{number}/24", "dev", interface)
+            self.run("ip", "-6", "address", "add", f"fd{network}::{number}/64", "dev", interface, "nodad")
+            self.run("ip", "link", "set", interface, "up")
+        switch.run("ip", "link", "set", self._port, "master", "switch")
 
     def cut(self) -> None:
         """Pulls the cable out."""
-        assert self._switch
         self._switch.run("ip", "link", "set", self._port, "down")
 
     def mend(self) -> None:
-        assert self._switch
         self._switch.run("ip", "link", "set", self._port, "up")
 
     def off(self) -> None:
