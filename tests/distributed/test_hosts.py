@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -162,15 +161,3 @@ def test_a_cut_link_ends_all_ranks_and_the_run_goes_on_once_it_is_mended(hosts, 
     last = max(losses(tmp_path / "run"))
     with Ranks(2, hosts=hosts[:2]) as ranks:
         assert ranks.run(train, store, tmp_path / "run", f"train.max_steps={last + 2}") == [last + 2] * 2
-
-
-def test_a_frozen_rank_ends_the_others(hosts, store, tmp_path):
-    with Ranks(4, hosts=hosts[:2], collective_timeout=5) as ranks:
-
-        def freeze():
-            os.kill(ranks.processes[3].pid, signal.SIGSTOP)
-            threading.Timer(15, os.kill, (ranks.processes[3].pid, signal.SIGCONT)).start()  # to hear what it says
-
-        told = train_through(ranks, freeze, store, tmp_path / "run")
-    assert {reason for _, reason, _ in told[:3]} == {f"rank 3 on node1: {LATE}"}
-    assert [silent for _, _, silent in told].count(False) == 1
