@@ -152,8 +152,8 @@ def _await_node_0(command: list[str], open_: bool) -> None:
         time.sleep(0.1)
     if open_:
         raise UserError(
-            f"--rdzv-endpoint {host}:{port}: not there within {MEETING_SECONDS} s: {reason}; start node 0 with the same "
-            "endpoint, and let its port through"
+            f"--rdzv-endpoint {host}:{port}: not there within {MEETING_SECONDS} s: {reason}; start node 0 with it, and "
+            "let its port through"
         )
 
 
