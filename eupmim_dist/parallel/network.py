@@ -190,7 +190,8 @@ def _place(rank: int, source: str, gpu: str | None) -> Place:
 
 def _check(board: _Board, places: list[Place]) -> None:
     """Raises UserError where ranks cannot work together. The first rank of each host looks for all there."""
-    mine, first = places[board.rank], {}
+    mine = places[board.rank]
+    first: dict[str, Place] = {}
     for place in places:
         first.setdefault(place.address, place)
     leads = first[mine.address] is mine and len(first) > 1

@@ -134,13 +134,13 @@ def train_through(ranks, fault, store, run_dir):
     log = run_dir / "metrics.jsonl"
 
     def strike():
-        wait_until(lambda: log.exists() and log.read_text().count("\n") > 14, 50, "steps are logged")
+        wait_until(lambda: log.exists() and log.read_text().count("\n") > 14, 150, "steps are logged")
         fault()
 
     striking = threading.Thread(target=strike)
     striking.start()
     try:
-        return ranks.run(train, store, run_dir, "train.max_steps=1000000")
+        return ranks.run(train, store, run_dir, "train.max_steps=1000000", timeout=200)
     finally:
         striking.join()
 
