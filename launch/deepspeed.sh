@@ -10,6 +10,7 @@ if [ $# -eq 0 ]; then
 fi
 : "${HOSTFILE:?a file with a line such as 'node0 slots=8' for each node}"
 zero=${ZERO:-2}
+first=$(sed -n 's/^\([^# ]*\) .*slots=.*/\1/p;T;q' "$HOSTFILE") # by its name: DeepSpeed would take any address it has
 total=$(sed -n 's/^[^#]*slots=\([0-9]*\).*/\1/p' "$HOSTFILE" | awk '{ total += $1 } END { print total + 0 }')
 export EUPMIM_WORLD_SIZE=$total # the trainer refuses a world of another size
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -22,4 +23,5 @@ DS_ENV_FILE=$(mktemp)
 export DS_ENV_FILE
 trap 'rm -f "$DS_ENV_FILE"' EXIT
 env | grep -E '^(PATH|EUPMIM_|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|ACCELERATE_|GLOO_)' >"$DS_ENV_FILE"
-deepspeed --hostfile "$HOSTFILE" --master_port "${PORT:-29500}" --module eupmim_dist "$@"
+deepspeed --hostfile "$HOSTFILE" --master_addr "$first" --master_port "${PORT:-29500}" \
+    --module eupmim_dist "$@"

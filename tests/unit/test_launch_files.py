@@ -95,7 +95,8 @@ def test_deepspeed_hands_on_what_each_rank_is_told(run, tmp_path):
     assert code == 0, err
     given, handed_on = out[1 : out.index("")], out[out.index("") + 1 :]
     assert out[0] == (
-        f"deepspeed --hostfile {tmp_path}/hosts --master_port 29500 --module eupmim_dist train --config a.yaml"
+        f"deepspeed --hostfile {tmp_path}/hosts --master_addr node0 --master_port 29500 "
+        "--module eupmim_dist train --config a.yaml"
     )
     assert given == sorted(line for line in handed_on if not line.startswith("PATH="))
     assert {"EUPMIM_WORLD_SIZE=12", "ACCELERATE_USE_DEEPSPEED=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=1"} < set(given)
