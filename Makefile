@@ -23,11 +23,12 @@ RUN    := runs/example
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test crash-test fuzz check bench gpu-check clean \
+.PHONY: help setup train test hosts-test launch-local launch-torchrun launch-zero2 launch-2node-local crash-test \
+  fuzz check bench gpu-check clean \
   results results-movielens results-ablation results-authors
 
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 26
 
 setup: $(STAMP)  ## Make .venv and install the project and its tools into it
 
@@ -52,6 +53,26 @@ else
 	status=0; $(PYTEST) tests/unit -n logical --maxprocesses 4 --dist worksteal || status=1; \
 	  $(PYTEST) tests/distributed tests/e2e -n 2 --dist loadfile || status=1; exit $$status
 endif
+
+hosts-test: $(STAMP)  ## Launch on several hosts made of network namespaces (root, Linux), with faults between them; minutes
+	$(PYTEST) tests/hosts tests/distributed/test_hosts.py $(ARGS)
+
+# The ways to launch of docs/launching.md that one machine can show, on example data.
+EXAMPLE := train --config configs/example.yaml --baseline none --run-dir runs/launch
+
+launch-local: $(STAMP) $(DATA)  ## Train by launch/local.sh: all GPUs, or 2 CPU ranks
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" launch/local.sh $(EXAMPLE)-local
+
+launch-torchrun: $(STAMP) $(DATA)  ## The same by launch/torchrun.sh
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" launch/torchrun.sh $(EXAMPLE)-torchrun
+
+launch-zero2: $(STAMP) $(DATA)  ## The same under DeepSpeed's ZeRO-2
+	$(EUPMIM) launch --config-file configs/accelerate/zero2.yaml -- $(EXAMPLE)-zero2
+
+launch-2node-local: $(STAMP) $(DATA)  ## Two nodes of one CPU rank each, both on this machine, by launch/accelerate_nodes.sh
+	export PATH="$(CURDIR)/$(VENV)/bin:$$PATH" CUDA_VISIBLE_DEVICES= RANKS=1 NODES=2 ENDPOINT=127.0.0.1:29511; \
+	  NODE_RANK=1 launch/accelerate_nodes.sh $(EXAMPLE)-2node & \
+	  NODE_RANK=0 launch/accelerate_nodes.sh $(EXAMPLE)-2node && wait $$!
 
 crash-test: $(STAMP)  ## Kill two trainings 20 times each and compare with one that was left alone; some 10 minutes
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.crash $(ARGS)

@@ -27,7 +27,8 @@ from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
 from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.optim.dense import make_dense_optimizer
 from eupmim_dist.optim.tables import make_table_optimizer
-from eupmim_dist.parallel.agreement import agreed
+from eupmim_dist.parallel import network
+from eupmim_dist.parallel.agreement import agreed, check_alike
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
@@ -41,9 +42,11 @@ from eupmim_dist.train.state import Assembled, Progress, Run, Setup
 
 
 def open_store(path: Path, world: World) -> InteractionStore:
-    """Opens an interaction store; one rank of each node checks the files' hashes."""
+    """Opens an interaction store, alike on all ranks; one rank of each node checks the files' hashes."""
     with agreed(world):
-        return InteractionStore.open(path, verify=world.local_rank == 0)
+        store = InteractionStore.open(path, verify=world.local_rank == 0)
+    check_alike(world, {"data": store.fingerprint[:12]}, f"{path} must hold the same store on all hosts")
+    return store
 
 
 def shape_of_data(config: Config, store: InteractionStore) -> DataShape:
@@ -197,6 +200,7 @@ def describe(run: Run) -> list[str]:
         f"model   {config.model.name}: {dense:,} dense parameters",
         f"tables  {tables}; {config.tables.optimizer}",
         f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
+        *([f"network {network.described()}"] if world.size > 1 else []),
     ]
 
 

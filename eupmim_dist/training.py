@@ -27,7 +27,7 @@ from eupmim_dist.export.init_from import INIT_FILE, take_weights
 from eupmim_dist.export.source_settings import compare_settings
 from eupmim_dist.files import write_text
 from eupmim_dist.models.interface import ITEM_TABLE
-from eupmim_dist.parallel.agreement import agreed, decided_by_main
+from eupmim_dist.parallel.agreement import agreed, check_alike, decided_by_main
 from eupmim_dist.parallel.merge import lack_of_triton
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.board import Board, write_projector
@@ -81,6 +81,7 @@ def begin(
     `train.init_from` counts.
     """
     log = get_logger(world.rank)
+    _check_alike(config, world)
     with agreed(world):
         start = find_start(run_dir, resume, config, world, changed)
     origin = None if start.checkpoint else config.train.init_from
@@ -122,9 +123,16 @@ def begin(
     return run, start
 
 
+def _check_alike(config: Config, world: World) -> None:
+    """All ranks train by one configuration; where a host has the data is its own affair."""
+    settings = {key: value for key, value in flat(config).items() if key != "data.dir"}
+    check_alike(world, settings, "start all hosts with the same configuration")
+
+
 def rehearse(config: Config, run_dir: Path, world: World) -> None:
     """Tells what would be trained, on what, and what it would take, from a few steps; writes nothing. Collective."""
     log = get_logger(world.rank)
+    _check_alike(config, world)
     last = decided_by_main(world, lambda: resolve(run_dir, "last").step if readable_steps(run_dir) else 0)
     store = assemble.open_store(config.data.dir, world)
     with agreed(world):

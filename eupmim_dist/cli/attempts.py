@@ -22,6 +22,9 @@ LAUNCHER_VARIABLE = "EUPMIM_LAUNCHER"
 SURVIVORS_SECONDS = 5
 """After a rank has died, what the others have to end; one that waits for the dead in C++ hears no signal."""
 
+PATIENCE_SECONDS, MEETING_SECONDS = 5, 600
+"""After which a node says that it waits for node 0, and gives up; torchrun waits as long for the others."""
+
 ENDPOINT_SECONDS = 30
 """How long a node that starts again waits for node 0 to have ended its last attempt."""
 
@@ -52,12 +55,13 @@ def run_attempts(command: list[str], env: dict[str, str], max_restarts: int, gra
     # A user's mistake; asked to leave, in training or before it.
     final = {0, 2, EXIT_CODE, 128 + signal.SIGINT, *(-number for number in SIGNALS)}
     try:
+        _await_node_0(command, open_=True)
         rank, code = _attempt(command, env, grace)
         for restart in range(1, max_restarts + 1):
             if code in final:
                 break
             typer.echo(f"{_death(rank, code)}: starting again, {restart} of {max_restarts}", err=True)
-            _await_node_0(command)
+            _await_node_0(command, open_=False)  # whose keys are not the next attempt's
             rank, code = _attempt(command, env, grace)
     except SignalException as stopped:  # at any time: torchrun's handlers stay after its end
         typer.echo(f"stopped by {stopped.sigval.name}", err=True)
@@ -127,17 +131,30 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
     return 0, 0
 
 
-def _await_node_0(command: list[str]) -> None:
-    """On another node: waits until the endpoint of the last attempt is closed, whose keys are not the next one's."""
+def _await_node_0(command: list[str], open_: bool) -> None:
+    """On another node: waits until node 0 has opened its endpoint, or has closed that of the last attempt."""
     options = dict(pairwise(command))
     if options.get("--machine_rank", "0") == "0":
         return
-    endpoint = options["--main_process_ip"], int(options["--main_process_port"])
-    deadline = time.monotonic() + ENDPOINT_SECONDS
-    with suppress(OSError):
-        while time.monotonic() < deadline:
-            socket.create_connection(endpoint, timeout=1).close()
-            time.sleep(0.1)
+    host, port = options["--main_process_ip"].strip("[]"), int(options["--main_process_port"])
+    started, told = time.monotonic(), False
+    while (waited := time.monotonic() - started) < (MEETING_SECONDS if open_ else ENDPOINT_SECONDS):
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            reason = ""
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if bool(reason) != open_:
+            return
+        if open_ and waited > PATIENCE_SECONDS and not told:
+            told = True
+            typer.echo(f"waiting for {host}:{port}: {reason}; is node 0 started, with this endpoint?", err=True)
+        time.sleep(0.1)
+    if open_:
+        raise UserError(
+            f"--rdzv-endpoint {host}:{port}: not there within {MEETING_SECONDS} s: {reason}; start node 0 with it, and "
+            "let its port through"
+        )
 
 
 def _run_alone(args: Namespace) -> None:

@@ -6,15 +6,18 @@ them and hands over garbage), and a GPU that has just failed must not be needed 
 """
 
 import json
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from eupmim_dist.errors import UserError, mistake_of
+from eupmim_dist.errors import UserError, mistake_of, shown
+from eupmim_dist.parallel.network import named
 from eupmim_dist.parallel.world import World, collective_timeout, parted
 
 GRACE_SECONDS = 3.0
@@ -41,6 +44,10 @@ class RankFailed(RuntimeError):
 
 class RankMistake(RankFailed, UserError):
     """Another rank failed by a user's mistake."""
+
+
+class _StoreLost(RankFailed):
+    """The store through which ranks agree is out of reach, and so are all ranks for which it is not."""
 
 
 _open_regions: list[str] = []  # outermost first
@@ -72,15 +79,19 @@ def agreed(world: World) -> Iterator[None]:
     regions = list(_open_regions)
     _open_regions.pop()
     _entered.pop()
+    if isinstance(error, _StoreLost):
+        raise error
+    patience = collective_timeout() if error is None else GRACE_SECONDS if isinstance(error, Exception) else 0
     try:
-        failures, reporter = _meet(world, regions, error)
-    except dist.DistError as gone:
-        raise error or RankFailed(f"rank {world.rank}: lost the store that rank 0 or its launcher holds") from gone
+        failures, reporter = _in_time(patience + 2 * GRACE_SECONDS, lambda: _meet(world, regions, error, patience))
+    except (dist.DistError, TimeoutError) as gone:
+        parted.set()
+        raise _store_lost(world) from gone
     if failures:
         first = min(failures)
         if error is None or (first != world.rank and _is_lost_peer(error)):
             kind = RankMistake if failures[first]["mistake"] else RankFailed
-            error = kind(f"rank {first}: {failures[first]['reason']}")
+            error = kind(f"{named(first)}: {failures[first]['reason']}")
         error.reported_elsewhere = reporter != world.rank  # type: ignore[attr-defined]
     if error is not None:
         raise error
@@ -108,6 +119,16 @@ def everywhere(value: T, world: World, group: dist.ProcessGroup | None = None) -
     return values
 
 
+def check_alike(world: World, values: Mapping[str, object], mend: str) -> None:
+    """Raises UserError, on all ranks, where one has other `values` than rank 0; collective."""
+    main = decided_by_main(world, lambda: dict(values))
+    with agreed(world):
+        for name, value in values.items():
+            if name not in main or value != main[name]:
+                there = shown(main.get(name, "not set"))
+                raise UserError(f"{name}: {shown(value)} for {named(world.rank)}, {there} for {named(0)}; {mend}")
+
+
 def let_the_first_failure_speak(error: BaseException) -> None:
     """On a rank that fails only because another has gone: wait for the launcher to stop this one.
 
@@ -118,11 +139,35 @@ def let_the_first_failure_speak(error: BaseException) -> None:
         time.sleep(GRACE_SECONDS)
 
 
-def _meet(world: World, regions: list[str], error: BaseException | None) -> tuple[dict[int, dict], int]:
+def _store_lost(world: World) -> _StoreLost:
+    error = _StoreLost(
+        f"{named(world.rank)}: lost {named(0)}, or its launcher, through which ranks agree: gone, stuck, or cut off"
+    )
+    error.reported_elsewhere = world.local_rank != 0  # one of each host tells it
+    return error
+
+
+def _in_time(seconds: float, function: Callable[[], T]) -> T:
+    """What `function` returns; TimeoutError if that takes longer: a store whose host is cut off never answers."""
+    found: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            found.set_result(function())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return found.result(seconds)
+
+
+def _meet(
+    world: World, regions: list[str], error: BaseException | None, patience: float
+) -> tuple[dict[int, dict], int]:
     """Tell the others how the innermost of `regions` went here, and learn how it went there.
 
-    Returns what failed, by rank, and the rank that is to report it. Ranks wait for each other up to the
-    collective timeout, but GRACE_SECONDS once one has failed in this region or in one around it.
+    Returns what failed, by rank, and the rank that is to report it. Ranks wait for each other for `patience` seconds,
+    but GRACE_SECONDS once one has failed in this region or in one around it.
     """
     store, region = dist.distributed_c10d._get_default_store(), regions[-1]
     if error is not None and not isinstance(error, RankFailed):  # which is the echo of a failure already told
@@ -134,7 +179,6 @@ def _meet(world: World, regions: list[str], error: BaseException | None) -> tupl
     store.set(f"{region}/arrived/{world.rank}", "")
     arrived = store.add(f"{region}/arrived", 1)
 
-    patience = collective_timeout() if error is None else GRACE_SECONDS if isinstance(error, Exception) else 0
     deadline, pause = time.monotonic() + patience, 0.001
     while arrived < world.size and time.monotonic() < deadline:
         time.sleep(pause)  # not store.wait: on a timeout it prints warnings of its own

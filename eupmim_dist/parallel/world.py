@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from eupmim_dist.errors import UserError
+from eupmim_dist.parallel import network
 
 MMAP_THRESHOLD, KEPT_BYTES = 32 << 20, 1 << 30
 _LAUNCHER_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -50,8 +51,8 @@ def init_world(cpu: bool = False) -> World:
     longer than EUPMIM_TIMEOUT_SECONDS (default 600) fails.
 
     Raises:
-        UserError: the world is not the one that was asked for, the launcher's environment is incomplete, or
-            there are more ranks than GPUs on this node.
+        UserError: the world is not the one that was asked for, the launcher's environment is incomplete, there are
+            more ranks than GPUs on this node, or ranks do not reach each other (parallel/network.py).
     """
     env = os.environ
     launched = any(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -79,23 +80,23 @@ def init_world(cpu: bool = False) -> World:
         )
 
     cpu = cpu or env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
-    device = torch.device("cpu") if cpu else torch.device("cuda", local_rank)
+    device = torch.device("cpu") if cpu else torch.device("cuda", _gpu(rank, local_rank))
     if not cpu:
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"rank {rank} needs GPU {local_rank} of its node, which has {torch.cuda.device_count()}: "
-                "start fewer ranks or use --cpu"
-            )
         torch.cuda.set_device(device)
         _keep_float32_exact()
     world = World(rank, size, local_rank, local_size, device)
     timeout = timedelta(seconds=collective_timeout())
     if launched and not dist.is_initialized():
+        gpu = None if cpu else str(torch.cuda.get_device_properties(device).uuid)
+        store = network.join(rank, size, gpu, timeout)
         # Created here, not by Accelerate, which has no way to ask for both backends and a bound device at
         # once. gloo beside NCCL: agreements, object collectives and checkpoints then need no GPU
         # synchronisation.
         dist.init_process_group(
             backend="gloo" if cpu else "cpu:gloo,cuda:nccl",
+            store=store,
+            rank=rank,
+            world_size=size,
             timeout=timeout,
             device_id=None if cpu else device,
         )
@@ -113,6 +114,17 @@ def init_world(cpu: bool = False) -> World:
     if cpu:
         _keep_freed_memory()
     return world
+
+
+def _gpu(rank: int, local_rank: int) -> int:
+    """The number of this rank's GPU among those it sees: one of its own, or all of its node."""
+    if (visible := torch.cuda.device_count()) == 1:
+        return 0  # whether another rank has it too, ranks find out together: parallel/network.py
+    if local_rank >= visible:
+        raise UserError(
+            f"rank {rank} needs GPU {local_rank} of its node, which has {visible}: start fewer ranks or use --cpu"
+        )
+    return local_rank
 
 
 def _leave(world: World) -> None:

@@ -3,10 +3,9 @@
 import multiprocessing
 import os
 import pickle
-import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -15,6 +14,8 @@ from typing import Any
 
 import torch
 from torch.distributed import TCPStore
+
+from tests.hosts.network import Host, enter
 
 # Forked from a server that has imported what a rank needs, one starts in about 0.1 s instead of 5 s. The server
 # imports and does nothing else, so there are no threads to lose in the fork.
@@ -35,10 +36,19 @@ class Ranks:
     They start with the first call; after a failed one, which ends them, new ones start with the next.
     """
 
-    def __init__(self, world_size: int, collective_timeout: int = 60) -> None:
+    def __init__(
+        self,
+        world_size: int,
+        collective_timeout: int = 60,
+        hosts: Sequence[Host] = (),
+        endpoint: str = "node0",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """On `hosts`, if given, as many ranks on each; rank 0 holds the store there, and `endpoint` is its host."""
         self.world_size, self.collective_timeout = world_size, collective_timeout
+        self.hosts, self.endpoint, self.env = hosts, endpoint, env or {}
         self._pipes: list[Connection] = []
-        self._processes: list[BaseProcess] = []
+        self.processes: list[BaseProcess] = []
         self._store: TCPStore | None = None
 
     def __enter__(self) -> "Ranks":
@@ -49,7 +59,7 @@ class Ranks:
 
     def run(self, fn: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
         """As `run_ranks`."""
-        if not self._processes:
+        if not self.processes:
             self._start()
         work = pickle.dumps((fn, args))  # plainly: multiprocessing would put tensors into memory the ranks share
         try:
@@ -64,33 +74,38 @@ class Ranks:
     def _start(self) -> None:
         # Held by this process, as by torchrun's agent: no port to race for, and no rank's exit takes the store
         # away.
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        if self.hosts:
+            store = {"MASTER_ADDR": self.endpoint, "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        else:
+            self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port)}
+        local_size = self.world_size // max(len(self.hosts), 1)
         for rank in range(self.world_size):
             env = {
                 "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
+                "LOCAL_RANK": str(rank % local_size),
                 "WORLD_SIZE": str(self.world_size),
-                "LOCAL_WORLD_SIZE": str(self.world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(self._store.port),
+                "LOCAL_WORLD_SIZE": str(local_size),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
                 "TORCHELASTIC_RESTART_COUNT": "0",
-                "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
                 "OMP_NUM_THREADS": "1",
                 "EUPMIM_TIMEOUT_SECONDS": str(self.collective_timeout),
+                **store,
+                **self.env,
             }
+            host = self.hosts[rank // local_size].pid if self.hosts else None
             ours, theirs = _context.Pipe()
-            process = _context.Process(target=_rank, args=(theirs, env), daemon=True)
+            process = _context.Process(target=_rank, args=(theirs, env, host), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
-            self._processes.append(process)
+            self.processes.append(process)
 
     def _end(self) -> None:
-        for process in self._processes:
+        for process in self.processes:
             process.kill()
             process.join()
-        self._pipes, self._processes, self._store = [], [], None
+        self._pipes, self.processes, self._store = [], [], None
 
 
 def run_ranks(
@@ -114,8 +129,10 @@ def run_ranks(
         return ranks.run(fn, *args, timeout=timeout)
 
 
-def _rank(pipe: Connection, env: dict[str, str]) -> None:
+def _rank(pipe: Connection, env: dict[str, str], host: int | None) -> None:
     os.environ.update(env)
+    if host:
+        enter(host)
     torch.set_num_threads(1)
     from eupmim_dist.parallel.world import init_world
 

@@ -1,0 +1,159 @@
+"""The documented commands on several hosts, as they are typed, and what a fault leads to there; `make hosts-test`."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.spawn import Ranks
+from tests.distributed.test_hosts import LATE, LOST, losses, train_through
+from tests.hosts.network import Network, needs_hosts, wait_until
+from tests.stores import small_store
+
+pytestmark = needs_hosts
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = ["model.dim=8", "model.dropout=0", "model.attention_dropout=0", "task.history_length=6", "train.log_every=1"]
+SETTINGS += [
+    "train.global_batch_size=12",
+    "evaluation.every=100000",
+    "checkpoint.every=10",
+    "evaluation.metric=recall@10",
+]
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    with Network(3) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("hosts")
+    small_store(place / "store", num_users=60, num_items=200)
+    return place
+
+
+def training(place, run, steps):
+    options = [f"data.dir={place / 'store'}", f"train.max_steps={steps}", *SETTINGS]
+    return [
+        "train",
+        *(word for each in options for word in ("--set", each)),
+        "--baseline",
+        "none",
+        "--run-dir",
+        place / run,
+    ]
+
+
+class Launch:
+    """A command on a host, with its output in a file; `words` may set variables first."""
+
+    def __init__(self, host, log, *words):
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {
+            **os.environ,
+            "PATH": programs,
+            "PYTHONPATH": str(ROOT),
+            "HF_HOME": str(log.parent),
+            "OMP_NUM_THREADS": "1",
+        }
+        env |= {"CUDA_VISIBLE_DEVICES": "", "EUPMIM_TIMEOUT_SECONDS": "10"}
+        self.log = log
+        command = ["env", *words]
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                host.command(command) if host else list(map(str, command)),
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def told(self):
+        return self.log.read_text()
+
+    def ended(self, seconds=240):
+        return self.process.wait(seconds)
+
+
+def node(hosts, number, place, run, steps, port=29500):
+    """`eupmim-dist launch` on one of the hosts, one rank."""
+    meet = ["--nproc", 1, "--nnodes", len(hosts), "--node-rank", number, "--rdzv-endpoint", f"node0:{port}"]
+    command = [sys.executable, "-m", "eupmim_dist", "launch", *meet, "--", *training(place, run, steps)]
+    return Launch(hosts[number], place / f"{run}-{number}.log", *command)
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """Losses of one process on one host."""
+    launch = Launch(None, place / "alone.log", sys.executable, "-m", "eupmim_dist", *training(place, "alone", 20))
+    assert launch.ended() == 0, launch.told
+    return losses(place / "alone")
+
+
+def test_two_hosts_by_accelerate_as_its_script_says(hosts, place, alone):
+    launches = [
+        Launch(
+            host,
+            place / f"script-{number}.log",
+            *["RANKS=2", "NODES=2", f"NODE_RANK={number}", "ENDPOINT=node0:29500", "launch/accelerate_nodes.sh"],
+            *training(place, "script", 20),
+        )
+        for number, host in enumerate(hosts[:2])
+    ]
+    assert [launch.ended() for launch in launches] == [0, 0], [launch.told for launch in launches]
+    assert "network node0 eth0 10.77.0.1 (rank 0 to 1), node1 eth0 10.77.0.2 (rank 2 to 3)\n" in launches[0].told
+    assert losses(place / "script") == pytest.approx(alone, rel=1e-5)
+
+
+def test_three_hosts_of_which_the_first_comes_late(hosts, place, alone):
+    launches = [node(hosts, number, place, "three", 20) for number in (1, 2)]
+    told = "waiting for node0:29500: Connection refused; is node 0 started, with this endpoint?"
+    wait_until(lambda: all(told in launch.told for launch in launches), 60, "the others wait")
+    launches.append(node(hosts, 0, place, "three", 20))
+    assert [launch.ended() for launch in launches] == [0, 0, 0], [launch.told for launch in launches]
+    assert losses(place / "three") == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_wrong_port_is_told(place):
+    with Network(2) as hosts:
+        first = node(hosts, 0, place, "port", 20)
+        other = node(hosts, 1, place, "port", 20, port=29501)
+        wait_until(lambda: "waiting for node0:29501: Connection refused" in other.told, 60, "the mistake is told")
+        assert first.process.poll() is None
+
+
+def test_a_cut_link_ends_all_and_the_same_commands_go_on(place):
+    log = place / "cut" / "metrics.jsonl"
+    with Network(2) as hosts:
+        launches = [node(hosts, number, place, "cut", 1_000_000) for number in (0, 1)]
+        wait_until(lambda: log.exists() and log.read_text().count("\n") > 14, 120, "steps are logged")
+        hosts[1].cut()
+        assert [launch.ended(60) for launch in launches] == [1, 1], [launch.told for launch in launches]
+        assert f"error: RankFailed: rank 1 on node1: {LATE}" in launches[0].told
+        assert f"rank 1 on node1: {LOST}" in launches[1].told
+        hosts[1].mend()
+        last = max(losses(place / "cut"))
+        launches = [node(hosts, number, place, "cut", last + 2) for number in (0, 1)]
+        assert [launch.ended() for launch in launches] == [0, 0], [launch.told for launch in launches]
+        assert "going on from" in launches[0].told
+
+
+def test_a_frozen_rank_ends_the_others(hosts, place, tmp_path):
+    with Ranks(4, hosts=hosts[:2], collective_timeout=5) as ranks:
+
+        def freeze():
+            os.kill(ranks.processes[3].pid, signal.SIGSTOP)
+            threading.Timer(15, os.kill, (ranks.processes[3].pid, signal.SIGCONT)).start()  # to hear what it says
+
+        told = train_through(ranks, freeze, place / "store", tmp_path / "run")
+    assert {reason for _, reason, _ in told[:3]} == {f"rank 3 on node1: {LATE}"}
+    assert [silent for _, _, silent in told].count(False) == 1
