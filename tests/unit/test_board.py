@@ -16,7 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata as hparams
 
 from eupmim_dist import UserError, fit, load
-from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.config.load import load_config
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.models.interface import ITEM_TABLE
@@ -247,24 +246,6 @@ def test_what_to_run_next_can_be_copied(lines: list[str], tmp_path: Path, capfd:
     assert "ease" in out
     assert "interest" in out
     assert (tmp_path / "by hand/report.html").is_file()
-
-
-def test_a_dry_run_tells_and_writes_nothing(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (place / "small.yaml").write_text(json.dumps(SETTINGS))
-    before = sorted(place.rglob("*"))
-    assert command_line("train --config small.yaml --run-dir runs/dry --cpu --dry-run") == 0
-    out = capfd.readouterr().out
-    assert sorted(place.rglob("*")) == before
-    for told in ("comirec_dr: ", "tables  item ", "memory  at least ", "steps   12, of 8 samples; evaluations 3, of "):
-        assert told in out
-    assert re.search(r"time    about 0:00:0\d: .* ms a step, .* an evaluation", out)
-    assert "(measured: 10 steps, 1 evaluation;" in out
-    assert "dry run: nothing was written; runs/dry would begin\n" in out
-    fit(settings(), "runs/half")
-    capfd.readouterr()
-    assert command_line("train --config small.yaml --set train.max_steps=20 --run-dir runs/half --cpu --dry-run") == 0
-    assert "runs/half would go on from step 12\n" in capfd.readouterr().out
-    assert resolve(Path("runs/half"), "last").step == 12
 
 
 def test_a_model_under_training_is_evaluated_as_before_at_more_cutoffs(place: Path) -> None:
