@@ -171,7 +171,9 @@ def test_a_tracker_is_told_what_is_logged_and_the_end(place: Path, fake: list[An
         13,
         {f"test/strict/{name}".replace("@", "_at_"): v for name, v in run.results[0].metrics.items()},
     )
-    assert not any("@" in name for _, values in lines for name in values)  # MLflow refuses it
+    names = {name for _, values in lines for name in values}
+    assert not any("@" in name for name in names)  # MLflow refuses it, and has files and folders called so
+    assert not {str(folder) for name in names for folder in Path(name).parents} & names
 
 
 def test_a_tracker_that_fails_is_left_alone(place: Path, fake: list[Any], capfd: pytest.CaptureFixture[str]) -> None:
@@ -200,14 +202,23 @@ def test_a_tracker_that_is_not_installed_names_its_package(monkeypatch: pytest.M
             check_trackers([name])
 
 
-def test_mlflow_gets_a_run_offline(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+def test_mlflow_gets_a_run_offline(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     mlflow = pytest.importorskip("mlflow")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/store.db")
-    fit({**settings(), "telemetry": {"trackers": ["mlflow"]}}, "runs/ml")
-    [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert run.info.run_name == "ml"
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri({"file": f"file://{tmp_path}/runs", "sqlite": f"sqlite:///{tmp_path}/store.db"}[kind])
+    fitted = fit({**settings(), "telemetry": {"trackers": ["mlflow"]}}, f"runs/ml-{kind}")
+    client = mlflow.MlflowClient()
+    [experiment] = [found for found in client.search_experiments() if found.name == "eupmim_dist"]
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == (f"ml-{kind}", "FINISHED")
     assert run.data.params["train.learning_rate"] == "0.01"
-    assert "test/strict/recall_at_5" in run.data.metrics
+    assert run.data.params["evaluation.top_n"] == "[3, 5]"
+    assert run.data.metrics["test/strict/recall_at_5"] == pytest.approx(fitted.results[0].metrics["recall@5"])
+    logged = [json.loads(line) for line in Path(f"runs/ml-{kind}/metrics.jsonl").read_text().splitlines()]
+    for name, key in (("train/loss", "loss"), ("train/loss_cross_entropy", "loss/cross_entropy")):
+        history = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+        assert history == [(line["step"], pytest.approx(line[key])) for line in logged if key in line]
 
 
 @pytest.fixture
