@@ -154,7 +154,9 @@ def test_every_number_of_ranks_begins_alike(
 
 def config_with_features(store: Path) -> Config:
     found = config_of(store, SHARDED)
-    model = found.model.model_copy(update={"item_attributes": ["all"], "item_vectors": "projected", "dropout": 0.0})
+    model = found.model.model_copy(
+        update={"item_attributes": ["all"], "item_vectors": "projected", "dropout": 0.0, "attention_dropout": 0.0}
+    )
     return found.model_copy(update={"model": model})
 
 
