@@ -103,9 +103,10 @@ def train(
         shutdown(world)
         return
     fitted = api.fit(config, run_dir, baselines=rivals, **asked)
-    if fitted.finished and world.is_main:
-        print_results(fitted.results)
-        get_logger().info("\n".join(["What to run next:", *next_steps(fitted.model, run_dir)]))
+    with agreed(world):
+        if fitted.finished and world.is_main:
+            print_results(fitted.results)
+            get_logger().info("\n".join(["What to run next:", *next_steps(fitted.model, run_dir)]))
     shutdown(world)
     if not fitted.finished:
         raise typer.Exit(EXIT_CODE)

@@ -63,6 +63,11 @@ def latin(place: Path) -> Path:
     return place / "l.csv"
 
 
+def wide(place: Path) -> Path:
+    (place / "w.csv").write_text('item;tags\ni1;"a\nb"\n;x\n', encoding="utf-16")
+    return place / "w.csv"
+
+
 def two(place: Path) -> Path:
     (place / "t.csv").write_text("a;item;tags;b,item,tags\n")
     return place / "t.csv"
@@ -169,6 +174,7 @@ def test_several_vectors_of_a_user_lie_one_after_another(tmp_path: Path) -> None
         ),
         (lambda p: {"items": p / "i.csv", "attributes": ("tags",), "items_encoding": "x"}, "items_encoding x: unknown"),
         (lambda p: {"items": latin(p), "attributes": ("tags",)}, r"l\.csv:2: not UTF-8 text; items_encoding says"),
+        (lambda p: {"items": wide(p), "attributes": ("tags",)}, r"w\.csv:4: the item is missing"),
         (lambda p: {"items": two(p), "attributes": ("tags",)}, "by comma and by semicolon; say which with items_sep"),
         (lambda p: {"items": p / "i.csv", "attributes": ("tags", "tags:|")}, "the same column is given twice"),
         (lambda p: {"items": jsonl(p), "attributes": ("tags",), "items_separator": ";"}, "is of csv files alone, and"),
