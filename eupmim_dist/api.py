@@ -17,24 +17,25 @@ import torch
 from eupmim_dist import assemble
 from eupmim_dist.arguments import ConfigLike, StoreLike, config_of, cutoffs_of, path_of, several, store_dir
 from eupmim_dist.checkpoint.changes import changed_settings
+from eupmim_dist.checkpoint.run_dir import Start
 from eupmim_dist.config.load import Overrides
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.categories import read_categories
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.baselines import choose_history
+from eupmim_dist.evaluation.baselines import cheap_baselines, choose_history
 from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.frames import Results
 from eupmim_dist.evaluation.protocols import PROTOCOLS
 from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_of
-from eupmim_dist.evaluation.scorers.interface import check_baselines, make_scorer
+from eupmim_dist.evaluation.scorers.interface import check_baselines, check_room, make_scorer
 from eupmim_dist.export.source_settings import source_settings
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World, init_world
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import OnMetrics
 from eupmim_dist.train.callbacks import Callback
-from eupmim_dist.train.state import Assembled, Setup
+from eupmim_dist.train.state import Assembled, Run, Setup
 from eupmim_dist.training import begin, rehearse, the_only_training, train_and_test
 
 _collect_once = cache(gc.collect)
@@ -56,7 +57,7 @@ class Fitted:
     model: Assembled = field(repr=False)
     """With the weights of the best checkpoint, to be evaluated and recommended from; of the last if not finished."""
     results: Results = field(repr=False, default_factory=Results)
-    """Metrics of the best checkpoint on the test split; empty if not finished."""
+    """Metrics of the best checkpoint on the test split, then of baselines; empty if not finished."""
 
     @property
     def is_main(self) -> bool:
@@ -73,6 +74,7 @@ def fit(
     resume: Path | str = "auto",
     resume_with: str | Overrides = (),
     init_from: Path | str | None = None,
+    baselines: str | Sequence[str] | None = (),
     callbacks: Sequence[Callback] = (),
     on_metrics: OnMetrics | None = None,
     cpu: bool = False,
@@ -93,6 +95,8 @@ def fit(
             had: learning rates, schedule, clipping, regularisation. What was changed when is in `resumed_with.jsonl`.
         init_from: a run, checkpoint or model to take the initial weights from; rows are matched by raw id. So are the
             settings of its model, and its history length, where neither `config` nor `overrides` say them.
+        baselines: to be tested beside it, as for `evaluate`; None for those of popularity and association that need
+            seconds. One whose memory is not there is refused before the training.
         callbacks: called on every rank, after what the trainer itself does (eupmim_dist.Callback).
         on_metrics: `on_metrics(step, values)`, called on rank 0 with everything that is logged, by the names of
             metrics.jsonl; as `Callback.on_metrics`.
@@ -109,37 +113,60 @@ def fit(
     something else, a training of other settings or one that is running, a full disk, a training that diverged.
     """
     world = init_world(cpu)
-    with agreed(world), the_only_training():
-        with agreed(world):
-            start_at = str(path_of("resume", resume, "auto, never or the path of a checkpoint"))
-            place, origin = path_of("run_dir", run_dir), None
-            beneath: dict[str, Any] = {}
-            if init_from:
-                origin = path_of("init_from", init_from)
-                if start_at not in ("auto", "never"):
-                    raise UserError(
-                        f"--init-from {init_from}: begins a new training, --resume {resume} does not; give one"
-                    )
-                beneath = decided_by_main(world, partial(source_settings, origin, place))
-            settings, changed = changed_settings(config_of(config, overrides, beneath), resume_with)
-            if data is not None:
-                settings.data.dir = store_dir(data)
-            for callback in callbacks:
-                if not isinstance(callback, Callback):
-                    raise UserError(f"callbacks: a {type(callback).__name__} is none; derive from eupmim_dist.Callback")
-            if on_metrics is not None and not callable(on_metrics):
-                raise UserError(f"on_metrics: give a function, not a {type(on_metrics).__name__}")
-            if origin:
-                settings.train.init_from = origin
-        run, start = begin(settings, place, start_at, origin, world, changed)
-        _collect_once()
-        results = Results(train_and_test(run, start, start_at, callbacks, on_metrics))
-        progress = run.progress
-        # Without the optimizers' state, which is twice as large.
-        model = Assembled(run.config, world, run.store, run.task, run.model, run.tables)
-        return Fitted(
-            place, progress.step, not run.asked_to_leave, progress.best_value, progress.best_step, model, results
-        )
+    with agreed(world):
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise UserError(f"callbacks: a {type(callback).__name__} is none; derive from eupmim_dist.Callback")
+        if on_metrics is not None and not callable(on_metrics):
+            raise UserError(f"on_metrics: give a function, not a {type(on_metrics).__name__}")
+        place = path_of("run_dir", run_dir)
+        start_at = str(path_of("resume", resume, "auto, never or the path of a checkpoint"))
+        rivals = None if baselines is None else several(baselines)
+        with the_only_training():
+            run, start = _begun(
+                world, config, place, start_at, data, overrides, resume_with, init_from, rivals, writes=True
+            )
+            _collect_once()
+            results = Results(train_and_test(run, start, start_at, callbacks, on_metrics))
+            progress, left = run.progress, run.asked_to_leave
+            # Without the optimizers' state, which is twice as large.
+            model = Assembled(run.config, world, run.store, run.task, run.model, run.tables)
+            del run
+        if not left:
+            names = cheap_baselines(model.store) if rivals is None else rivals
+            cutoffs = model.config.evaluation.top_n
+            results.extend(results_of_baselines(names, model, "test", ["strict"], cutoffs))
+        return Fitted(place, progress.step, not left, progress.best_value, progress.best_step, model, results)
+
+
+def _begun(
+    world: World,
+    config: ConfigLike,
+    run_dir: Path,
+    resume: str,
+    data: StoreLike | None,
+    overrides: str | Overrides,
+    resume_with: str | Overrides,
+    init_from: Path | str | None,
+    baselines: Sequence[str] | None,
+    *,
+    writes: bool,
+) -> tuple[Run, Start]:
+    """A run as `fit` is asked for it; collective. Raises UserError."""
+    with agreed(world):
+        check_baselines(baselines or ())
+        origin = path_of("init_from", init_from) if init_from else None
+        beneath: dict[str, Any] = {}
+        if origin:
+            if resume not in ("auto", "never"):
+                raise UserError(f"--init-from {origin}: begins a new training, --resume {resume} does not; give one")
+            beneath = decided_by_main(world, partial(source_settings, origin, run_dir))
+        settings, changed = changed_settings(config_of(config, overrides, beneath), resume_with)
+        if data is not None:
+            settings.data.dir = store_dir(data)
+        if origin:
+            settings.train.init_from = origin
+    return begin(settings, run_dir, resume, origin, world, changed, baselines=baselines or (), writes=writes)
 
 
 def dry_run(
@@ -147,22 +174,26 @@ def dry_run(
     run_dir: Path | str = "runs/default",
     *,
     overrides: str | Overrides = (),
+    resume: Path | str = "auto",
+    resume_with: str | Overrides = (),
     init_from: Path | str | None = None,
+    baselines: str | Sequence[str] = (),
     cpu: bool = False,
 ) -> None:
     """Logs what `fit` would train, on what, the memory and the time that it would take; writes nothing. Collective.
 
-    Raises UserError as `fit`, but for what is the matter with a run directory, or with the weights of `init_from`.
+    Raises UserError as `fit` before its first step: checkpoints that it would go on from, and weights that it would
+    start from, are read.
     """
     world = init_world(cpu)
     with agreed(world), the_only_training():
         with agreed(world):
             place = path_of("run_dir", run_dir)
-            origin = path_of("init_from", init_from) if init_from else None
-            beneath = decided_by_main(world, partial(source_settings, origin, place)) if origin else {}
-            settings = config_of(config, overrides, beneath)
-            settings.train.init_from = origin or settings.train.init_from
-        rehearse(settings, place, world)
+            start_at = str(path_of("resume", resume, "auto, never or the path of a checkpoint"))
+        begun = _begun(
+            world, config, place, start_at, None, overrides, resume_with, init_from, several(baselines), writes=False
+        )
+        rehearse(*begun)
 
 
 def load(path: Path | str, *, data: StoreLike | None = None, which: str = "best", cpu: bool = False) -> Assembled:
@@ -228,6 +259,7 @@ def evaluate(
         else:
             setting = loaded(model, data, which, cpu)
         variety = variety_of(diversity, categories, setting.store, world)
+        check_room(rivals, setting.store, world)
         results = Results()
         if isinstance(setting, Assembled):
             for protocol in names:

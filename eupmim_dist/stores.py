@@ -11,7 +11,7 @@ from eupmim_dist.data.formats import Options
 from eupmim_dist.data.formats.where import conditions
 from eupmim_dist.data.frames import lazy_frame
 from eupmim_dist.data.item_features import Known
-from eupmim_dist.data.prepare import no_progress, prepare_frame, prepare_store
+from eupmim_dist.data.prepare import look_at, look_at_frame, no_progress, prepare_frame, prepare_store
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.synth import synthesize as synthesize_store
 from eupmim_dist.errors import UserError, short, shown
@@ -20,7 +20,7 @@ from eupmim_dist.telemetry.log import get_logger
 
 def prepare(
     source: Any,
-    out: Path | str,
+    out: Path | str | None = None,
     *,
     user_column: str | None = None,
     item_column: str | None = None,
@@ -37,6 +37,8 @@ def prepare(
     where: str | Sequence[str] = (),
     skip_bad: bool = False,
     items: Path | str | None = None,
+    items_separator: str | None = None,
+    items_encoding: str | None = None,
     item_attributes: str | Sequence[str] = (),
     item_numbers: str | Sequence[str] = (),
     item_vectors: Path | str | None = None,
@@ -45,15 +47,16 @@ def prepare(
     name: str | None = None,
     permute_items: int | None = None,
     force: bool = False,
+    dry_run: bool = False,
     cpu: bool = False,
     **misspelt: Never,
-) -> InteractionStore:
+) -> InteractionStore | None:
     """Makes an interaction store of a data frame or of files, and opens it; collective, rank 0 makes it.
 
     Args:
         source: a data frame of polars (lazy, too), pandas or another library with the Arrow interface, with a row for
             each interaction; or the path of a file or directory, or a list of them, whose `format` is then to be given.
-        out: the directory of the new store.
+        out: the directory of the new store; a `dry_run` needs none.
         user_column, item_column: of the ids, integers or text.
         time_column: of an integer, date or time (or text of one, ISO 8601) to order a user's interactions by; the order
             of rows if not given.
@@ -71,13 +74,15 @@ def prepare(
         where: conditions on the rows to take, such as `event=view,cart`, `event!=refund` or `rating>=4`.
         skip_bad: leave bad rows out, and count them, in place of an error that names the first ones.
         items: a CSV, Parquet or JSONL file with a column `item`, of the ids, and what is known of each.
+        items_separator, items_encoding: of that file, as `separator` and `encoding` of the log.
         item_attributes, item_numbers: columns of it with categories (`genres:|` where a field holds several), numbers.
         item_vectors, user_vectors: Parquet files with the columns `item` (or `user`) and `vector`, or .npy files beside
-            Parquet files that say whose their rows are, as `eupmim-dist export` writes.
+            Parquet files that say whose their rows are, as `eupmim-dist export` writes: a vector for each, or K.
         format: of a path, as `eupmim-dist prepare --format`: csv, parquet, movielens and others (docs/data.md).
         name: of the data set; that of `out` if not given.
         permute_items: seed of a random numbering of the items, so that their ids tell nothing (see `audit`).
         force: replace the store that `out` holds.
+        dry_run: log what is taken for what, what would be kept and the first users; write nothing, and return None.
         cpu: on several ranks, that they use the CPU, as for `fit`.
 
     What was taken for what is logged, what was dropped is in `store.manifest.report`. Raises UserError, with nothing
@@ -103,37 +108,44 @@ def prepare(
         where=where,
         skip_bad=skip_bad,
     )
-    place = path_of("out", out)
+    if out is None and not dry_run:
+        raise UserError("prepare: name the directory of the new store, as out=..., or look at it with dry_run=True")
+    place = Path("store") if out is None else path_of("out", out)
     paths = [source] if isinstance(source, str | Path) else source
     is_paths = isinstance(paths, list | tuple) and bool(paths) and all(isinstance(path, str | Path) for path in paths)
     known = Known(
         items=None if items is None else path_of("items", items),
+        items_separator=items_separator,
+        items_encoding=items_encoding,
         attributes=_texts(item_attributes),
         numbers=_texts(item_numbers),
         item_vectors=None if item_vectors is None else path_of("item_vectors", item_vectors),
         user_vectors=None if user_vectors is None else path_of("user_vectors", user_vectors),
     )
-    writing: dict[str, Any] = {
-        "known": known,
-        "name": name,
-        "permute_items": permute_items,
-        "force": force,
-        "tell": _log,
-    }
+    given: dict[str, Any] = {"known": known, "tell": _log}
+    given |= {"beside": place} if dry_run else {"name": name, "permute_items": permute_items, "force": force}
 
     def make() -> None:
         if is_paths:
             if format is None:
                 raise UserError(f"prepare: say which format {short(paths[0])} has, such as format='csv'")
-            prepare_store([path_of("source", path) for path in paths], place, format, chosen, **writing)
+            files = [path_of("source", path) for path in paths]
+            if dry_run:
+                look_at(files, format, chosen, **given)
+            else:
+                prepare_store(files, place, format, chosen, **given)
         else:
             if format is not None:
                 raise UserError(f"prepare: a data frame has no format; leave out format={shown(format)}")
             wanted = (user_column, item_column, time_column, title_column, *attributes)
             frame = lazy_frame(source, {*wanted, *(each.column for each in conditions(where))})
-            prepare_frame(frame, place, chosen, **writing)
+            if dry_run:
+                look_at_frame(frame, chosen, **given)
+            else:
+                prepare_frame(frame, place, chosen, **given)
 
-    return _made(make, place, cpu)
+    _by_main(make, cpu)
+    return None if dry_run else InteractionStore.open(place, verify=False)  # it has just been written
 
 
 def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -160,10 +172,11 @@ def synthesize(
     def make() -> None:
         synthesize_store(place, users, items, seed=seed, mean_length=mean_length, force=force, progress=no_progress)
 
-    return _made(make, place, cpu)
+    _by_main(make, cpu)
+    return InteractionStore.open(place, verify=False)
 
 
-def _made(make: Callable[[], None], out: Path, cpu: bool) -> InteractionStore:
+def _by_main(make: Callable[[], None], cpu: bool) -> None:
     alone = os.environ.get("WORLD_SIZE", "1") == "1" and "ACCELERATE_MIXED_PRECISION" not in os.environ
     if alone:  # no rank to wait for, so no need of torch
         make()
@@ -172,7 +185,6 @@ def _made(make: Callable[[], None], out: Path, cpu: bool) -> InteractionStore:
         from eupmim_dist.parallel.world import init_world
 
         decided_by_main(init_world(cpu), make)
-    return InteractionStore.open(out, verify=False)  # it has just been written
 
 
 def _log(what: str, told: str) -> None:

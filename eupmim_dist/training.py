@@ -12,10 +12,10 @@ import torch
 
 from eupmim_dist import assemble
 from eupmim_dist.checkpoint.changes import FREE_KEYS, record_changes
-from eupmim_dist.checkpoint.layout import Checkpoint, readable_steps, resolve
+from eupmim_dist.checkpoint.layout import Checkpoint, resolve
 from eupmim_dist.checkpoint.load import load_model, load_training, open_sound
 from eupmim_dist.checkpoint.origin import check_same_data
-from eupmim_dist.checkpoint.run_dir import Start, find_start, forget_lost_best, free, write_config
+from eupmim_dist.checkpoint.run_dir import Start, check_free, find_start, forget_lost_best, free, write_config
 from eupmim_dist.checkpoint.save import CheckpointHook
 from eupmim_dist.config.load import dump_config, flat
 from eupmim_dist.config.schema import Config
@@ -23,11 +23,12 @@ from eupmim_dist.data.training_data import popular_items
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.hook import EvaluationHook, cutoffs_of
 from eupmim_dist.evaluation.runner import Result, evaluate_model
+from eupmim_dist.evaluation.scorers.interface import check_room
 from eupmim_dist.export.init_from import INIT_FILE, take_weights
 from eupmim_dist.export.source_settings import compare_settings
 from eupmim_dist.files import write_text
 from eupmim_dist.models.interface import ITEM_TABLE
-from eupmim_dist.parallel.agreement import agreed, check_alike, decided_by_main
+from eupmim_dist.parallel.agreement import agreed, check_alike
 from eupmim_dist.parallel.merge import lack_of_triton
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.board import Board, write_projector
@@ -74,16 +75,20 @@ def begin(
     init_from: Path | None,
     world: World,
     changed: Collection[str] = (),
+    *,
+    baselines: Sequence[str] = (),
+    writes: bool = True,
 ) -> tuple[Run, Start]:
     """A run at its first step, or at that of the checkpoint it goes on from; collective.
 
     `resume` and `changed` as of `find_start`; `init_from` is what was asked for beside the configuration, whose own
-    `train.init_from` counts.
+    `train.init_from` counts. For `baselines`, which are wanted in the end, there has to be memory. Unless it `writes`
+    the run directory stays as it is.
     """
     log = get_logger(world.rank)
     _check_alike(config, world)
     with agreed(world):
-        start = find_start(run_dir, resume, config, world, changed)
+        start = find_start(run_dir, resume, config, world, changed, writes=writes)
     origin = None if start.checkpoint else config.train.init_from
     source = open_sound(lambda: resolve(origin), world) if origin else None
     taken: list[str] = []
@@ -97,6 +102,7 @@ def begin(
     with agreed(world):
         if start.checkpoint:
             check_same_data(start.checkpoint, store)
+        check_room(baselines, store, world)
         run = assemble.assemble_run(config, world, store, set_weights)
         for line in [*assemble.describe(run), *taken]:
             log.info(line)
@@ -114,7 +120,9 @@ def begin(
     with agreed(world):
         if told := settle_threads(run, start.checkpoint.config.train.threads if start.checkpoint else None):
             log.info(told)
-        if world.is_main:
+        if world.is_main and not writes:
+            check_free(run_dir)
+        elif world.is_main:
             write_config(run_dir, as_asked)  # what was measured here is no order for elsewhere; checkpoints have it
             for line in record_changes(run_dir, run.progress.step, start.changed):
                 log.info(line)
@@ -129,34 +137,24 @@ def _check_alike(config: Config, world: World) -> None:
     check_alike(world, settings, "start all hosts with the same configuration")
 
 
-def rehearse(config: Config, run_dir: Path, world: World) -> None:
-    """Tells what would be trained, on what, and what it would take, from a few steps; writes nothing. Collective."""
-    log = get_logger(world.rank)
-    _check_alike(config, world)
-    last = decided_by_main(world, lambda: resolve(run_dir, "last").step if readable_steps(run_dir) else 0)
-    store = assemble.open_store(config.data.dir, world)
+def rehearse(run: Run, start: Start) -> None:
+    """Tells what a run that has begun would take, from a few of its steps; writes nothing. Collective."""
+    config, world, log = run.config, run.world, get_logger(run.world.rank)
+    step, steps = run.progress.step, max(config.train.max_steps - run.progress.step, 0)
+    log.info(assemble.describe_room(run))
     with agreed(world):
-        run = assemble.assemble_run(config, world, store)
-        for line in [*assemble.describe(run), assemble.describe_room(run)]:
-            log.info(line)
-    with agreed(world):
-        if told := settle_threads(run):
-            log.info(told)
-        step, measured = seconds_of_a_step(run)
+        a_step, measured = seconds_of_a_step(run)
         started = time.perf_counter()
         evaluate_model(run, "valid", config.evaluation.protocol, cutoffs_of(config.evaluation), progress=True)
         evaluation = time.perf_counter() - started
-    steps = max(config.train.max_steps - last, 0)
     evaluations = -(-steps // config.evaluation.every)
-    users = f"evaluations {evaluations:,}, of {len(store.users('valid')):,} users"
+    users = f"evaluations {evaluations:,}, of {len(run.store.users('valid')):,} users"
     log.info(f"steps   {steps:,}, of {config.train.global_batch_size:,} samples; {users}")
-    total = in_hours(steps * step + evaluations * evaluation)
-    log.info(f"time    about {total}: {1000 * step:,.1f} ms a step, {duration(evaluation)} an evaluation")
+    total = in_hours(steps * a_step + evaluations * evaluation)
+    log.info(f"time    about {total}: {1000 * a_step:,.1f} ms a step, {duration(evaluation)} an evaluation")
     log.info(f"        (measured: {measured} steps, 1 evaluation; checkpoints and the test come on top)")
-    if origin := config.train.init_from:
-        log.info(f"weights of {origin}, which was not read")
-    would = f"go on from step {last}" if last else "begin"
-    log.info(f"dry run: nothing was written; {run_dir} would {would}")
+    would = f"go on from step {step}" if start.checkpoint else "begin"
+    log.info(f"dry run: nothing was written; {start.run_dir} would {would}")
 
 
 def run_training(

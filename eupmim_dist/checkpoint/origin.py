@@ -14,7 +14,7 @@ from eupmim_dist.hashing import file_entry
 
 def check_same_data(checkpoint: Checkpoint, store: InteractionStore) -> None:
     """Raises UserError if `store` has another content than the one that the checkpoint was trained on."""
-    if checkpoint.data.fingerprint == store.fingerprint:
+    if store.is_that_of(checkpoint.data.fingerprint):
         return
     if store.path.resolve() == checkpoint.config.data.dir.resolve():
         start = f", by `train --init-from {checkpoint.path}`" if checkpoint.is_model else ""

@@ -1,5 +1,6 @@
 """A run directory at the start of a run: new, resumed, or refused."""
 
+import errno
 import os
 import platform
 from collections.abc import Collection
@@ -58,16 +59,18 @@ class Start:
     """Settings that are others from here on."""
 
 
-def find_start(run_dir: Path, resume: str, config: Config, world: World, changed: Collection[str] = ()) -> Start:
+def find_start(
+    run_dir: Path, resume: str, config: Config, world: World, changed: Collection[str] = (), *, writes: bool = True
+) -> Start:
     """Decides how to start; collective, for the inside of `agreed`.
 
     `resume`: `auto` goes on from the run's last sound checkpoint, if there is one, and warns of those it skips;
     `never` wants a new directory; anything else is the path of a checkpoint or run to go on from. `changed` are the
-    settings that may be others than it was trained with.
+    settings that may be others than it was trained with. Unless it `writes`, what lies aside is read from there.
 
     Raises UserError if the directory holds something else, a run of another configuration, or damaged checkpoints only.
     """
-    candidates = decided_by_main(world, lambda: _candidates(run_dir, resume))
+    candidates = decided_by_main(world, lambda: _candidates(run_dir, resume, writes))
     for path in candidates:
         try:
             checkpoint = open_sound(partial(open_checkpoint, path), world)
@@ -88,7 +91,7 @@ def find_start(run_dir: Path, resume: str, config: Config, world: World, changed
     return Start(run_dir, None)
 
 
-def _candidates(run_dir: Path, resume: str) -> list[Path]:
+def _candidates(run_dir: Path, resume: str, writes: bool) -> list[Path]:
     """The checkpoints to go on from, the one to try first first."""
     for path in [run_dir / name for name in (CONFIG_FILE, LOCK_FILE, "metrics.jsonl")]:
         if path.exists() and not path.is_file():
@@ -97,13 +100,14 @@ def _candidates(run_dir: Path, resume: str) -> list[Path]:
         if not path.is_dir():
             raise UserError(f"{path}: is no directory, and in the place of a checkpoint; move it away")
     holds_run = _is_run(run_dir)
-    if backups(run_dir):
+    if writes and backups(run_dir):
         _occupy(run_dir)  # or a save that is under way would be disturbed
         recover(run_dir)
     if run_dir.exists() and not holds_run and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UserError(f"{run_dir}: already holds something that is not a run; give another --run-dir")
     if resume == "auto":
-        return step_dirs(run_dir)[::-1]
+        aside = {final: left for final, left in backups(run_dir).items() if not final.exists()}
+        return [aside.get(path, path) for path in sorted([*step_dirs(run_dir), *aside], reverse=True)]
     if resume == "never":
         if holds_run:
             raise UserError(f"{run_dir}: already holds a run; use --resume auto to go on with it or another --run-dir")
@@ -145,8 +149,21 @@ def write_config(run_dir: Path, config: Config) -> None:
     write_text(run_dir / CONFIG_FILE, header + dump_config(config))
 
 
-def _occupy(run_dir: Path) -> None:
-    """Keeps other trainings out of a run directory until `free`, where its file system can do so."""
+def check_free(run_dir: Path) -> None:
+    """Raises UserError where `write_config` would, and writes nothing."""
+    existing = next(place for place in (run_dir, *run_dir.absolute().parents) if place.exists())
+    code = errno.EACCES if existing.is_dir() else errno.ENOTDIR
+    if code == errno.ENOTDIR or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--run-dir {run_dir}: cannot be written: {os.strerror(code)}; give another one")
+    if (run_dir / LOCK_FILE).exists():
+        _occupy(run_dir, stays=False)
+
+
+def _occupy(run_dir: Path, *, stays: bool = True) -> None:
+    """Keeps other trainings out of a run directory until `free`, where its file system can do so.
+
+    Unless it `stays` it only looks whether that can be. Raises UserError where another one is in it.
+    """
     path = run_dir / LOCK_FILE
     # One per file in this process, as it may be asked for twice; a marker in its stead would outlive a killed training.
     lock = FileLock(path, is_singleton=True, thread_local=False, fallback_to_soft=False)
@@ -160,6 +177,9 @@ def _occupy(run_dir: Path) -> None:
                 f"{run_dir}: a training is running in it ({path.read_text(encoding='utf-8').strip()}); wait for its "
                 "end, or give another --run-dir"
             ) from None
+        if not stays:
+            lock.release()
+            return
         _occupied.append(lock)
         path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
 

@@ -67,6 +67,8 @@ def prepare(
     items: Annotated[
         Path | None, typer.Option(help="CSV, Parquet or JSONL with a column item, and what is known of each.")
     ] = None,
+    items_separator: Annotated[str | None, typer.Option(help="Of --items, as --separator: found if left out.")] = None,
+    items_encoding: Annotated[str | None, typer.Option(help="Of --items, as --encoding.")] = None,
     item_attribute: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,7 +82,9 @@ def prepare(
     item_vectors: Annotated[
         Path | None, typer.Option(help="Vectors of items: Parquet with item and vector, or npy as of export.")
     ] = None,
-    user_vectors: Annotated[Path | None, typer.Option(help="The same of users.")] = None,
+    user_vectors: Annotated[
+        Path | None, typer.Option(help="The same of users; of K interests, as of export, one after another.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is taken for what, and the first users; write nothing.")
     ] = False,
@@ -126,6 +130,8 @@ def prepare(
     )
     known = Known(
         items=items,
+        items_separator=items_separator,
+        items_encoding=items_encoding,
         attributes=tuple(item_attribute or ()),
         numbers=tuple(item_number or ()),
         item_vectors=item_vectors,

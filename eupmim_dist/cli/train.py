@@ -1,7 +1,7 @@
 """`eupmim-dist train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,9 +82,6 @@ def train(
     from eupmim_dist.cli.next_steps import next_steps
     from eupmim_dist.cli.options import comma_separated
     from eupmim_dist.cli.tables import print_results
-    from eupmim_dist.errors import UserError
-    from eupmim_dist.evaluation.baselines import cheap_baselines
-    from eupmim_dist.evaluation.scorers.interface import check_baselines
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
     from eupmim_dist.telemetry.log import get_logger
@@ -94,31 +91,22 @@ def train(
     with agreed(world):
         rivals = None if baseline is None else comma_separated("--baseline", baseline)
         rivals = [] if rivals == ["none"] else rivals
-        check_baselines(rivals or [])
-        if dry_run and (resume != "auto" or resume_with or baseline):
-            raise UserError("--dry-run: does not look at --resume, --resume-with or --baseline; leave them out")
+    asked: dict[str, Any] = {
+        "overrides": set_ or [],
+        "resume": resume,
+        "resume_with": resume_with or [],
+        "init_from": init_from,
+        "cpu": cpu,
+    }
     if dry_run:
-        api.dry_run(config, run_dir, overrides=set_ or [], init_from=init_from, cpu=cpu)
+        api.dry_run(config, run_dir, baselines=rivals or [], **asked)
         shutdown(world)
         return
-    fitted = api.fit(
-        config,
-        run_dir,
-        overrides=set_ or [],
-        resume=resume,
-        resume_with=resume_with or [],
-        init_from=init_from,
-        cpu=cpu,
-    )
-    if fitted.finished:
-        trained = fitted.model
-        with agreed(world):
-            names = cheap_baselines(trained.store) if rivals is None else rivals
-            cutoffs = trained.config.evaluation.top_n
-            beside = api.results_of_baselines(names, trained, "test", ["strict"], cutoffs)
-            if world.is_main:
-                print_results([*fitted.results, *beside])
-                get_logger().info("\n".join(["What to run next:", *next_steps(trained, run_dir)]))
+    fitted = api.fit(config, run_dir, baselines=rivals, **asked)
+    with agreed(world):
+        if fitted.finished and world.is_main:
+            print_results(fitted.results)
+            get_logger().info("\n".join(["What to run next:", *next_steps(fitted.model, run_dir)]))
     shutdown(world)
     if not fitted.finished:
         raise typer.Exit(EXIT_CODE)

@@ -165,7 +165,7 @@ def check_comparable(entries: Sequence[Entry], store: InteractionStore) -> None:
     for entry in entries:
         if isinstance(entry, Trained):
             trained_on = entry.checkpoint.data
-            if trained_on.fingerprint != store.fingerprint:
+            if not store.is_that_of(trained_on.fingerprint):
                 raise UserError(
                     f"{entry.path}: was trained on another store ({trained_on.name}) than {store.path}; compare models "
                     "of one store"

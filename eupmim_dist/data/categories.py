@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.formats.csv import WHOLE_LINES, reading_csv
 from eupmim_dist.data.formats.parquet import as_text
-from eupmim_dist.data.formats.records import check_line_ends, header
+from eupmim_dist.data.formats.separators import WHOLE_LINES, small_text_file
 from eupmim_dist.data.formats.table import column_number
-from eupmim_dist.data.frames import lazy_frame, reading, scan_csv, scan_parquet
+from eupmim_dist.data.frames import lazy_frame, reading, scan_parquet
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.tables import read_table
 from eupmim_dist.errors import UserError, listed
@@ -56,10 +55,8 @@ def _from_parquet(file: Path) -> pl.DataFrame:
 
 
 def _from_csv(file: Path) -> pl.DataFrame:
-    names = header(file)
-    check_line_ends(file, len(names))
-    with reading_csv(file, names):
-        return _selected(scan_csv(file), file, names).collect(optimizations=WHOLE_LINES)
+    with small_text_file(file, [(name,) for name in COLUMNS]) as text:
+        return _selected(text.scan(), file, text.names).collect(optimizations=WHOLE_LINES)
 
 
 def _selected(table: pl.LazyFrame, file: Path, names: list[str]) -> pl.LazyFrame:

@@ -24,10 +24,12 @@ class Known:
     """What `prepare` is told of items and users besides who had what.
 
     `attributes`: columns of the file `items`, as NAME or, of several values in a field, NAME:SEPARATOR; `numbers`:
-    columns of it. The vectors are files as of `read_vectors`.
+    columns of it. `items_separator`, `items_encoding`: of its text. The vectors are files as of `read_vectors`.
     """
 
     items: Path | None = None
+    items_separator: str | None = None
+    items_encoding: str | None = None
     attributes: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     item_vectors: Path | None = None

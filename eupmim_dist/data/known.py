@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from eupmim_dist.data.formats.separators import Told
 from eupmim_dist.data.frames import reading, scan_parquet
 from eupmim_dist.data.item_features import Known, add_item_attributes
 from eupmim_dist.data.requests import read_requests
@@ -23,9 +24,9 @@ def check_known(known: Known) -> None:
         raise UserError("--item-attribute, --item-number: columns of which file, --items says; give it too")
     if known.items is not None and not columns:
         raise UserError(f"--items {known.items}: say which columns to take with --item-attribute or --item-number")
-    names = [_column_and_separator(each)[0] for each in known.attributes] + list(known.numbers)
-    if len(set(names)) < len(names):
-        raise UserError("--item-attribute, --item-number: the same column is given twice")
+    (told := _told(known)).check()
+    if known.items is None and (option := told.first):
+        raise UserError(f"{option}: of which file, --items says; give it too")
     for file in (known.items, known.item_vectors, known.user_vectors):
         if file is not None:
             regular_file(file, "it tells what is known of items or users")
@@ -47,11 +48,17 @@ def add_known(dataset: Dataset, known: Known, tell: Tell) -> None:
 def _add_items(dataset: Dataset, known: Known, tell: Tell) -> None:
     if known.items is None:
         return
-    attributes = dict(_column_and_separator(each) for each in known.attributes)
-    columns = [*attributes, *known.numbers]
-    rows = read_requests(known.items, "item", columns).rows
-    if missing := [name for name in columns if name not in rows.columns]:
+    asked = [_readings(each) for each in known.attributes] + [{name: None} for name in known.numbers]
+    found = read_requests(known.items, "item", [name for names in asked for name in names], asked, _told(known))
+    rows = found.rows
+    if missing := [list(names)[-1] for names in asked if not names.keys() & set(rows.columns)]:
         raise UserError(f"{known.items}: no column {listed(missing)}; look at its first line")
+    columns = [next((name, names[name]) for name in names if name in rows.columns) for names in asked]
+    if len(dict(columns)) < len(columns):
+        raise UserError("--item-attribute, --item-number: the same column is given twice")
+    attributes = dict(columns[: len(known.attributes)])
+    if found.described:
+        tell("items", f"{known.items.name}: {found.described}")
     if not rows["item"].is_in(dataset.raw_items.implode()).any():
         raise UserError(f"{known.items}: has none of the items of the data; are these its ids?")
     add_item_attributes(dataset, rows, attributes, known.numbers, str(known.items))
@@ -64,16 +71,22 @@ def _add_items(dataset: Dataset, known: Known, tell: Tell) -> None:
         tell("items", f"{short(name)}: a number")
 
 
-def _column_and_separator(text: str) -> tuple[str, str | None]:
+def _told(known: Known) -> Told:
+    return Told(known.items_separator, known.items_encoding, option="--items-")
+
+
+def _readings(text: str) -> dict[str, str | None]:
+    """What NAME[:SEPARATOR] may mean: a column of this name, which may hold a colon; or one and its separator."""
     name, colon, separator = text.rpartition(":")
-    return (name, separator) if colon and name and separator else (text, None)
+    return {text: None, name: separator} if colon and name and separator else {text: None}
 
 
 def read_vectors(file: Path, column: str) -> tuple[pl.Series, np.ndarray]:
     """Raw ids and their vectors, float32 [n, V].
 
     `file`: Parquet with the columns item (or user) and vector, or NAME.npy beside NAME.parquet, which says in the same
-    order whose the rows are: what `eupmim-dist export` writes. Raises UserError.
+    order whose the rows are: what `eupmim-dist export` writes. A user's K vectors of D numbers, [n, K, D], become one
+    of K x D. Raises UserError.
     """
     regular_file(file, "give the Parquet or .npy file of the vectors")
     table = file if file.suffix == ".parquet" else file.with_suffix(".parquet")
@@ -84,6 +97,8 @@ def read_vectors(file: Path, column: str) -> tuple[pl.Series, np.ndarray]:
     with reading(table):
         names = scan_parquet(table).collect_schema().names()
         wanted = [column, "vector"] if table == file else [column]
+        if table == file and "interest" in names:
+            raise UserError(f"{file}: has a row for each interest; give users.npy, as `export --format npy` writes it")
         if missing := [name for name in wanted if name not in names]:
             raise UserError(f"{table}: no column {listed(missing)}; there are {listed(names)}")
         frame = scan_parquet(table).select(pl.col(column).cast(pl.String), *wanted[1:]).collect()
@@ -117,9 +132,9 @@ def _of_npy(file: Path) -> np.ndarray:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file}: cannot be read as an array ({short(error)}); write it again") from None
-    if found.ndim != 2 or found.dtype.kind != "f" or not found.size:
-        raise UserError(f"{file}: is {found.dtype} {found.shape}; it holds floats, a vector in each row")
-    return np.ascontiguousarray(found, np.float32)
+    if found.ndim not in (2, 3) or found.dtype.kind != "f" or not found.size:
+        raise UserError(f"{file}: is {found.dtype} {found.shape}; it holds floats, a vector (or several) in each row")
+    return np.ascontiguousarray(found, np.float32).reshape(len(found), -1)
 
 
 def _vectors(dataset: Dataset, file: Path, column: str, raw: pl.Series, tell: Tell) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,9 @@ from eupmim_dist.metadata import STRICT, Count, FileName, Metadata, Sha256, pars
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
-OPTIONAL_ARRAYS = ("timestamps", "item_values", "item_numbers", "item_vectors", "user_vectors")
+FEATURES = ("item_values", "item_numbers", "item_vectors", "user_vectors")
+"""What is known of items and users besides who had what."""
+OPTIONAL_ARRAYS = ("timestamps", *FEATURES)
 ARRAYS = ("offsets", "items", "attributes", "split", *OPTIONAL_ARRAYS)
 TABLES = ("users.parquet", "items.parquet")
 
@@ -111,10 +114,18 @@ class StoreManifest(Metadata):
     @property
     def fingerprint(self) -> str:
         """Of the content, wherever the store lies."""
-        hashes = {name: entry.sha256 for name, entry in self.files.items()}
         of_items = [[a.name, a.labels, a.columns] for a in self.item_attributes], self.item_numbers
-        told = [hashes, self.split_rule, [[a.name, a.cardinality] for a in self.attributes]]
+        told = self._told(self.files)
         return sha256_of_json([*told, *of_items] if any(of_items) else told)
+
+    @property
+    def bare_fingerprint(self) -> str:
+        """That of a store which has the same, and knows nothing more of items and users."""
+        return sha256_of_json(self._told(self.files.keys() - {f"{name}.npy" for name in FEATURES}))
+
+    def _told(self, names: Iterable[str]) -> list[object]:
+        hashes = {name: self.files[name].sha256 for name in names}
+        return [hashes, self.split_rule, [[a.name, a.cardinality] for a in self.attributes]]
 
 
 class _Version(BaseModel):

@@ -115,8 +115,21 @@ def look_at(
     check_known(known)
     with _workspace(beside) as workspace:
         dataset = _read(sources, format_name, options, workspace, progress, tell)
+    _tell_all(dataset, Path(name_of(sources)), known, tell)
+
+
+def look_at_frame(frame: pl.LazyFrame, options: Options, *, beside: Path, known: Known, tell: Tell) -> None:
+    """As `look_at`, of a data frame with a row for each interaction."""
+    check_known(known)
+    with _workspace(beside) as workspace:
+        dataset = parquet.read_frame(frame, options, workspace, no_progress, tell)
+    tell_attributes(dataset, tell)
+    _tell_all(dataset, Path("data frame"), known, tell)
+
+
+def _tell_all(dataset: Dataset, source: Path, known: Known, tell: Tell) -> None:
     add_known(dataset, known, tell)
-    _check_splits(Path(name_of(sources)), dataset)
+    _check_splits(source, dataset)
     tell_store(dataset, tell)
     tell_users(dataset, tell)
 

@@ -6,19 +6,19 @@ A row has the column `user` or `item`, and of users perhaps `history` and attrib
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from eupmim_dist.data.formats.csv import WHOLE_LINES, reading_csv
 from eupmim_dist.data.formats.lines import blocks
 from eupmim_dist.data.formats.parquet import as_text
-from eupmim_dist.data.formats.records import check_line_ends, header, line_of
+from eupmim_dist.data.formats.records import lines_of
+from eupmim_dist.data.formats.separators import UNTOLD, WHOLE_LINES, Told, small_text_file
 from eupmim_dist.data.formats.table import column_number
-from eupmim_dist.data.frames import reading, scan_csv, scan_parquet
+from eupmim_dist.data.frames import reading, scan_parquet
 from eupmim_dist.errors import UserError, short, shown
 from eupmim_dist.files import regular_file
 
@@ -34,16 +34,31 @@ class Requests:
     """What messages call a row, counted from 0."""
     named: bool = True
     """False where `user` only numbers histories: no user of a store is meant, were one called so."""
+    described: str = ""
+    """Separator and encoding of a text file, for people."""
 
 
-def read_requests(file: Path, needed: str, others: Collection[str] = ()) -> Requests:
+def read_requests(
+    file: Path, needed: str, others: Collection[str] = (), asked: Sequence[Collection[str]] = (), told: Told = UNTOLD
+) -> Requests:
     """The rows of a CSV, Parquet or JSONL file, by its ending; any other is a list of ids, one a line.
 
-    Column `needed`, without gaps, and those of `others` that the file has. Raises UserError.
+    Column `needed`, without gaps, and those of `others` that the file has. What is `asked`, and `told`, as of
+    `found_file`, is for text with separators, which any other ending is then. Raises UserError.
     """
-    regular_file(file, f"give a CSV, Parquet or JSONL file with a column {needed}, or a list of ids")
-    readers = {".csv": _from_csv, ".parquet": _from_parquet, ".jsonl": _from_jsonl}
-    found = readers.get(file.suffix.lower(), _from_list)(file, needed, others)
+    mend = "" if asked else ", or a list of ids"
+    regular_file(file, f"give a CSV, Parquet or JSONL file with a column {needed}{mend}")
+    match file.suffix.lower():
+        case ".parquet":
+            found = _from_parquet(file, needed, others)
+        case ".jsonl":
+            found = _from_jsonl(file, needed, others)
+        case ending if asked or ending in (".csv", ".tsv"):
+            found = _from_csv(file, needed, others, asked, told)
+        case _:
+            found = _from_list(file, needed)
+    if (option := told.first) and not found.described:
+        raise UserError(f"{option}: is of csv files alone, and {file} is none; leave it out")
     if found.rows.schema.get(HISTORY) == pl.String:
         found = replace(found, rows=found.rows.with_columns(_lists(found).alias(HISTORY)))
     ids = found.rows[needed]
@@ -78,20 +93,26 @@ def _lists(requests: Requests) -> pl.Series:
     return pl.Series(found, dtype=pl.List(pl.String))
 
 
-def _from_list(file: Path, needed: str, others: Collection[str]) -> Requests:
+def _from_list(file: Path, needed: str) -> Requests:
     lines = [(number, line) for number, line in _lines(file) if line]
     rows = pl.DataFrame({needed: [line for _, line in lines]}, schema={needed: pl.String})
     return Requests(rows, lambda row: f"{file}:{lines[row][0]}")
 
 
-def _from_csv(file: Path, needed: str, others: Collection[str]) -> Requests:
-    names = header(file)
-    check_line_ends(file, len(names))
-    columns = _columns(file, names, needed, others)
-    with reading_csv(file, names):
-        table = scan_csv(file).select(pl.nth(number).alias(name) for name, number in columns.items())
+def _from_csv(
+    file: Path, needed: str, others: Collection[str], asked: Sequence[Collection[str]], told: Told
+) -> Requests:
+    asked = [(needed,), *asked]
+    with small_text_file(file, asked, told) as text:
+        columns = _columns(file, text.names, needed, others)
+        table = text.scan().select(pl.nth(number).alias(name) for name, number in columns.items())
         rows = table.collect(optimizations=WHOLE_LINES)
-    return Requests(rows, lambda row: f"{file}:{line_of(file, row)}")
+
+    def locate(row: int) -> str:
+        with small_text_file(file, asked, told) as again:
+            return f"{file}:{lines_of(file, [row], again.layout)[0]}"
+
+    return Requests(rows, locate, described=text.described)
 
 
 def _from_parquet(file: Path, needed: str, others: Collection[str]) -> Requests:

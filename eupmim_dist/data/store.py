@@ -95,6 +95,13 @@ class InteractionStore:
             check_values(store)
         return store
 
+    def is_that_of(self, fingerprint: str) -> bool:
+        """Whether what was trained on a store with this fingerprint finds its data here: all of it, perhaps with more.
+
+        A store that was prepared before something was known of its items, such as genres, has another fingerprint.
+        """
+        return fingerprint in (self.fingerprint, self.manifest.bare_fingerprint)
+
     @property
     def rule(self) -> SplitRule:
         """What the store's split means (splits.py)."""

@@ -93,7 +93,7 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
 
 def _trained_on(source: Checkpoint, assembled: Assembled, world: World) -> InteractionStore | None:
     """The store that a model was trained on: this one, if it is the same; none if the model itself tells enough."""
-    if source.data.fingerprint == assembled.store.fingerprint:
+    if assembled.store.is_that_of(source.data.fingerprint):
         return assembled.store
     maps = {shard.spec.id_map for shard in assembled.tables.shards.values()} - {None}
     if source.data.attributes is not None and all((source.path / f"{name}.parquet").is_file() for name in maps):
@@ -101,7 +101,7 @@ def _trained_on(source: Checkpoint, assembled: Assembled, world: World) -> Inter
     directory = source.config.data.dir
     with suppress(UserError):
         found = InteractionStore.open(directory, verify=world.local_rank == 0)
-        if found.fingerprint == source.data.fingerprint:
+        if found.is_that_of(source.data.fingerprint):
             return found
     raise UserError(
         f"{source.path}: has no id maps, and {directory} does not hold the store it was trained on "

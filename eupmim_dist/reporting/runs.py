@@ -129,7 +129,7 @@ def check_same_store(runs: Sequence[ReportedRun], store: InteractionStore, named
     """Raises UserError if a run is of another store than the report; `named`: --data chose that."""
     for run in runs:
         other = run.best.data if run.best is not None else None if named else _named_store(run.config.data.dir)
-        if other is not None and other.fingerprint != store.fingerprint:
+        if other is not None and not store.is_that_of(other.fingerprint):
             chosen = f"--data {store.path}" if named else f"{store.path} of {runs[0].path}"
             raise UserError(
                 f"{run.path}: was trained on another store, {other.name} ({other.fingerprint[:12]}), than {chosen}, "

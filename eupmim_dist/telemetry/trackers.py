@@ -42,8 +42,14 @@ class Trackers:
         self._started = list(started)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """By the names that TensorBoard has, with `_at_` for the `@` that some trackers refuse."""
-        told = {tag_of(name).replace("@", "_at_"): value for name, value in numbers.items()}
+        """By the names that TensorBoard has, but for what some trackers refuse: `@`, and one within another.
+
+        MLflow's files are called so: `train/loss` cannot hold `train/loss/cross_entropy`.
+        """
+        told = {
+            tag_of(name).replace("@", "_at_").replace("train/loss/", "train/loss_"): value
+            for name, value in numbers.items()
+        }
         for tracker in list(self._started):
             self._try(tracker, lambda tracker=tracker: tracker.log(told, step=step))
 
@@ -56,7 +62,9 @@ class Trackers:
             act()
         except Exception as error:
             self._started.remove(tracker)
-            get_logger().warning(f"telemetry.trackers: {tracker.name} failed and is told no more ({_reason(error)})")
+            get_logger().warning(
+                f"telemetry.trackers: {tracker.name} failed and is told no more ({short(_reason(error))})"
+            )
 
 
 NO_TRACKERS = Trackers([])
@@ -89,4 +97,4 @@ def tracking(accelerator: Any, config: Config, run_dir: Path) -> Iterator[Tracke
 
 
 def _reason(error: Exception) -> str:
-    return short(" ".join(f"{type(error).__name__}: {error}".split()))
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -12,9 +12,14 @@ SECONDS, MOST_STEPS = 5.0, 50
 
 
 def seconds_of_a_step(run: Run) -> tuple[float, int]:
-    """The mean, as rank 0 sees it, and of how many steps; the run has made them then. Collective."""
+    """The mean, as rank 0 sees it, and of how many steps; the run has made them then. Collective.
+
+    Of a run that has ended none, in no time.
+    """
     watch = _Stopwatch()
     train(run, [watch])
+    if len(watch.marks) == 1:
+        return 0.0, 0
     marks = watch.marks[min(WARM_UP, len(watch.marks) - 2) :]
     return (marks[-1] - marks[0]) / (len(marks) - 1), len(marks) - 1
 

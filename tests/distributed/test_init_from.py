@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint.layout import TENSOR_FILE, resolve
 from eupmim_dist.checkpoint.load import open_sound
+from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.save import save_checkpoint
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
+from eupmim_dist.data.manifest import ItemAttribute
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.export import init_from
 from eupmim_dist.export.init_from import take_weights
@@ -21,7 +23,8 @@ from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.parallel.world import init_world
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.catalogues import Table, catalogue, expected_rows, rows_held, same
-from tests.distributed.spawn import run_ranks
+from tests.distributed.spawn import Ranks, run_ranks
+from tests.stores import small_store
 
 SHARDED, OLD_MIXED, NEW_MIXED = 0, 36, 44  # tables.replicate_below: 38, now 46 item rows, 33, now 42 users
 OLD_CITIES, NEW_CITIES = ["Bath", "Oslo", "Rome"], ["Bern", "Oslo", "Bath", "Zug"]
@@ -147,3 +150,65 @@ def test_every_number_of_ranks_begins_alike(
                 f"attribute level: 3 of 3 values taken from {step}, 0 new, 0 of its 3 dropped",
                 f"attribute city: 2 of 4 values taken from {step}, 2 new, 1 of its 3 dropped",
             ]
+
+
+def config_with_features(store: Path) -> Config:
+    found = config_of(store, SHARDED)
+    model = found.model.model_copy(
+        update={"item_attributes": ["all"], "item_vectors": "projected", "dropout": 0.0, "attention_dropout": 0.0}
+    )
+    return found.model_copy(update={"model": model})
+
+
+def steps_made(config: Config, source: Path | None, run_dir: Path | None = None) -> dict[str, Any]:
+    """What a rank has after three steps, fine-tuning `source` if there is one; saved where that is asked for."""
+    torch.set_num_threads(1)
+    world = init_world(cpu=True)
+    weights = None if source is None else open_sound(lambda: resolve(source), world)
+    told: list[str] = []
+    run = assemble_run(
+        config,
+        world,
+        open_store(config.data.dir, world),
+        lambda initial: told.extend(take_weights(initial, weights)) if weights else None,
+    )
+    run.dense.module.train()
+    norms = [train_step(run, step, prepare_step(run, step)).verdict.norm.item() for step in range(3)]
+    run.progress.step = 3
+    if run_dir is not None:
+        save_checkpoint(run, run_dir)
+    return {"norms": norms, "told": told, "rows": {name: rows_held(run, name) for name in run.tables.shards}}
+
+
+def test_features_in_a_resharded_checkpoint_that_is_fine_tuned(tmp_path: Path) -> None:
+    """Trained at 2 ranks, resharded for 3, fine-tuned at 2 on a store that knows other things: as in one process."""
+    random = np.random.default_rng(0)
+    for place, labels, names in (("old", ("red", "blue"), ["price", "age"]), ("new", ("blue", "pink", "red"), ["age"])):
+        small_store(
+            tmp_path / place,
+            num_items=30,
+            item_attributes=[ItemAttribute("colour", labels, 1)],
+            item_values=random.integers(0, len(labels) + 1, (30, 1)).astype(np.int32),
+            number_names=names,
+            item_numbers=random.normal(size=(30, len(names))).astype(np.float32),
+            item_vectors=random.normal(size=(30, 4)).astype(np.float32),
+        )
+    old, new = config_with_features(tmp_path / "old"), config_with_features(tmp_path / "new")
+    alone = steps_made(old, None, tmp_path / "alone")
+    with Ranks(2) as ranks:
+        trained = ranks.run(steps_made, old, None, tmp_path / "run")
+        reshard(resolve(tmp_path / "run"), 3, tmp_path / "for-3")
+        found = [trained, ranks.run(steps_made, new, tmp_path / "for-3")]
+    expected = [alone, steps_made(new, tmp_path / "alone")]
+    assert sum("colour" in line and "2 of 3" in line for line in expected[1]["told"]) == 1
+    for of_ranks, plain in zip(found, expected, strict=True):
+        for rank in of_ranks:
+            np.testing.assert_allclose(rank["norms"], plain["norms"], rtol=1e-5)
+            assert len(rank["told"]) == len(plain["told"])
+        for name, rows in plain["rows"].items():
+            joined: Table = {}
+            for rank in of_ranks:
+                joined |= rank["rows"][name]
+            assert joined.keys() == rows.keys()
+            for row, values in rows.items():
+                torch.testing.assert_close(joined[row], values, rtol=1e-4, atol=1e-5)

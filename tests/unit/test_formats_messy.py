@@ -463,6 +463,22 @@ def test_a_look_beforehand_writes_nothing(
     assert "--out: name the directory of the new store, or look at the source with --dry-run" in capsys.readouterr().err
 
 
+def test_a_look_beforehand_from_python_tells_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "log.csv").write_text(written(events(), ";"))
+    options: dict[str, Any] = {"user_column": "who", "item_column": "what", "min_count": 2, "dry_run": True}
+    caplog.set_level("INFO", "eupmim_dist")
+    assert prepare(tmp_path / "log.csv", format="csv", **options) is None
+    of_file = [line.partition(": ") for line in caplog.messages]
+    caplog.clear()
+    assert prepare(pl.read_csv(tmp_path / "log.csv", separator=";"), tmp_path / "store", **options) is None
+    of_frame = [line.partition(": ") for line in caplog.messages]
+    assert [what for what, _, _ in of_file] == ["source", "columns", "rows", "store", "too rare"] + ["first users"] * 3
+    assert of_frame == of_file[1:]
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+    with pytest.raises(UserError, match=r"out=\.\.\., or look at it with dry_run=True"):
+        prepare(tmp_path / "log.csv", format="csv", **options | {"dry_run": False})
+
+
 def test_an_attribute_of_very_many_values_is_told_with_its_cost(tmp_path: Path) -> None:
     lines = "".join(f"u{user},i{item},{item},{user % 130}\n" for user in range(200) for item in range(5))
     (tmp_path / "log.csv").write_text("who,what,when,zip\n" + lines)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eupmim_dist import evaluate
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.config.schema import Config
@@ -280,6 +281,21 @@ def test_fine_tuning_on_the_same_store(tmp_path: Path) -> None:
     told.clear()
     assemble_run(settings_of(tmp_path, item_vectors="finetuned"), WORLD, trained.store, take)
     assert f"item:numbers of {resolve(place, 'last').path} dropped" in told
+
+
+def test_a_store_that_knows_more_of_its_items_is_the_same_for_what_was_trained_before(tmp_path: Path) -> None:
+    plain = small_store(tmp_path / "store", num_items=ITEMS)
+    config = config_of(tmp_path)
+    train_in(config, tmp_path / "run")
+    before = evaluate(tmp_path / "run", top_n=5, cpu=True)[0].metrics
+    shutil.move(tmp_path / "store", tmp_path / "plain")
+    told_more = store(tmp_path / "store")
+    assert told_more.fingerprint != plain.fingerprint == told_more.manifest.bare_fingerprint
+    assert evaluate(tmp_path / "run", top_n=5, cpu=True)[0].metrics == before
+    trained = train_in(settings_of(tmp_path, item_attributes="all"), tmp_path / "knowing")
+    assert not plain.is_that_of(trained.store.fingerprint)
+    with pytest.raises(UserError, match=r"plain: is another store than"):
+        evaluate(tmp_path / "knowing", top_n=5, data=tmp_path / "plain", cpu=True)
 
 
 def test_vectors_are_exported_with_what_features_add(tmp_path: Path) -> None:

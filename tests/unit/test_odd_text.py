@@ -271,7 +271,7 @@ CATEGORIES = "item,category\ni1,a\ni2,b\n"
         ("c.csv", lambda path: path.write_text(CATEGORIES + "i3,c,d\n"), r"c\.csv:4: 3 fields, the header has 2"),
         ("c.csv", lambda path: path.write_text(CATEGORIES.replace("\n", "\r")), r"c\.csv:1: a carriage return"),
         ("c.csv", lambda path: path.write_text("item,category,item\n"), "has 2 columns called 'item'"),
-        ("c.csv", lambda path: path.write_text(CATEGORIES, encoding="utf-16"), r"c\.csv:1: not UTF-8"),
+        ("c.csv", lambda path: path.write_text(CATEGORIES, encoding="utf-16-le"), r"c\.csv:1: not UTF-8"),
         ("c.csv", lambda path: path.write_text(CATEGORIES + '"i3,c\n'), r"c\.csv:4: a quote is opened"),
         ("c.csv", lambda path: path.write_text(LONG), r"c\.csv: has no column 'item'; there are xxx"),
         ("c.csv", lambda path: path.write_text(""), r"c\.csv: the file is empty"),

@@ -16,22 +16,21 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-MEND = "--encoding says which it is, such as cp1252"
 UTF_8 = ("utf-8", "utf-8-sig")
 NOT_TEXT = "eupmim_dist.nul"
 """The error handler that puts a NUL, which no text holds, in the place of what does not decode."""
 codecs.register_error(NOT_TEXT, lambda error: ("\0", error.end))  # type: ignore[attr-defined]
 
 
-def check_encoding(name: str | None) -> None:
-    """Raises UserError for an `--encoding` that is none."""
+def check_encoding(name: str | None, option: str) -> None:
+    """Raises UserError for an encoding, given with `option`, that is none."""
     if name is None:
         return
     try:
         "a".encode(name)
         codecs.getincrementaldecoder(name)
     except (LookupError, ValueError):
-        raise UserError(f"--encoding {short(name)}: unknown; give a name such as utf-8, utf-16 or cp1252") from None
+        raise UserError(f"{option} {short(name)}: unknown; give a name such as utf-8, utf-16 or cp1252") from None
 
 
 def encoding_of(source: Path, given: str | None) -> tuple[str, bool]:
@@ -45,7 +44,7 @@ def encoding_of(source: Path, given: str | None) -> tuple[str, bool]:
     return "utf-8" if name in UTF_8 else name, False
 
 
-def copy_as_utf8(source: Path, encoding: str, copy: Path) -> None:
+def copy_as_utf8(source: Path, encoding: str, copy: Path, mend: str) -> None:
     """Writes the text of `source`, line by line the same, block by block; what does not decode becomes a NUL.
 
     Raises UserError where nothing decodes.
@@ -58,5 +57,5 @@ def copy_as_utf8(source: Path, encoding: str, copy: Path) -> None:
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeError as error:
-                raise UserError(f"{source}: not {encoding.upper()} text ({error}); {MEND}") from None
+                raise UserError(f"{source}: not {encoding.upper()} text ({error}); {mend}") from None
             out.write(text.encode("utf-8", NOT_TEXT))

@@ -80,13 +80,11 @@ def header(source: Path, layout: Layout = COMMA) -> list[str]:
     raise UserError(f"{source}: the file is empty")
 
 
-def line_of(source: Path, row: int) -> int:
-    """1-based line on which 0-based data `row` begins; quoted fields may hold line ends."""
-    return lines_of(source, [row])[0]
-
-
 def lines_of(source: Path, rows: list[int], layout: Layout = COMMA, num_columns: int | None = None) -> list[int]:
-    """The same of several `rows`, which rise. With `num_columns`, of the records that are good alone."""
+    """1-based lines on which 0-based data `rows`, which rise, begin; quoted fields may hold line ends.
+
+    With `num_columns`, of the records that are good alone.
+    """
     lines, wanted, number = [], iter([*rows, -1]), -1  # the header line
     row = next(wanted)
     for record in records(source, layout, num_columns):
@@ -101,15 +99,17 @@ def lines_of(source: Path, rows: list[int], layout: Layout = COMMA, num_columns:
     raise UserError(f"{source}: has been changed while it was read; run the command again")
 
 
-def check_line_ends(source: Path, num_columns: int) -> None:
-    """Raises UserError for a carriage return within a line, but in quotes: polars drops those that end a field."""
-    if any(stray for _, stray in _blocks(source)):
-        check_records(source, num_columns)
+def check_characters(source: Path, num_columns: int, layout: Layout) -> None:
+    """Raises UserError for what polars does not see: a carriage return within a line, but in quotes, as it drops those
+    that end a field; and what did not decode.
+    """
+    if any(stray or (layout.copy and b"\0" in block) for block, stray in _blocks(layout.copy or source)):
+        check_records(source, num_columns, layout)
 
 
-def check_records(source: Path, num_columns: int) -> None:
+def check_records(source: Path, num_columns: int, layout: Layout) -> None:
     """Raises UserError for the first record that is malformed or has more fields than the header."""
-    for record in records(source, COMMA, num_columns):
+    for record in records(source, layout, num_columns):
         if record.reason:
             raise UserError(f"{source}:{record.line}: {record.problem}")
 

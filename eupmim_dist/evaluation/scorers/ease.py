@@ -15,6 +15,7 @@ from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.heldout import HeldOut, Ragged
+from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
@@ -52,6 +53,7 @@ class EASE(Scorer):
         rows = store.num_item_rows
         first, last = block_range(rows, world.rank, world.size)
         self.item_ids = torch.arange(first, last, device=world.device)
+        self.check_room(store, world)
         user, items = training_interactions(store)
         _state_cost(rows, np.bincount(user), last - first, world)
         gram = gram_matrix(user, items, rows, world.is_main)
@@ -62,6 +64,17 @@ class EASE(Scorer):
         weights /= -gram.diagonal()[first:last].clone()
         weights[first:last].fill_diagonal_(0.0)
         self.weights = weights.to(world.device)  # float64
+
+    @classmethod
+    def check_room(cls, store: InteractionStore, world: World) -> None:
+        rows = store.num_item_rows
+        first, last = block_range(rows, world.rank, world.size)
+        matrix, own = f"a matrix of {rows:,} x {rows:,} items", last - first
+        needed = _bytes(rows, own, len(training_interactions(store)[0]), world)
+        if lack := lack_of_memory(needed, torch.device("cpu"), world):
+            raise UserError(f"--baseline ease: {matrix} {lack}; choose another baseline, or a machine with more")
+        if world.device.type != "cpu" and (lack := lack_of_memory(8 * rows * own, world.device, world)):
+            raise UserError(f"--baseline ease: its weights of {own:,} items: {world.device.type} {lack}; use --cpu")
 
     def query(self, users: HeldOut) -> Tensor:
         """Each user's items once, ascending, among zeros."""
@@ -103,24 +116,21 @@ def invert(matrix: Tensor) -> None:
 
 
 def _state_cost(rows: int, lengths: np.ndarray, own: int, world: World) -> None:
-    """Logs the memory and time it will take, if more than a moment; collective.
-
-    Raises UserError if the memory is not there.
-    """
-    columns, interactions, pairs = rows if world.size == 1 else rows + own, int(lengths.sum()), int((lengths**2).sum())
-    memory = 8 * rows * columns + INTERACTION_BYTES * interactions
-    matrix = f"a matrix of {rows:,} x {rows:,} items"
-    if lack := lack_of_memory(memory, torch.device("cpu"), world):
-        raise UserError(f"--baseline ease: {matrix} {lack}; choose another baseline, or a machine with more")
-    if world.device.type != "cpu" and (lack := lack_of_memory(8 * rows * own, world.device, world)):
-        raise UserError(f"--baseline ease: its weights of {own:,} items: {world.device.type} {lack}; use --cpu")
+    """Logs the memory and time it will take, if more than a moment."""
+    interactions, pairs = int(lengths.sum()), int((lengths**2).sum())
     seconds = INTERACTION_SECONDS * interactions + PAIR_SECONDS * pairs + ENTRY_SECONDS * rows**2
     if rows > TRIAL_ROWS:
         seconds += _seconds_to_invert(TRIAL_ROWS) * (rows / TRIAL_ROWS) ** 3
     if seconds > QUICK_SECONDS:
         each = f", on each of {world.size} ranks" if world.size > 1 else ""
-        cost = f"{memory / 1e9:,.1f} GB of memory and about {seconds:,.0f} s to count and invert{each}"
-        get_logger(world.rank).info(f"ease: {matrix} takes {cost}")
+        memory = _bytes(rows, own, interactions, world) / 1e9
+        cost = f"{memory:,.1f} GB of memory and about {seconds:,.0f} s to count and invert{each}"
+        get_logger(world.rank).info(f"ease: a matrix of {rows:,} x {rows:,} items takes {cost}")
+
+
+def _bytes(rows: int, own: int, interactions: int, world: World) -> int:
+    """That a rank takes at its peak."""
+    return 8 * rows * (rows if world.size == 1 else rows + own) + INTERACTION_BYTES * interactions
 
 
 def _seconds_to_invert(rows: int) -> float:

@@ -42,6 +42,10 @@ class Scorer(ABC):
     history: int | None = None
     """Of a baseline that may read more or less of a history: how many of its last items (evaluation/baselines.py)."""
 
+    @classmethod  # noqa: B027
+    def check_room(cls, store: InteractionStore, world: World) -> None:
+        """Raises UserError, on all ranks, where the memory is not there that making one takes; collective."""
+
     @abstractmethod
     def query(self, users: HeldOut) -> Tensor:
         """What the shards need to score for these users: [b, ...], the same trailing shape on every rank."""
@@ -83,3 +87,11 @@ def check_baselines(chosen: Sequence[str]) -> None:
     for name in chosen:
         if name not in names("scorer") or find("scorer", name).config.trained:
             raise UserError(f"--baseline {name}: choose from {', '.join(baselines())}")
+
+
+def check_room(chosen: Sequence[str], store: InteractionStore, world: World) -> None:
+    """Raises UserError, on all ranks, where the memory is not there that one of these baselines takes; collective."""
+    for name in chosen:
+        scorer = find("scorer", name).build
+        if isinstance(scorer, type) and issubclass(scorer, Scorer):  # a plug-in's may be any function
+            scorer.check_room(store, world)
