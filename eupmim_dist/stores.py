@@ -43,7 +43,11 @@ def prepare(
     user_vectors: Path | str | None = None,
     format: str | None = None,
     name: str | None = None,
+    permute_users: int | None = None,
     permute_items: int | None = None,
+    keep_ids: bool = False,
+    negatives_seed: int | None = None,
+    negatives_rule: str | None = None,
     force: bool = False,
     cpu: bool = False,
     **misspelt: Never,
@@ -76,7 +80,11 @@ def prepare(
             Parquet files that say whose their rows are, as `eupmim-dist export` writes.
         format: of a path, as `eupmim-dist prepare --format`: csv, parquet, movielens and others (docs/data.md).
         name: of the data set; that of `out` if not given.
-        permute_items: seed of a random numbering of the items, so that their ids tell nothing (see `audit`).
+        permute_users, permute_items: seeds of a random numbering of users and items, so that their ids tell nothing
+            (see `audit`); of elmrec both are 1 if not given.
+        keep_ids: of elmrec, that users and items keep their numbers.
+        negatives_seed, negatives_rule: of elmrec without a negative.txt, how negatives are drawn: 12345, and `distinct`
+            or `repeats`.
         force: replace the store that `out` holds.
         cpu: on several ranks, that they use the CPU, as for `fit`.
 
@@ -102,6 +110,8 @@ def prepare(
         trim=trim,
         where=where,
         skip_bad=skip_bad,
+        negatives_seed=negatives_seed,
+        negatives_rule=negatives_rule,
     )
     place = path_of("out", out)
     paths = [source] if isinstance(source, str | Path) else source
@@ -116,6 +126,7 @@ def prepare(
     writing: dict[str, Any] = {
         "known": known,
         "name": name,
+        "permute_users": permute_users,
         "permute_items": permute_items,
         "force": force,
         "tell": _log,
@@ -125,10 +136,14 @@ def prepare(
         if is_paths:
             if format is None:
                 raise UserError(f"prepare: say which format {short(paths[0])} has, such as format='csv'")
-            prepare_store([path_of("source", path) for path in paths], place, format, chosen, **writing)
+            prepare_store(
+                [path_of("source", path) for path in paths], place, format, chosen, keep_ids=keep_ids, **writing
+            )
         else:
             if format is not None:
                 raise UserError(f"prepare: a data frame has no format; leave out format={shown(format)}")
+            if keep_ids:
+                raise UserError("--keep-ids: only --format elmrec permutes ids without being told to; leave it out")
             wanted = (user_column, item_column, time_column, title_column, *attributes)
             frame = lazy_frame(source, {*wanted, *(each.column for each in conditions(where))})
             prepare_frame(frame, place, chosen, **writing)

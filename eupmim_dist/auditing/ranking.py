@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eupmim_dist.auditing.reading import Targets, distinct, spans
+from eupmim_dist.auditing.reading import Targets, distinct
+from eupmim_dist.data.blocks import spans
 from eupmim_dist.data.store import InteractionStore
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.data.batch import UserBatch, histories
-from eupmim_dist.data.blocks import block_range
+from eupmim_dist.data.blocks import block_range, spans
 from eupmim_dist.data.store import InteractionStore
 
 
@@ -25,11 +25,8 @@ class Ragged:
     @classmethod
     def of(cls, items: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> "Ragged":
         """items[start:stop] of each user, in that order."""
-        counts = stops - starts
-        user = np.repeat(np.arange(len(counts)), counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        item = items[np.repeat(starts, counts) + within].astype(np.int64)
-        return cls(torch.from_numpy(user), torch.from_numpy(item))
+        user, places = spans(starts, stops)
+        return cls(torch.from_numpy(user), torch.from_numpy(items[places].astype(np.int64)))
 
     def distinct(self, num_item_rows: int) -> "Ragged":
         """The pairs ascending by user and item, without repeats."""

@@ -16,9 +16,11 @@ from eupmim_dist.metadata import STRICT, Count, FileName, Metadata, Sha256, pars
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
-OPTIONAL_ARRAYS = ("timestamps", "item_values", "item_numbers", "item_vectors", "user_vectors")
+OPTIONAL_ARRAYS = ("timestamps", "item_values", "item_numbers", "item_vectors", "user_vectors", "negatives")
 ARRAYS = ("offsets", "items", "attributes", "split", *OPTIONAL_ARRAYS)
 TABLES = ("users.parquet", "items.parquet")
+EXPLANATIONS = "explanations.parquet"
+OPTIONAL_TABLES = (EXPLANATIONS,)
 
 
 @dataclass(frozen=True, config=STRICT)
