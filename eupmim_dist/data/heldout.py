@@ -41,11 +41,13 @@ class Ragged:
 @dataclass(frozen=True)
 class HeldOut:
     """One rank's users of a chunk. `seen` is all that came before the cut, oldest first, not only the last L items;
-    targets are distinct."""
+    targets are distinct. `negatives`: items that each has not had, in no order that means anything, where the store
+    has some."""
 
     batch: UserBatch
     seen: Ragged
     targets: Ragged
+    negatives: Ragged | None = None
 
     def last_seen(self, number: int) -> Tensor:
         """The last items before the cut, oldest first, NO_ROW on the right: int64 [B, number]."""
@@ -92,8 +94,13 @@ def held_out(
 ) -> HeldOut:
     """Users [B] with their history before cuts [B] and their targets from there to ends [B]."""
     starts = store.offsets[users].astype(np.int64)
+    negatives = None
+    if store.negatives is not None:
+        ends_of_rows = (users + 1) * store.negatives.shape[1]
+        negatives = Ragged.of(store.negatives.reshape(-1), ends_of_rows - store.negatives.shape[1], ends_of_rows)
     return HeldOut(
         batch=to_rank(users, cuts),
         seen=Ragged.of(store.items, starts, starts + cuts),
         targets=Ragged.of(store.items, starts + cuts, starts + ends).distinct(store.num_item_rows),
+        negatives=negatives,
     )

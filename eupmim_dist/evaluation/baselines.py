@@ -8,6 +8,8 @@ from eupmim_dist.evaluation.runner import evaluate_scorer, held_out_users
 from eupmim_dist.evaluation.scorers.interface import Scorer
 from eupmim_dist.train.state import Setup
 
+CUTOFF = 10
+"""The N that is looked at where none is asked for."""
 HISTORIES = (1, 2, 3, 5, 10, 20, 50)
 """Numbers of items that a baseline is tried with."""
 MOST_USERS = 10_000
