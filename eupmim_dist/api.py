@@ -22,7 +22,7 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.data.categories import read_categories
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.baselines import CUTOFF, choose_history
+from eupmim_dist.evaluation.baselines import CUTOFF, choose_history, judge_of
 from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.frames import Results
 from eupmim_dist.evaluation.protocols import PROTOCOLS, check_names, check_protocols
@@ -200,9 +200,9 @@ def evaluate(
         protocols: of `strict`, `comirec` and `seed` (README.md, Evaluating), `elmrec_sequential` and `elmrec_direct`
             (docs/elmrec.md).
         top_n: the cut-offs N; those usual for each protocol if not given: 10, 20, 50, of ELMRec's 1, 5, 10.
-        baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths` and `next_id`. Those that read a
-            history read as many of its last items as give them the best recall on valid users, at the first N; at 10 if
-            none is given.
+        baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` and `next_id`. Those
+            that may read more or less of a history read as many of its last items as give them the best recall on valid
+            users, at the first N; at 10 if none is given.
         categories: a data frame, or a CSV or Parquet file, with the columns item (raw ids) and category; adds the
             metric diversity.
         diversity: above 0, lists are re-ranked for variety of `categories`: the strength of ComiRec's controllable
@@ -252,8 +252,12 @@ def results_of_baselines(
     for name in baselines:
         with agreed(setting.world):
             scorer = make_scorer(name, ranking_of(setting))
-            choose_history(scorer, name, setting, cutoffs[0] if cutoffs else CUTOFF)
+        histories: dict[str, int | None] = {}
         for protocol in protocols:
+            if (judge := judge_of(protocol)) not in histories:
+                choose_history(scorer, name, setting, cutoffs[0] if cutoffs else CUTOFF, judge)
+                histories[judge] = scorer.history
+            scorer.history = histories[judge]
             wanted = cutoffs or PROTOCOLS[protocol].top_n
             results.append(evaluate_by(scorer, name, setting, split, protocol, wanted, variety=variety, progress=True))
     return results

@@ -29,8 +29,8 @@ def compare(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            help="`popularity`, `ease`, `cooccurrence`, `association`, `paths` or `next_id`; several with commas or "
-            "repeated."
+            help="`popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` or `next_id`; "
+            "several with commas or repeated."
         ),
     ] = None,
     data: Annotated[

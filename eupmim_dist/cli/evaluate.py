@@ -28,8 +28,8 @@ def evaluate(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            help="`popularity`, `ease`, `cooccurrence`, `association`, `paths` or `next_id` beside the model, or alone "
-            "with --data."
+            help="`popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` or `next_id` "
+            "beside the model, or alone with --data."
         ),
     ] = None,
     diversity: DiversityOption = 0.0,

@@ -62,7 +62,7 @@ def compare(
         models: runs, checkpoints, models (paths, or what `fit` gave), and configurations (YAML files, `Config` or
             mappings); one, a list, or a mapping of names of your own to them.
         data: the store; else the one that the first model names.
-        baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths` and `next_id`.
+        baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` and `next_id`.
         split: `valid` or `test`.
         protocol: as for `evaluate`.
         top_n: the cut-off N.

@@ -152,7 +152,7 @@ def of_baseline(name: str, setup: Setup, rules: Rules, say: Say) -> Measured:
         started = time.perf_counter()
         scorer = make_scorer(name, ranking_of(setup))
         effort = Effort(time.perf_counter() - started)
-        choose_history(scorer, name, setup, rules.top_n)
+        choose_history(scorer, name, setup, rules.top_n, rules.protocol)
         result, seconds = _timed(
             lambda: evaluate_by(
                 scorer,

@@ -129,6 +129,8 @@ def test_paths_start_from_what_a_user_trained_on(tmp_path: Path, split: str, mon
         cuts.append(torch.cat(parts, 1))
     assert cuts[0].numpy() == pytest.approx(expected, abs=1e-12)
     assert torch.equal(*cuts)
+    of_history = make_scorer("history_paths", ranking(store)).query(users)
+    assert (of_history != NO_ROW).sum(1).tolist() == [len(items) + (split == "test") for items in trained]
 
 
 def test_what_paths_cost_is_said_or_refused(

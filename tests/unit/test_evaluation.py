@@ -185,6 +185,7 @@ def test_baselines_equal_the_naive_ones(assembled: Assembled, name: str) -> None
         "next_id": lambda: lambda seen: -((np.arange(num_rows)[None] - seen[-1] - 1) % num_rows),
         # Test users, who are in no training, become nodes of the graph without changing it.
         "paths": lambda: lambda seen: paths_from(seen, sequences, num_rows),
+        "history_paths": lambda: lambda seen: paths_from(seen, sequences, num_rows),
     }[name]()
     scorer = make_scorer(name, ranking_of(assembled))
     users = held_out_users(assembled, "test")

@@ -45,10 +45,10 @@ class Paths(Cooccurrence):
     history = None
     counted = "paths from item to item"
 
-    def __init__(self, config: PathsConfig, ranking: Ranking) -> None:
+    def __init__(self, config: ScorerSection, ranking: Ranking) -> None:
         self.store = ranking.store
         self.longest = int(np.diff(self.store.offsets).max())
-        _state_cost(ranking)
+        _state_cost(config.name, ranking)
         super().__init__(config, ranking)
 
     def weighted_pairs(self, user: np.ndarray, items: np.ndarray, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,14 +75,16 @@ class Paths(Cooccurrence):
         return np.concatenate(keys), np.concatenate(weights)
 
     def query(self, users: HeldOut) -> Tensor:
+        start = self.starts(users).distinct(self.rows)
+        return replace(users, seen=start).last_seen(self.longest).to(self.keys.device)
+
+    def starts(self, users: HeldOut) -> Ragged:
+        """The items where each user's paths begin."""
         user = users.batch.user.numpy()
         begin, number = self.store.offsets[user], self.store.train_lengths(user)
         trained, seen = Ragged.of(self.store.items, begin, begin + number), users.seen
         only_seen = torch.from_numpy(number == 0)[seen.user]
-        start = Ragged(
-            torch.cat([trained.user, seen.user[only_seen]]), torch.cat([trained.item, seen.item[only_seen]])
-        ).distinct(self.rows)
-        return replace(users, seen=start).last_seen(self.longest).to(self.keys.device)
+        return Ragged(torch.cat([trained.user, seen.user[only_seen]]), torch.cat([trained.item, seen.item[only_seen]]))
 
 
 def _edges(user: np.ndarray, items: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +101,7 @@ def _summed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return keys[new], np.bincount(np.cumsum(new) - 1, values[order], int(new.sum()))
 
 
-def _state_cost(ranking: Ranking) -> None:
+def _state_cost(name: str, ranking: Ranking) -> None:
     """Logs the memory and time it will take, if more than a moment; collective.
 
     Raises UserError if the memory is not there.
@@ -110,10 +112,10 @@ def _state_cost(ranking: Ranking) -> None:
     pairs, seconds = int((lengths**2).sum()), PAIR_SECONDS * float((lengths**2).sum())
     memory = KEPT_BYTES * min(pairs, store.num_item_rows * (last - first)) + min(BLOCK_BYTES, 64 * pairs)
     if lack := lack_of_memory(memory, torch.device("cpu"), world):
-        raise UserError(f"--baseline paths: {pairs:,} pairs of items {lack}; choose another baseline")
+        raise UserError(f"--baseline {name}: {pairs:,} pairs of items {lack}; choose another baseline")
     if seconds > QUICK_SECONDS:
         cost = f"at most {memory / 1e9:,.1f} GB of memory and about {seconds:,.0f} s"
-        get_logger(world.rank).info(f"paths: {pairs:,} pairs of items take {cost}")
+        get_logger(world.rank).info(f"{name}: {pairs:,} pairs of items take {cost}")
 
 
 SCORER = Registered(PathsConfig, Paths)
