@@ -23,9 +23,11 @@ def measure(directory: Path, cutoffs: list[int], world: World | None = None) -> 
     setup = without_model(config, world, store)
     users = held_out_users(setup, "test")
     results = [
-        evaluate_scorer(make_scorer(name, ranking_of(setup)), name, users, protocol, cutoffs, world, per_user=True)
+        evaluate_scorer(
+            make_scorer(name, ranking_of(setup)), name, users, PROTOCOLS[protocol], cutoffs, world, per_user=True
+        )
         for name in baselines()
-        for protocol in PROTOCOLS.values()
+        for protocol in ("strict", "elmrec_direct")
     ]
     model = assemble(config, world, store)
     return [*results, *(evaluate_model(model, "test", name, cutoffs, per_user=True) for name in PROTOCOLS)]

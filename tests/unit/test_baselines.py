@@ -30,7 +30,7 @@ from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry import progress
 from eupmim_dist.train.state import Setup
 from tests.oracles import metrics_plain as plain
-from tests.stores import small_store
+from tests.stores import negatives, small_store
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, 0, 1, CPU)
@@ -258,30 +258,38 @@ def test_baselines_read_the_same_whatever_the_model_beside_them_reads(store: Int
     assert (found[0] == NO_ROW).any()
 
 
-def chosen(name: str, setup: Setup) -> int | None:
+def chosen(name: str, setup: Setup, protocol: str = "strict") -> int | None:
     scorer = make_scorer(name, ranking_of(setup))
-    choose_history(scorer, name, setup, 5)
+    choose_history(scorer, name, setup, 5, protocol)
     return scorer.history
 
 
-@pytest.mark.parametrize("name", ["ease", "association", "popularity"])
+@pytest.mark.parametrize(
+    ("name", "protocol", "judge"),
+    [
+        ("ease", "strict", "strict"),
+        ("association", "comirec", "strict"),
+        ("association", "elmrec_direct", "elmrec_direct"),
+        ("popularity", "strict", "strict"),
+    ],
+)
 def test_baselines_read_what_is_best_for_them_on_valid_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, protocol: str, judge: str
 ) -> None:
-    store = small_store(tmp_path / "store", num_users=300, num_items=60, longest=80)
+    store = small_store(tmp_path / "store", num_users=300, num_items=60, longest=80, negatives=negatives(300, 60, 20))
     setup = without_model(parse_config({}, "test"), WORLD, store)
     if name == "popularity":
-        assert chosen(name, setup) is None
+        assert chosen(name, setup, protocol) is None
         return
     scorer, users = make_scorer(name, ranking_of(setup)), held_out_users(setup, "valid")
     for most, step in ((10_000, 1), (60, 1), (59, 2), (20, 3)):  # of 60
         monkeypatch.setattr(baselines, "MOST_USERS", most)
         users.users, recalls = store.users("valid")[::step], []
         for scorer.history in HISTORIES:
-            result = evaluate_scorer(scorer, name, users, PROTOCOLS["strict"], [5], WORLD)
+            result = evaluate_scorer(scorer, name, users, PROTOCOLS[judge], [5], WORLD)
             recalls.append(result.metrics["recall@5"])
         assert len(set(recalls)) > 1, "the users are too much alike to tell"
-        assert chosen(name, setup) == HISTORIES[recalls.index(max(recalls))]
+        assert chosen(name, setup, protocol) == HISTORIES[recalls.index(max(recalls))]
 
 
 def test_baselines_read_what_they_do_by_default_without_valid_users(store: InteractionStore) -> None:

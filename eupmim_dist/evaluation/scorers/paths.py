@@ -26,7 +26,7 @@ BLOCK = 1 << 21
 """Pairs of items of one user that are counted at a time."""
 KEPT_BYTES, BLOCK_BYTES = 32, 64 * BLOCK
 """Of a pair of items that is kept, while the parts are joined; and beside them."""
-PAIR_SECONDS = 2e-7
+PAIR_SECONDS = 1.2e-7
 """Rough cost of a pair of items of one user."""
 
 
