@@ -58,7 +58,7 @@ class Comparison:
         """For JSON."""
         content = asdict(self)
         del content["finished"]
-        return content
+        return {"protocol": self.protocol, **content}
 
     def write(self, directory: Path) -> None:
         """Raises UserError where it cannot be written."""
