@@ -33,8 +33,8 @@ def top_n(
 ) -> Tensor:
     """The best `num` items of each list, best first, ties by smaller id: int64 [b, S, num], NO_ITEM past the end.
 
-    `block` is the most users that any rank has in this chunk. With `candidates`, distinct pairs, nothing else is
-    ranked, excluded or not. Collective.
+    `block` is the most users that any rank has in this chunk. With `candidates`, as `Ragged.distinct` gives them,
+    nothing else is ranked, excluded or not. Collective.
     """
     return scored_top_n(scorer, users, excluded, num, block, world, candidates)[1]
 
@@ -104,8 +104,6 @@ def _best_candidates(scorer: Scorer, query: Tensor, candidates: Ragged, num: int
     place = torch.searchsorted(scorer.item_ids, candidates.item)
     own = _take(scorer.item_ids, place) == candidates.item
     user, place = candidates.user[own], place[own]
-    order = (user * (len(scorer.item_ids) + 1) + place).argsort()
-    user, place = user[order], place[order]
     counts = torch.bincount(user, minlength=len(query))
     column = torch.arange(len(user), device=user.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     width = max(num, int(counts.max())) if len(counts) else num
