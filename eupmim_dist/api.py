@@ -23,10 +23,10 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.data.categories import read_categories
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.baselines import cheap_baselines, choose_history
+from eupmim_dist.evaluation.baselines import CUTOFF, cheap_baselines, choose_history, judge_of
 from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.frames import Results
-from eupmim_dist.evaluation.protocols import PROTOCOLS
+from eupmim_dist.evaluation.protocols import PROTOCOLS, check_names, check_protocols
 from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_of
 from eupmim_dist.evaluation.scorers.interface import check_baselines, check_room, make_scorer
 from eupmim_dist.export.source_settings import source_settings
@@ -215,7 +215,7 @@ def evaluate(
     *,
     split: str = "test",
     protocols: str | Sequence[str] = ("strict",),
-    top_n: int | Sequence[int] = (10, 20, 50),
+    top_n: int | Sequence[int] | None = None,
     baselines: str | Sequence[str] = (),
     diversity: float = 0.0,
     categories: Any = None,
@@ -228,10 +228,12 @@ def evaluate(
     Args:
         model: what `fit` or `load` gave, or a path as for `load`. Without one the `baselines` are evaluated on `data`.
         split: `valid` or `test`.
-        protocols: of `strict`, `comirec` and `seed` (README.md, Evaluating).
-        top_n: the cut-offs N.
-        baselines: of `popularity`, `ease`, `cooccurrence` and `association`. Those that read a history read as many
-            of its last items as give them the best recall on valid users, at the first N.
+        protocols: of `strict`, `comirec` and `seed` (README.md, Evaluating), `elmrec_sequential` and `elmrec_direct`
+            (docs/elmrec.md).
+        top_n: the cut-offs N; those usual for each protocol if not given: 10, 20, 50, of ELMRec's 1, 5, 10.
+        baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` and `next_id`. Those
+            that may read more or less of a history read as many of its last items as give them the best recall on valid
+            users, at the first N; at 10 if none is given.
         categories: a data frame, or a CSV or Parquet file, with the columns item (raw ids) and category; adds the
             metric diversity.
         diversity: above 0, lists are re-ranked for variety of `categories`: the strength of ComiRec's controllable
@@ -243,12 +245,11 @@ def evaluate(
     """
     world = init_world(cpu)
     with agreed(world):
-        names, rivals, cutoffs = several(protocols), several(baselines), cutoffs_of(top_n)
+        names, rivals = several(protocols), several(baselines)
+        cutoffs = None if top_n is None else cutoffs_of(top_n)
         if split not in ("valid", "test"):
             raise UserError(f"--split {split}: choose valid or test")
-        for name in names:
-            if name not in PROTOCOLS:
-                raise UserError(f"--protocol {name}: choose from {', '.join(PROTOCOLS)}")
+        check_names(names)
         check_baselines(rivals)
         if model is None and not (rivals and data is not None):
             raise UserError("evaluate: give a run or checkpoint, or --baseline NAME with --data DIR")
@@ -258,12 +259,14 @@ def evaluate(
             setting = assemble.without_model(Config(), world, assemble.open_store(store_dir(data), world))
         else:
             setting = loaded(model, data, which, cpu)
+        check_protocols(names, setting.store)
         variety = variety_of(diversity, categories, setting.store, world)
         check_room(rivals, setting.store, world)
         results = Results()
         if isinstance(setting, Assembled):
             for protocol in names:
-                results.append(evaluate_model(setting, split, protocol, cutoffs, variety=variety, progress=True))
+                wanted = cutoffs or PROTOCOLS[protocol].top_n
+                results.append(evaluate_model(setting, split, protocol, wanted, variety=variety, progress=True))
         results.extend(results_of_baselines(rivals, setting, split, names, cutoffs, variety))
     return results
 
@@ -273,17 +276,22 @@ def results_of_baselines(
     setting: Setup,
     split: str,
     protocols: Sequence[str],
-    cutoffs: Sequence[int],
+    cutoffs: Sequence[int] | None,
     variety: Variety | None = None,
 ) -> Results:
-    """A result for each baseline and protocol; collective."""
+    """A result for each baseline and protocol, at the protocol's cut-offs if None; collective."""
     results = Results()
     for name in baselines:
         with agreed(setting.world):
             scorer = make_scorer(name, ranking_of(setting))
-            choose_history(scorer, name, setting, cutoffs[0])
+        histories: dict[str, int | None] = {}
         for protocol in protocols:
-            results.append(evaluate_by(scorer, name, setting, split, protocol, cutoffs, variety=variety, progress=True))
+            if (judge := judge_of(protocol)) not in histories:
+                choose_history(scorer, name, setting, cutoffs[0] if cutoffs else CUTOFF, judge)
+                histories[judge] = scorer.history
+            scorer.history = histories[judge]
+            wanted = cutoffs or PROTOCOLS[protocol].top_n
+            results.append(evaluate_by(scorer, name, setting, split, protocol, wanted, variety=variety, progress=True))
     return results
 
 

@@ -20,8 +20,9 @@ from eupmim_dist.config.registry import build
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.protocols import check_protocols
 from eupmim_dist.evaluation.runner import check_cutoffs
-from eupmim_dist.evaluation.topn import ITEM_BLOCK
+from eupmim_dist.evaluation.scorers.interface import ITEM_BLOCK
 from eupmim_dist.models.features import features_of, first_rows, trained_or_not
 from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
 from eupmim_dist.objectives.interface import Objective
@@ -126,6 +127,7 @@ def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Mo
     for split in ("valid", "test"):
         if not len(store.users(split)):
             raise UserError(f"{store.path}: split {split} has no users, so training could not be judged")
+    check_protocols([config.evaluation.protocol], store, "evaluation.protocol: ")
     for key, cutoffs in (("metric", [config.evaluation.cutoff]), ("top_n", config.evaluation.top_n)):
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
     shape = shape_of_data(config, store)

@@ -14,7 +14,7 @@ from eupmim_dist.checkpoint.origin import store_of
 from eupmim_dist.checkpoint.save import describe
 from eupmim_dist.checkpoint.state import model_tensors
 from eupmim_dist.config.load import apply_overrides, parse_config
-from eupmim_dist.data.prepare import PERMUTED
+from eupmim_dist.data.permute import PERMUTED
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.export.exported import check_authors, item_vectors, write_authors
@@ -92,8 +92,10 @@ def import_release(file: Path, data: Path, out: Path, overrides: Sequence[str] =
     settings.setdefault("data", {})["dir"] = str(real(data))
     apply_overrides(settings, overrides)
     store = assemble.open_store(data, WORLD)
-    if PERMUTED in store.manifest.report:
-        raise UserError(f"{data}: its item ids are permuted, and a release goes by the source's; prepare it as it is")
+    if permuted := next((what for what, told in PERMUTED.items() if told in store.manifest.report), None):
+        raise UserError(
+            f"{data}: its {permuted} ids are permuted, and a release goes by the source's; prepare it as it is"
+        )
     assembled = assemble.assemble(parse_config(settings, source="--set"), WORLD, store)
     name = assembled.config.model.name
     expected = model_tensors(assembled.model, assembled.tables)

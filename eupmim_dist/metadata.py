@@ -49,4 +49,5 @@ def explain(error: ValidationError) -> str:
     if not key:
         return short(message)
     got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {as_set(first['input'])})"
-    return f"{short(key)}: {message[:1].lower()}{short(message[1:])}{got}"
+    told = message[1:] if first["type"] == "literal_error" else short(message[1:])  # what there is to choose from
+    return f"{short(key)}: {message[:1].lower()}{told}{got}"

@@ -45,7 +45,11 @@ def prepare(
     user_vectors: Path | str | None = None,
     format: str | None = None,
     name: str | None = None,
+    permute_users: int | None = None,
     permute_items: int | None = None,
+    keep_ids: bool = False,
+    negatives_seed: int | None = None,
+    negatives_rule: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     cpu: bool = False,
@@ -80,7 +84,11 @@ def prepare(
             Parquet files that say whose their rows are, as `eupmim-dist export` writes: a vector for each, or K.
         format: of a path, as `eupmim-dist prepare --format`: csv, parquet, movielens and others (docs/data.md).
         name: of the data set; that of `out` if not given.
-        permute_items: seed of a random numbering of the items, so that their ids tell nothing (see `audit`).
+        permute_users, permute_items: seeds of a random numbering of users and items, so that their ids tell nothing
+            (see `audit`); of elmrec both are 1 if not given.
+        keep_ids: of elmrec, that users and items keep their numbers.
+        negatives_seed, negatives_rule: of elmrec without a negative.txt, how negatives are drawn: 12345, and `distinct`
+            or `repeats`.
         force: replace the store that `out` holds.
         dry_run: log what is taken for what, what would be kept and the first users; write nothing, and return None.
         cpu: on several ranks, that they use the CPU, as for `fit`.
@@ -107,6 +115,8 @@ def prepare(
         trim=trim,
         where=where,
         skip_bad=skip_bad,
+        negatives_seed=negatives_seed,
+        negatives_rule=negatives_rule,
     )
     if out is None and not dry_run:
         raise UserError("prepare: name the directory of the new store, as out=..., or look at it with dry_run=True")
@@ -123,7 +133,11 @@ def prepare(
         user_vectors=None if user_vectors is None else path_of("user_vectors", user_vectors),
     )
     given: dict[str, Any] = {"known": known, "tell": _log}
-    given |= {"beside": place} if dry_run else {"name": name, "permute_items": permute_items, "force": force}
+    given |= (
+        {"beside": place}
+        if dry_run
+        else {"name": name, "permute_users": permute_users, "permute_items": permute_items, "force": force}
+    )
 
     def make() -> None:
         if is_paths:
@@ -133,10 +147,12 @@ def prepare(
             if dry_run:
                 look_at(files, format, chosen, **given)
             else:
-                prepare_store(files, place, format, chosen, **given)
+                prepare_store(files, place, format, chosen, keep_ids=keep_ids, **given)
         else:
             if format is not None:
                 raise UserError(f"prepare: a data frame has no format; leave out format={shown(format)}")
+            if keep_ids:
+                raise UserError("--keep-ids: only --format elmrec permutes ids without being told to; leave it out")
             wanted = (user_column, item_column, time_column, title_column, *attributes)
             frame = lazy_frame(source, {*wanted, *(each.column for each in conditions(where))})
             if dry_run:

@@ -12,6 +12,11 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset, write_dataset
 
 
+def negatives(num_users: int, num_items: int, number: int, seed: int = 1) -> np.ndarray:
+    """Any items for each user: int64 [users, number], some twice, in no order."""
+    return np.random.default_rng(seed).integers(1, num_items + 1, (num_users, number))
+
+
 def small_store(
     directory: Path,
     *,

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eupmim_dist.auditing.reading import Targets, distinct, spans
+from eupmim_dist.auditing.reading import Targets, distinct
+from eupmim_dist.data.blocks import spans
 from eupmim_dist.data.store import InteractionStore
 
 
@@ -75,9 +76,11 @@ class HeldOutSample:
 
 
 def next_ids(sample: HeldOutSample) -> np.ndarray:
-    """Candidates before each target of the rule `last id + 1, + 2, ...`; as many as there are items for ids below."""
-    between = sample.unseen.between(sample.by, sample.last + 1, sample.target - 1)
-    return np.where(sample.target > sample.last, between, sample.rows)
+    """Candidates before each target of the rule `last id + 1, + 2, ...`, after the largest from 1 on; as the baseline
+    next_id ranks."""
+    above = sample.target > sample.last
+    after = sample.unseen.between(sample.by, sample.last + 1, np.where(above, sample.target - 1, sample.rows - 1))
+    return after + np.where(above, 0, sample.unseen.between(sample.by, 1, sample.target - 1))
 
 
 def nearest_ids(sample: HeldOutSample) -> np.ndarray:

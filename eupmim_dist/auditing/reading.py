@@ -13,17 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from eupmim_dist.auditing.findings import Group
+from eupmim_dist.data.blocks import spans
 from eupmim_dist.data.store import InteractionStore
 
 BLOCK = 1 << 21
 """Interactions at a time: some 200 MB while they are looked at."""
-
-
-def spans(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For every place of each range: the number of the range, and the place; int64 both."""
-    counts = stops - starts
-    number = np.repeat(np.arange(len(counts)), counts)
-    return number, np.arange(len(number)) + np.repeat(starts - np.cumsum(counts) + counts, counts)
 
 
 def distinct(values: np.ndarray) -> np.ndarray:

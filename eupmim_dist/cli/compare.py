@@ -28,12 +28,18 @@ def compare(
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(help="`popularity`, `ease`, `cooccurrence` or `association`; several with commas or repeated."),
+        typer.Option(
+            help="`popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` or `next_id`; "
+            "several with commas or repeated."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Interaction store; else the one that the first model names.")
     ] = None,
     split: Annotated[str, typer.Option(help="`valid` or `test`.")] = "test",
+    protocol: Annotated[
+        str, typer.Option(help="`strict`, `comirec`, `seed`, `elmrec_sequential` or `elmrec_direct`.")
+    ] = "strict",
     top_n: Annotated[str, typer.Option(help="The cut-off N.")] = "10",
     seeds: Annotated[
         str, typer.Option(help="Train each configuration with each of these seeds, separated by commas.")
@@ -59,7 +65,7 @@ def compare(
     """Compare models and baselines on one store: how good, how sure, at what cost.
 
     What is given as a YAML file is trained, one after another, in a run directory below `--out`; what is finished
-    there is not trained again. All are judged by the `strict` protocol on the same users, the best by recall first:
+    there is not trained again. All are judged by one protocol on the same users, the best by recall first:
     with 95 % intervals over users, and the p-value of a paired test against the best, corrected for their number.
     With `--seeds` figures are means over seeds.
 
@@ -99,6 +105,7 @@ def compare(
         data=data,
         baselines=baselines,
         split=split,
+        protocol=protocol,
         top_n=number,
         seeds=wanted_seeds,
         overrides=set_ or [],

@@ -16,13 +16,20 @@ def evaluate(
     data: DataOption = None,
     split: Annotated[str, typer.Option(help="`valid` or `test`.")] = "test",
     protocol: Annotated[
-        list[str] | None, typer.Option(help="`strict`, `comirec` or `seed`; several with commas or repeated.")
+        list[str] | None,
+        typer.Option(
+            help="`strict`, `comirec`, `seed`, `elmrec_sequential` or `elmrec_direct`; several with commas or repeated."
+        ),
     ] = None,
-    top_n: Annotated[str, typer.Option(help="Cut-offs N, separated by commas.")] = "10,20,50",
+    top_n: Annotated[
+        str | None,
+        typer.Option(help="Cut-offs N, separated by commas.  \\[default: 10,20,50; of ELMRec's protocols 1,5,10]"),
+    ] = None,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            help="`popularity`, `ease`, `cooccurrence` or `association` beside the model, or alone with --data."
+            help="`popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` or `next_id` "
+            "beside the model, or alone with --data."
         ),
     ] = None,
     diversity: DiversityOption = 0.0,
@@ -35,7 +42,8 @@ def evaluate(
 
     Every user of the split is ranked once against the whole catalogue. The protocols: `strict` (default) leaves out
     what the user already had and counts distinct items; `comirec` keeps the history among the candidates; `seed` is
-    what the E-UPMiM authors' script measures, for comparison only.
+    what the E-UPMiM authors' script measures, for comparison only; `elmrec_sequential` is `strict` at ELMRec's
+    cut-offs, and `elmrec_direct` ranks the target among the 99 negatives of each user that the store has.
 
     **Examples**
 
@@ -46,6 +54,8 @@ def evaluate(
     `eupmim-dist evaluate --data data/example --baseline ease`
 
     `eupmim-dist evaluate runs/example --categories items.csv --diversity 0.5`
+
+    `eupmim-dist evaluate --data data/beauty --protocol elmrec_sequential,elmrec_direct --baseline popularity,paths`
 
     `eupmim-dist launch --nproc 2 -- evaluate runs/example --protocol strict,seed`
     """
@@ -59,7 +69,7 @@ def evaluate(
     with agreed(world):
         protocols = comma_separated("--protocol", protocol or ["strict"])
         baselines = comma_separated("--baseline", baseline or [])
-        numbers = cutoffs(top_n)
+        numbers = None if top_n is None else cutoffs(top_n)
         check_json(json_file)
     with agreed(world):
         results = api.evaluate(

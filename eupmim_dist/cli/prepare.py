@@ -14,15 +14,35 @@ def prepare(
     format_name: Annotated[
         str,
         typer.Option(
-            "--format", help="eupmim, movielens, comirec, fliggy, sequential, csv or parquet.", metavar="NAME"
+            "--format", help="eupmim, movielens, comirec, fliggy, sequential, elmrec, csv or parquet.", metavar="NAME"
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Directory of the new store.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set; the directory's if left out.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the store that OUT already holds.")] = False,
+    permute_users: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Number the users anew by chance.  \\[default: elmrec: 1]")
+    ] = None,
     permute_items: Annotated[
         int | None,
-        typer.Option(metavar="SEED", help="Number the items anew by chance, so that ids tell nothing (see audit)."),
+        typer.Option(
+            metavar="SEED",
+            help="The same of the items, so that ids tell nothing (see audit).  \\[default: elmrec: 1]",
+        ),
+    ] = None,
+    keep_ids: Annotated[
+        bool, typer.Option("--keep-ids", help="elmrec: users and items keep their numbers, which tell some targets.")
+    ] = False,
+    negatives_seed: Annotated[
+        int | None,
+        typer.Option(help="elmrec: seed of negatives to draw, without a negative.txt.  \\[default: 12345]"),
+    ] = None,
+    negatives_rule: Annotated[
+        str | None,
+        typer.Option(
+            help="elmrec: distinct, or repeats where a user may have a negative twice, as the published toys do.  "
+            "\\[default: distinct if drawn]"
+        ),
     ] = None,
     user_column: Annotated[str | None, typer.Option(help="csv, parquet: the column of user ids.")] = None,
     item_column: Annotated[str | None, typer.Option(help="csv, parquet: the column of item ids.")] = None,
@@ -99,6 +119,8 @@ def prepare(
 
     `eupmim-dist prepare amazon/beauty --format sequential --permute-items 1 --out data/beauty`
 
+    `eupmim-dist prepare amazon/toys --format elmrec --out data/toys`
+
     `eupmim-dist prepare log.csv --format csv --user-column user --item-column item --time-column time --out data/log`
 
     `eupmim-dist prepare parts/ --format csv --user-column user --item-column item --where "rating>=4" --dry-run`
@@ -127,6 +149,8 @@ def prepare(
         trim=trim,
         where=tuple(where or ()),
         skip_bad=skip_bad,
+        negatives_seed=negatives_seed,
+        negatives_rule=negatives_rule,
     )
     known = Known(
         items=items,
@@ -157,7 +181,9 @@ def prepare(
             format_name,
             options,
             name=name,
+            permute_users=permute_users,
             permute_items=permute_items,
+            keep_ids=keep_ids,
             force=force,
             known=known,
             progress=progress,

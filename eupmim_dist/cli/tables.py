@@ -14,7 +14,7 @@ from eupmim_dist.evaluation.runner import Result
 
 def print_results(results: Sequence[Result]) -> None:
     """A table per protocol and split, a row per model and N; the best of each column and N in bold."""
-    console = Console()
+    console, told = Console(), ""
     for protocol, split in dict.fromkeys((result.protocol, result.split) for result in results):
         rows = [result for result in results if (result.protocol, result.split) == (protocol, split)]
         metrics, cutoffs = (list(dict.fromkeys(name.split("@")[part] for name in rows[0].metrics)) for part in (0, 1))
@@ -32,8 +32,8 @@ def print_results(results: Sequence[Result]) -> None:
         for row in rows:
             if row.interests is not None:
                 console.print(f"{row.model}: {row.interests}", highlight=False)
-    if read := histories_read({result.model: result.history for result in results}):
-        console.print(read, highlight=False)
+        if (read := histories_read({row.model: row.history for row in rows})) and read != told:
+            console.print(told := read, highlight=False)
 
 
 def _cell(value: float, is_best: bool) -> str:

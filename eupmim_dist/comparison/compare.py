@@ -25,6 +25,7 @@ from eupmim_dist.comparison.work import (
 )
 from eupmim_dist.config.load import Overrides
 from eupmim_dist.errors import UserError, short
+from eupmim_dist.evaluation.protocols import check_names, check_protocols
 from eupmim_dist.evaluation.runner import check_cutoffs
 from eupmim_dist.evaluation.scorers.interface import check_baselines
 from eupmim_dist.files import check_out, writing
@@ -41,6 +42,7 @@ def compare(
     data: StoreLike | None = None,
     baselines: str | Sequence[str] = (),
     split: str = "test",
+    protocol: str = "strict",
     top_n: int = 10,
     seeds: int | Sequence[int] = (),
     overrides: str | Overrides = (),
@@ -50,7 +52,7 @@ def compare(
     cpu: bool = False,
     command: str | None = None,
 ) -> Comparison:
-    """Several models and baselines side by side, under the strict protocol; collective.
+    """Several models and baselines side by side, under one protocol; collective.
 
     Configurations are trained one after another in `out`, in a run directory for each and each seed; the same call
     goes on with one that was interrupted, and trains none that is finished. Also writes comparison.json and
@@ -60,8 +62,9 @@ def compare(
         models: runs, checkpoints, models (paths, or what `fit` gave), and configurations (YAML files, `Config` or
             mappings); one, a list, or a mapping of names of your own to them.
         data: the store; else the one that the first model names.
-        baselines: of `popularity`, `ease`, `cooccurrence` and `association`.
+        baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` and `next_id`.
         split: `valid` or `test`.
+        protocol: as for `evaluate`.
         top_n: the cut-off N.
         seeds: train each configuration with each of them, in place of its own. A row then has the means over seeds;
             intervals and tests are over users, each with the mean over seeds.
@@ -81,6 +84,7 @@ def compare(
     world = init_world(cpu)
     with agreed(world):
         chosen, [num], place = several(baselines), cutoffs_of(top_n), path_of("out", out)
+        check_names([protocol])
         _check(chosen, split, place)
         wanted_seeds = _seeds(seeds)
     with agreed(world):
@@ -95,9 +99,10 @@ def compare(
         check_comparable(entries, store)
         if not len(store.users(split)):
             raise UserError(f"{store.path}: split {split} has no users")
+        check_protocols([protocol], store)
         check_cutoffs([num], store.num_item_rows)
         variety = variety_of(0.0, categories, store, world)
-        rules = Rules(world, store, split, num, variety, cpu)
+        rules = Rules(world, store, split, protocol, num, variety, cpu)
         trainings = trainings_of(entries, wanted_seeds, place, rules)
         if world.is_main:
             with writing(f"--out {place}"):
@@ -115,7 +120,7 @@ def compare(
     # What may fail before long comes first.
     found, failed = _all_measured(of_entries | of_baselines | of_trainings, world)
     if found is None:
-        return Comparison([], split, num, users, finished=False)
+        return Comparison([], split, protocol, num, users, finished=False)
     if not found:
         raise UserError(f"compare: nothing is left: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
     with task_progress("intervals and tests over users", is_main=world.is_main):
@@ -129,7 +134,7 @@ def compare(
         "machine": device_name(world.device),
         "ranks": world.size,
     }
-    comparison = Comparison(rows, split, num, users, made_by, failed)
+    comparison = Comparison(rows, split, protocol, num, users, made_by, failed)
     with agreed(world):
         if world.is_main:
             comparison.write(place)

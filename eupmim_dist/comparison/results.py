@@ -22,6 +22,7 @@ class Comparison:
     rows: list[Row]
     """Best first, by recall; none if not finished."""
     split: str
+    protocol: str
     top_n: int
     users: int
     made_by: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +34,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        return f"{self.split} split, protocol strict, N = {self.top_n}, {self.users:,} users"
+        return f"{self.split} split, protocol {self.protocol}, N = {self.top_n}, {self.users:,} users"
 
     @property
     def notes(self) -> list[str]:
@@ -57,7 +58,7 @@ class Comparison:
         """For JSON."""
         content = asdict(self)
         del content["finished"]
-        return {"protocol": "strict", **content}
+        return {"protocol": self.protocol, **content}
 
     def write(self, directory: Path) -> None:
         """Raises UserError where it cannot be written."""

@@ -26,7 +26,6 @@ from eupmim_dist.train.skipped import Diverged
 from eupmim_dist.train.state import Assembled, Setup
 from eupmim_dist.training import the_only_training, train_alone
 
-PROTOCOL = "strict"
 Say = Callable[[str], None]
 
 
@@ -37,6 +36,7 @@ class Rules:
     world: World
     store: InteractionStore
     split: str
+    protocol: str
     top_n: int
     variety: Variety | None
     """Of categories, to measure only."""
@@ -138,7 +138,7 @@ def _evaluated(model: Assembled, name: str, seed: int | None, effort: Effort, ru
     tables = sum(shard.spec.rows * shard.spec.dim for shard in model.tables.shards.values())
     result, seconds = _timed(
         lambda: evaluate_model(
-            model, rules.split, PROTOCOL, [rules.top_n], variety=rules.variety, progress=True, per_user=True
+            model, rules.split, rules.protocol, [rules.top_n], variety=rules.variety, progress=True, per_user=True
         )
     )
     kind: Kind = "trained" if seed is None else "configuration"
@@ -152,14 +152,14 @@ def of_baseline(name: str, setup: Setup, rules: Rules, say: Say) -> Measured:
         started = time.perf_counter()
         scorer = make_scorer(name, ranking_of(setup))
         effort = Effort(time.perf_counter() - started)
-        choose_history(scorer, name, setup, rules.top_n)
+        choose_history(scorer, name, setup, rules.top_n, rules.protocol)
         result, seconds = _timed(
             lambda: evaluate_by(
                 scorer,
                 name,
                 setup,
                 rules.split,
-                PROTOCOL,
+                rules.protocol,
                 [rules.top_n],
                 variety=rules.variety,
                 progress=True,

@@ -19,7 +19,7 @@ from pydantic import (
 from eupmim_dist.config.registry import find, reason
 from eupmim_dist.errors import UserError
 
-Protocol = Literal["strict", "comirec", "seed"]
+Protocol = Literal["strict", "comirec", "seed", "elmrec_sequential", "elmrec_direct"]
 Probability = Annotated[float, Field(ge=0.0, le=0.99)]
 Depth = Annotated[int, Field(ge=1, le=256)]
 """Of what is done one after another, such as layers."""

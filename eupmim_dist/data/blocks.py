@@ -1,4 +1,7 @@
-"""The one rule for cutting a range into contiguous parts: rows of a table, slots of a batch, users to rank."""
+"""Ranges: the one rule for cutting one into parts (rows of a table, slots of a batch, users to rank), and the places of
+many."""
+
+import numpy as np
 
 
 def block_range(total: int, index: int, num_blocks: int) -> tuple[int, int]:
@@ -8,3 +11,10 @@ def block_range(total: int, index: int, num_blocks: int) -> tuple[int, int]:
     """
     size = -(-total // num_blocks)
     return min(index * size, total), min((index + 1) * size, total)
+
+
+def spans(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For every place of each range: the number of the range, and the place; int64 both."""
+    counts = stops - starts
+    number = np.repeat(np.arange(len(counts)), counts)
+    return number, np.arange(len(number)) + np.repeat(starts - np.cumsum(counts) + counts, counts)

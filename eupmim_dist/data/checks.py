@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eupmim_dist.data.manifest import TABLES
+from eupmim_dist.data.manifest import EXPLANATIONS, TABLES
 from eupmim_dist.data.splits import NO_SPLIT, SPLITS, TEST, VALID
 from eupmim_dist.data.tables import read_table
 from eupmim_dist.errors import UserError
@@ -22,9 +22,10 @@ MEND = "copy the store again or prepare it again"
 
 def check_values(store: InteractionStore) -> None:
     """Raises UserError, which names file and value, unless every offset, id, code and time is one there can be."""
+    most = store.num_item_rows - 1
     for problem in (
         _of_offsets(store),
-        _outside(store.items, 1, store.num_item_rows - 1, "items.npy", "item"),
+        _outside(store.items, 1, most, "items.npy", "item"),
         *(
             _outside(store.attribute_values[:, column], 0, each.cardinality - 1, "attributes.npy", each.name)
             for column, each in enumerate(store.attributes)
@@ -38,6 +39,7 @@ def check_values(store: InteractionStore) -> None:
             for name in ("item_numbers", "item_vectors", "user_vectors")
             if (values := getattr(store, name)) is not None
         ),
+        *([] if store.negatives is None else [_outside(store.negatives, 1, most, "negatives.npy", "item")]),
         _of_split(store),
         _of_times(store),
     ):
@@ -45,6 +47,10 @@ def check_values(store: InteractionStore) -> None:
             raise UserError(f"{store.path}/{problem}; {MEND}")
     for name, first, stop in zip(TABLES, (0, 1), (store.num_users, store.num_item_rows), strict=True):
         _check_ids(store, name, first, stop)
+    if EXPLANATIONS in store.manifest.files:
+        from eupmim_dist.data.explanations import check_explanations
+
+        check_explanations(store.path / EXPLANATIONS, store.num_users, store.num_item_rows)
 
 
 def _of_offsets(store: InteractionStore) -> str | None:

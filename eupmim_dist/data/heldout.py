@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.data.batch import UserBatch, histories
-from eupmim_dist.data.blocks import block_range
+from eupmim_dist.data.blocks import block_range, spans
 from eupmim_dist.data.store import InteractionStore
 
 
@@ -25,11 +25,8 @@ class Ragged:
     @classmethod
     def of(cls, items: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> "Ragged":
         """items[start:stop] of each user, in that order."""
-        counts = stops - starts
-        user = np.repeat(np.arange(len(counts)), counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        item = items[np.repeat(starts, counts) + within].astype(np.int64)
-        return cls(torch.from_numpy(user), torch.from_numpy(item))
+        user, places = spans(starts, stops)
+        return cls(torch.from_numpy(user), torch.from_numpy(items[places].astype(np.int64)))
 
     def distinct(self, num_item_rows: int) -> "Ragged":
         """The pairs ascending by user and item, without repeats."""
@@ -44,11 +41,13 @@ class Ragged:
 @dataclass(frozen=True)
 class HeldOut:
     """One rank's users of a chunk. `seen` is all that came before the cut, oldest first, not only the last L items;
-    targets are distinct."""
+    targets are distinct. `negatives`: items that each has not had, in no order that means anything, where the store
+    has some."""
 
     batch: UserBatch
     seen: Ragged
     targets: Ragged
+    negatives: Ragged | None = None
 
     def last_seen(self, number: int) -> Tensor:
         """The last items before the cut, oldest first, NO_ROW on the right: int64 [B, number]."""
@@ -95,8 +94,13 @@ def held_out(
 ) -> HeldOut:
     """Users [B] with their history before cuts [B] and their targets from there to ends [B]."""
     starts = store.offsets[users].astype(np.int64)
+    negatives = None
+    if store.negatives is not None:
+        ends_of_rows = (users + 1) * store.negatives.shape[1]
+        negatives = Ragged.of(store.negatives.reshape(-1), ends_of_rows - store.negatives.shape[1], ends_of_rows)
     return HeldOut(
         batch=to_rank(users, cuts),
         seen=Ragged.of(store.items, starts, starts + cuts),
         targets=Ragged.of(store.items, starts + cuts, starts + ends).distinct(store.num_item_rows),
+        negatives=negatives,
     )

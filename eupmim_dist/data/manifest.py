@@ -19,9 +19,11 @@ FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 FEATURES = ("item_values", "item_numbers", "item_vectors", "user_vectors")
 """What is known of items and users besides who had what."""
-OPTIONAL_ARRAYS = ("timestamps", *FEATURES)
+OPTIONAL_ARRAYS = ("timestamps", *FEATURES, "negatives")
 ARRAYS = ("offsets", "items", "attributes", "split", *OPTIONAL_ARRAYS)
 TABLES = ("users.parquet", "items.parquet")
+EXPLANATIONS = "explanations.parquet"
+OPTIONAL_TABLES = (EXPLANATIONS,)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import operator
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from eupmim_dist.data.formats import FORMATS, TABLES, OnStage, Options, Tell, parquet
+from eupmim_dist.data.formats import FORMATS, OF_ELMREC, TABLES, WITH_OPTIONS, OnStage, Options, Tell, parquet
 from eupmim_dist.data.formats.parts import name_of
 from eupmim_dist.data.item_features import Known
 from eupmim_dist.data.known import add_known, check_known
 from eupmim_dist.data.manifest import StoreManifest
+from eupmim_dist.data.permute import PERMUTE, permuting_seeds
 from eupmim_dist.data.splits import NO_SPLIT, SPLIT_RULES, SPLITS
 from eupmim_dist.data.told import tell_attributes, tell_store, tell_users
 from eupmim_dist.data.writer import Dataset, check_replaceable, write_dataset
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.files import check_out, unnameable
 
-PERMUTED = "item_ids_permuted_by_seed"
-"""In a store's report: its ids are not those of the source."""
 NOTHING = Known()
-MOST_SEEDS = 1 << 63
-"""A report counts up to there."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -46,7 +41,9 @@ def prepare_store(
     options: Options | None = None,
     *,
     name: str | None = None,
+    permute_users: int | None = None,
     permute_items: int | None = None,
+    keep_ids: bool = False,
     force: bool = False,
     known: Known = NOTHING,
     progress: OnStage = no_progress,
@@ -54,23 +51,24 @@ def prepare_store(
 ) -> StoreManifest:
     """Read `source` and write the store `out` (named `name`, else as its directory); return its manifest.
 
-    `source`: of some formats several files and folders of parts. `permute_items` is the seed of a random numbering of
-    the items. `force` replaces an earlier store at `out`. `known`: files that tell more of items and users. On any
-    failure `out` is as it was before. `tell` is called with what was taken for what.
+    `source`: of some formats several files and folders of parts. `permute_users` and `permute_items` are seeds of a
+    random numbering of them; those of elmrec have one unless `keep_ids` is set. `force` replaces an earlier store at
+    `out`. `known`: files that tell more of items and users. On any failure `out` is as it was before. `tell` is called
+    with what was taken for what.
 
     Raises:
         UserError: a wrong option, a bad source (names file and line) or an `out` that is in use.
     """
     sources = _checked(source, format_name, options := options or Options())
     check_known(known)
-    seed = _seed_of(permute_items)
+    seeds = permuting_seeds(permute_users, permute_items, format_name, keep_ids=keep_ids)
     check_out(out)
     check_replaceable(out, force=force)
     with _workspace(out) as workspace:
         dataset = _read(sources, format_name, options, workspace, progress, tell)
     add_known(dataset, known, tell)
     origin = f"{format_name} {name_of([Path(path.name) for path in sources])}"
-    return _written(dataset, out, origin, Path(name_of(sources)), name, seed, force, progress)
+    return _written(dataset, out, origin, Path(name_of(sources)), name, seeds, force, progress)
 
 
 def prepare_frame(
@@ -79,6 +77,7 @@ def prepare_frame(
     options: Options,
     *,
     name: str | None = None,
+    permute_users: int | None = None,
     permute_items: int | None = None,
     force: bool = False,
     known: Known = NOTHING,
@@ -86,7 +85,8 @@ def prepare_frame(
     tell: Tell = untold,
 ) -> StoreManifest:
     """As `prepare_store`, of a data frame with a row for each interaction; messages count rows from 0, as frames do."""
-    seed = _seed_of(permute_items)
+    seeds = permuting_seeds(permute_users, permute_items)
+    _check_apply(options)
     check_known(known)
     check_out(out)
     check_replaceable(out, force=force)
@@ -94,7 +94,7 @@ def prepare_frame(
         dataset = parquet.read_frame(frame, options, workspace, progress, tell)
     tell_attributes(dataset, tell)
     add_known(dataset, known, tell)
-    return _written(dataset, out, "data frame", Path("data frame"), name, seed, force, progress)
+    return _written(dataset, out, "data frame", Path("data frame"), name, seeds, force, progress)
 
 
 def look_at(
@@ -136,11 +136,11 @@ def _tell_all(dataset: Dataset, source: Path, known: Known, tell: Tell) -> None:
 
 def _checked(source: Path | Sequence[Path], format_name: str, options: Options) -> list[Path]:
     sources = [source] if isinstance(source, Path) else list(source)
-    if format_name not in FORMATS and format_name not in TABLES:
-        raise UserError(f"--format {short(format_name)}: unknown; one of {', '.join([*FORMATS, *TABLES])}")
-    if format_name in FORMATS and (given := _given(options)):
-        raise UserError(f"{given}: does not apply to --format {format_name}, only to {', '.join(TABLES)}; leave it out")
-    if format_name in FORMATS and len(sources) > 1:
+    every = [*FORMATS, *WITH_OPTIONS, *TABLES]
+    if format_name not in every:
+        raise UserError(f"--format {short(format_name)}: unknown; one of {', '.join(every)}")
+    _check_apply(options, format_name)
+    if format_name not in TABLES and len(sources) > 1:
         raise UserError(f"{sources[1]}: --format {format_name} takes one directory; leave out all but one")
     for each in sources:
         _check_source(each)
@@ -152,6 +152,8 @@ def _read(
 ) -> Dataset:
     if format_name in FORMATS:
         return FORMATS[format_name](sources[0], progress)
+    if format_name in WITH_OPTIONS:
+        return WITH_OPTIONS[format_name](sources[0], options, progress)
     dataset = TABLES[format_name](sources, options, workspace, progress, tell)
     tell_attributes(dataset, tell)
     return dataset
@@ -175,30 +177,16 @@ def _written(
     origin: str,
     source: Path,
     name: str | None,
-    permute_items: int | None,
+    seeds: dict[str, int],
     force: bool,
     progress: OnStage,
 ) -> StoreManifest:
     _check_splits(source, dataset)
-    if permute_items is not None:
-        permute(dataset, permute_items)
+    for what, seed in seeds.items():
+        PERMUTE[what](dataset, seed)
     dataset.report |= unseen_items(dataset)
     progress("writing", 0, 0)
     return write_dataset(dataset, out, name=name or out.absolute().name, source=origin, force=force)
-
-
-def permute(dataset: Dataset, seed: int) -> None:
-    """Numbers the items anew, by chance, so that their ids tell nothing; the report says so."""
-    order = np.random.default_rng(seed).permutation(len(dataset.raw_items))  # item i + 1 was order[i] + 1
-    new_id = np.zeros(len(order) + 1, np.int64)
-    new_id[order + 1] = np.arange(1, len(order) + 1)
-    dataset.items = new_id[dataset.items]
-    dataset.raw_items = dataset.raw_items[order]
-    dataset.titles = None if dataset.titles is None else dataset.titles[order]
-    for array in ("item_values", "item_numbers", "item_vectors"):
-        if (values := getattr(dataset, array)) is not None:
-            setattr(dataset, array, values[order])
-    dataset.report[PERMUTED] = seed
 
 
 def unseen_items(dataset: Dataset) -> dict[str, int]:
@@ -212,18 +200,6 @@ def unseen_items(dataset: Dataset) -> dict[str, int]:
         for code, name in enumerate(SPLITS)
         if code
     }
-
-
-def _seed_of(permute_items: Any) -> int | None:
-    if permute_items is None:
-        return None
-    try:
-        seed = operator.index(permute_items)
-    except TypeError:
-        seed = -1
-    if not 0 <= seed < MOST_SEEDS or isinstance(permute_items, bool):
-        raise UserError(f"--permute-items {short(permute_items)}: give a seed from 0, such as 1")
-    return seed
 
 
 def _check_source(source: Path) -> None:
@@ -244,9 +220,12 @@ def _check_splits(source: Path, dataset: Dataset) -> None:
         raise UserError(f"{source}: {lack}")
 
 
-def _given(options: Options) -> str:
-    """The flag of the first option that is set, or nothing."""
+def _check_apply(options: Options, format_name: str | None = None) -> None:
+    """Raises UserError for the first option that is set and is not this format's; None: a data frame, as tables are."""
     for option in fields(options):
-        if getattr(options, option.name) != option.default:
-            return "--" + option.name.replace("_", "-").removesuffix("s" if option.name == "attributes" else "")
-    return ""
+        takers = list(WITH_OPTIONS if option.name in OF_ELMREC else TABLES)
+        applies = format_name in takers or (format_name is None and option.name not in OF_ELMREC)
+        if getattr(options, option.name) != option.default and not applies:
+            flag = "--" + option.name.replace("_", "-").removesuffix("s" if option.name == "attributes" else "")
+            what = "a data frame" if format_name is None else f"--format {format_name}"
+            raise UserError(f"{flag}: does not apply to {what}, only to {', '.join(takers)}; leave it out")

@@ -3,8 +3,9 @@
 `offsets.npy` int64 [users + 1], `items.npy` int32 or int64 [interactions] (time-ordered per user), optional
 `timestamps.npy` int64 [interactions], `attributes.npy` int32 [users, attributes], `split.npy` uint8 [users], optional
 `item_values.npy` int32, `item_numbers.npy` and `item_vectors.npy` float32 [item rows, columns], `user_vectors.npy`,
-`users.parquet` and `items.parquet` (raw ids, titles), and `dataset.json`, which names them all with their
-hashes. `writer.py` is the only place that writes one.
+`negatives.npy` int32 or int64 [users, N], `users.parquet` and `items.parquet` (raw ids, titles), optional
+`explanations.parquet`, and `dataset.json`, which names them all with their hashes. `writer.py` is the only place that
+writes one.
 """
 
 from __future__ import annotations
@@ -12,15 +13,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eupmim_dist.data.checks import check_values
-from eupmim_dist.data.manifest import ARRAYS, MANIFEST, TABLES, Attribute, ItemAttribute, StoreManifest, read_manifest
+from eupmim_dist.data.manifest import (
+    ARRAYS,
+    EXPLANATIONS,
+    MANIFEST,
+    TABLES,
+    Attribute,
+    ItemAttribute,
+    StoreManifest,
+    read_manifest,
+)
 from eupmim_dist.data.splits import SPLIT_RULES, SplitRule
 from eupmim_dist.data.tables import has_titles, open_table, read_table
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.hashing import sha256
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +68,8 @@ class InteractionStore:
     """Zeros where an item has none."""
     user_vectors: np.ndarray | None = field(repr=False)
     """Zeros where a user has none."""
+    negatives: np.ndarray | None = field(repr=False)
+    """Of each user items he has not had, which his target is ranked among."""
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> InteractionStore:
@@ -90,6 +106,7 @@ class InteractionStore:
             item_numbers=arrays.get("item_numbers"),
             item_vectors=arrays.get("item_vectors"),
             user_vectors=arrays.get("user_vectors"),
+            negatives=arrays.get("negatives"),
         )
         if verify:
             check_values(store)
@@ -101,6 +118,12 @@ class InteractionStore:
         A store that was prepared before something was known of its items, such as genres, has another fingerprint.
         """
         return fingerprint in (self.fingerprint, self.manifest.bare_fingerprint)
+
+    def explanations(self) -> pl.LazyFrame | None:
+        """What users wrote of items, as explanations.py has it; None where the data has none."""
+        from eupmim_dist.data.explanations import open_explanations  # and polars, which few need
+
+        return open_explanations(self.path / EXPLANATIONS) if EXPLANATIONS in self.manifest.files else None
 
     @property
     def rule(self) -> SplitRule:
@@ -216,6 +239,7 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray], manifest: StoreMani
             for name, rows in (("item_vectors", items), ("user_vectors", users))
             if name in arrays
         },
+        "negatives": (("int32", "int64"), (users, *(arrays["negatives"].shape[1:2] if "negatives" in arrays else ()))),
     }
     for name, told in (("item_values", manifest.item_attributes), ("item_numbers", manifest.item_numbers)):
         if bool(told) != (name in arrays):

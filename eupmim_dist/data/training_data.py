@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from eupmim_dist.data.blocks import spans
 from eupmim_dist.data.store import InteractionStore
 
 USERS_AT_A_TIME = 1 << 16
@@ -11,11 +12,9 @@ def training_interactions(store: InteractionStore, users: np.ndarray | None = No
     """(user position, item) of the training interactions of all training users, or of `users` among these: int64 [n]
     each, in order within a user."""
     users = store.users("train") if users is None else users
-    counts = store.train_lengths(users)
     starts = store.offsets[users]
-    user = np.repeat(np.arange(len(users)), counts)
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return user, store.items[np.repeat(starts, counts) + within].astype(np.int64)
+    user, places = spans(starts, starts + store.train_lengths(users))
+    return user, store.items[places].astype(np.int64)
 
 
 def item_counts(store: InteractionStore) -> np.ndarray:

@@ -14,7 +14,9 @@ import polars as pl
 
 from eupmim_dist.data.manifest import (
     ARRAYS,
+    EXPLANATIONS,
     MANIFEST,
+    OPTIONAL_TABLES,
     TABLES,
     Attribute,
     Counts,
@@ -37,7 +39,8 @@ class Dataset:
     `split` uint8 [U] and `split_rule` as in splits.py, `raw_users` String [U], `raw_items` and `titles` String [M]
     (entry i is item i+1). `report`: counts of what was dropped. Where known, of items (row i is item i + 1):
     `item_values` int32 [M, columns of item_attributes] from 1 with 0 for none, `item_numbers` float32 [M, numbers],
-    `item_vectors` float32 [M, V], and of users `user_vectors` float32 [U, V'].
+    `item_vectors` float32 [M, V], and of users `user_vectors` float32 [U, V']; `negatives` int [U, N], items that each
+    user has not had, and `explanations` as in explanations.py.
     """
 
     offsets: np.ndarray
@@ -57,6 +60,8 @@ class Dataset:
     item_numbers: np.ndarray | None = None
     item_vectors: np.ndarray | None = None
     user_vectors: np.ndarray | None = None
+    negatives: np.ndarray | None = None
+    explanations: pl.DataFrame | None = None
 
 
 def item_dtype(num_item_rows: int) -> type[np.signedinteger]:
@@ -102,7 +107,8 @@ def write_manifest(
     `source` says what the data was made from.
     """
     files = [directory / f"{array}.npy" for array in ARRAYS]
-    files = [file for file in files if file.exists()] + [directory / table for table in TABLES]
+    files += [directory / table for table in (*TABLES, *OPTIONAL_TABLES)]
+    files = [file for file in files if file.exists()]
     offsets = np.load(directory / "offsets.npy", mmap_mode="r")
     split = np.load(directory / "split.npy", mmap_mode="r")
     manifest = StoreManifest(
@@ -140,7 +146,7 @@ def check_replaceable(out: Path, *, force: bool) -> None:
         return
     if MANIFEST not in present:
         raise UserError(f"{out}: holds other files ({min(present)}); name an empty or new directory with --out")
-    strangers = present - {MANIFEST, *TABLES, *(f"{array}.npy" for array in ARRAYS)}
+    strangers = present - {MANIFEST, *TABLES, *OPTIONAL_TABLES, *(f"{array}.npy" for array in ARRAYS)}
     if strangers:
         raise UserError(f"{out}: holds {min(strangers)} beside a store; name another directory with --out")
     if not force:
@@ -165,11 +171,15 @@ def write_dataset(dataset: Dataset, out: Path, *, name: str, source: str, force:
                 arrays[array] = np.concatenate([np.zeros_like(values[:1]), values])  # the padding row
         if dataset.user_vectors is not None:
             arrays["user_vectors"] = dataset.user_vectors
+        if dataset.negatives is not None:
+            arrays["negatives"] = dataset.negatives.astype(item_dtype(num_item_rows), copy=False)
         for array, values in arrays.items():
             np.save(directory / f"{array}.npy", values, allow_pickle=False)
         titles = {} if dataset.titles is None else {"title": dataset.titles}
         write_table(directory / "users.parquet", 0, {"raw_id": dataset.raw_users})
         write_table(directory / "items.parquet", 1, {"raw_id": dataset.raw_items, **titles})
+        if dataset.explanations is not None:
+            dataset.explanations.write_parquet(directory / EXPLANATIONS)
         return write_manifest(
             directory,
             name=name,

@@ -8,6 +8,8 @@ from eupmim_dist.evaluation.runner import evaluate_scorer, held_out_users
 from eupmim_dist.evaluation.scorers.interface import Scorer
 from eupmim_dist.train.state import Setup
 
+CUTOFF = 10
+"""The N that is looked at where none is asked for."""
 HISTORIES = (1, 2, 3, 5, 10, 20, 50)
 """Numbers of items that a baseline is tried with."""
 MOST_USERS = 10_000
@@ -31,8 +33,13 @@ def cheap_baselines(store: InteractionStore) -> list[str]:
     return [*(["popularity"] if scores <= FEW_SCORES else []), *(["association"] if counted else [])]
 
 
-def choose_history(scorer: Scorer, name: str, setup: Setup, top_n: int) -> None:
-    """Has a baseline read as much of a history as gives it the best strict recall@top_n on valid users; collective.
+def judge_of(protocol: str) -> str:
+    """The protocol by which it is chosen how much of a history is read, where results are to be by another one."""
+    return protocol if PROTOCOLS[protocol].candidates == "negatives" else "strict"
+
+
+def choose_history(scorer: Scorer, name: str, setup: Setup, top_n: int, protocol: str = "strict") -> None:
+    """Has a baseline read as much of a history as gives it the best recall@top_n on valid users; collective.
 
     How much that is differs much between data sets, and one that reads too much or too little is no rival. Without
     valid users, or if it reads no history, it stays as it is.
@@ -44,10 +51,8 @@ def choose_history(scorer: Scorer, name: str, setup: Setup, top_n: int) -> None:
     recalls = {}
     for scorer.history in HISTORIES:
         read = f"{name} by the last {scorer.history} items"
-        protocol, excluded = PROTOCOLS["strict"], setup.config.evaluation.exclude_seen
-        result = evaluate_scorer(
-            scorer, read, users, protocol, [top_n], setup.world, exclude_seen=excluded, progress=True
-        )
+        judge, excluded = PROTOCOLS[judge_of(protocol)], setup.config.evaluation.exclude_seen
+        result = evaluate_scorer(scorer, read, users, judge, [top_n], setup.world, exclude_seen=excluded, progress=True)
         recalls[scorer.history] = result.metrics[f"recall@{top_n}"]
     scorer.history = max(recalls, key=recalls.__getitem__)
 

@@ -1,9 +1,14 @@
 """Evaluation protocols as data (design 3.3). Every reported number names the protocol it was measured by."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError
+
 IdealHits = Literal["targets", "hits"]
+Candidates = Literal["all", "negatives"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,10 @@ class Protocol:
     """Nothing that the user had before the cut can be recommended."""
     ideal: IdealHits
     """NDCG's ideal ranking holds min(N, |targets|) hits, or as many as were made."""
+    candidates: Candidates = "all"
+    """What is ranked for each user: all items, or the store's negatives of his and his targets."""
+    top_n: tuple[int, ...] = (10, 20, 50)
+    """Cut-offs that it is usually told at."""
 
 
 PROTOCOLS = {
@@ -49,6 +58,44 @@ PROTOCOLS = {
             exclude_history=False,
             ideal="hits",
         ),
+        Protocol(
+            "elmrec_sequential",
+            "ELMRec's next item: as strict, told at shorter lists",
+            per_interest=False,
+            exclude_padding=True,
+            exclude_history=True,
+            ideal="targets",
+            top_n=(1, 5, 10),
+        ),
+        Protocol(
+            "elmrec_direct",
+            "ELMRec's direct recommendation: the target among the user's 99 negatives of the store",
+            per_interest=False,
+            exclude_padding=True,
+            exclude_history=False,
+            ideal="targets",
+            candidates="negatives",
+            top_n=(1, 5, 10),
+        ),
     )
 }
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises UserError for a name that is none."""
+    for name in names:
+        if name not in PROTOCOLS:
+            raise UserError(f"--protocol {name}: choose from {', '.join(PROTOCOLS)}")
+
+
+def check_protocols(names: Sequence[str], store: InteractionStore, where: str = "--protocol ") -> None:
+    """Raises UserError where the store lacks what is ranked; `where` says who asks."""
+    for name in names:
+        if PROTOCOLS[name].candidates == "negatives" and store.negatives is None:
+            raise UserError(
+                f"{where}{name}: {store.path} has no negatives to rank; prepare it with --format elmrec, or choose "
+                "elmrec_sequential"
+            )
+
+
 METRICS = ("recall", "hit_rate", "ndcg", "precision")

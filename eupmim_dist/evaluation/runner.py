@@ -103,7 +103,8 @@ def evaluate_scorer(
                 protocol.exclude_history and exclude_seen,
                 protocol.exclude_padding,
             )
-            ranked = varied_top_n(scorer, chunk, excluded, max(cutoffs), block, world, variety)
+            candidates = _candidates(chunk, store.num_item_rows) if protocol.candidates == "negatives" else None
+            ranked = varied_top_n(scorer, chunk, excluded, max(cutoffs), block, world, variety, candidates)
             of_users = sums.add(ranked, chunk.targets)
             if used is not None:
                 used.add(ranked[:, 0])
@@ -137,14 +138,23 @@ def varied_top_n(
     block: int,
     world: World,
     variety: Variety | None,
+    candidates: Ragged | None = None,
 ) -> Tensor:
     """As `top_n`, of more candidates and re-ranked where variety is wanted; collective."""
     if variety is None or not variety.strength:
-        return top_n(scorer, users, excluded, num, block, world)
+        return top_n(scorer, users, excluded, num, block, world, candidates)
     wanted = min(CANDIDATES * num, len(variety.categories) - 1)
-    scores, ids = scored_top_n(scorer, users, excluded, wanted, block, world)
+    scores, ids = scored_top_n(scorer, users, excluded, wanted, block, world, candidates)
     categories = variety.categories.to(ids.device)
     return diversify(scores[:, 0], ids[:, 0], categories, variety.strength, num)[:, None]
+
+
+def _candidates(users: HeldOut, num_item_rows: int) -> Ragged:
+    """The negatives of each user and his targets."""
+    assert users.negatives is not None, "check_protocols makes sure"
+    both = (users.negatives, users.targets)
+    every = Ragged(torch.cat([each.user for each in both]), torch.cat([each.item for each in both]))
+    return every.distinct(num_item_rows)
 
 
 def excluded_items(seen: Ragged, num_users: int, exclude_seen: bool, exclude_padding: bool) -> Ragged:

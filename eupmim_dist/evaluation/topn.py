@@ -12,33 +12,49 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.data.heldout import HeldOut, Ragged
-from eupmim_dist.evaluation.scorers.interface import Scorer
+from eupmim_dist.evaluation.scorers.interface import ITEM_BLOCK, Scorer
 from eupmim_dist.parallel.collectives import all_gather, all_to_all
 from eupmim_dist.parallel.world import World
 
-ITEM_BLOCK = 8192
-"""Items scored at a time."""
 NO_ITEM = -1
 """Fills a list when fewer than N items may be recommended."""
 MARGIN = 16
 """Candidates beyond N that are scored again exactly: float32 rounding may misplace an item by a few ranks."""
 
 
-def top_n(scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int, world: World) -> Tensor:
+def top_n(
+    scorer: Scorer,
+    users: HeldOut,
+    excluded: Ragged,
+    num: int,
+    block: int,
+    world: World,
+    candidates: Ragged | None = None,
+) -> Tensor:
     """The best `num` items of each list, best first, ties by smaller id: int64 [b, S, num], NO_ITEM past the end.
 
-    `block` is the most users that any rank has in this chunk; collective.
+    `block` is the most users that any rank has in this chunk. With `candidates`, as `Ragged.distinct` gives them,
+    nothing else is ranked, excluded or not. Collective.
     """
-    return scored_top_n(scorer, users, excluded, num, block, world)[1]
+    return scored_top_n(scorer, users, excluded, num, block, world, candidates)[1]
 
 
 def scored_top_n(
-    scorer: Scorer, users: HeldOut, excluded: Ragged, num: int, block: int, world: World
+    scorer: Scorer,
+    users: HeldOut,
+    excluded: Ragged,
+    num: int,
+    block: int,
+    world: World,
+    candidates: Ragged | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The scores of the best items, float64 [b, S, num], minus infinity past the end; and the items, as `top_n`."""
     query = all_gather(_pad(scorer.query(users), block), world)
-    gathered = _gather_pairs(excluded, block, world)
-    scores, positions = _exactly(scorer, query, *_local_best(scorer, query, gathered, num + MARGIN), num)
+    gathered = _gather_pairs(excluded if candidates is None else candidates, block, world)
+    if candidates is None:
+        scores, positions = _exactly(scorer, query, *_local_best(scorer, query, gathered, num + MARGIN), num)
+    else:
+        scores, positions = _best_candidates(scorer, query, gathered, num)
     ids = _take(scorer.item_ids, positions)
     if world.size > 1:
         scores, ids = (_to_owner(part, block, world) for part in (scores, ids))
@@ -81,6 +97,22 @@ def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tu
         best = found
     assert best is not None
     return best
+
+
+def _best_candidates(scorer: Scorer, query: Tensor, candidates: Ragged, num: int) -> tuple[Tensor, Tensor]:
+    """Best `num` of those candidates that are this rank's items: exact scores and positions [G, S, num]."""
+    place = torch.searchsorted(scorer.item_ids, candidates.item)
+    own = _take(scorer.item_ids, place) == candidates.item
+    user, place = candidates.user[own], place[own]
+    counts = torch.bincount(user, minlength=len(query))
+    column = torch.arange(len(user), device=user.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    width = max(num, int(counts.max())) if len(counts) else num
+    positions = torch.full((len(query), 1, width), len(scorer.item_ids), device=query.device)
+    positions[user, 0, column] = place
+    if not len(scorer.item_ids):
+        return torch.full(positions.shape, -torch.inf, dtype=torch.float64, device=query.device), positions
+    scores = scorer.exact(query, positions.clamp(max=len(scorer.item_ids) - 1))
+    return best_of(scores.masked_fill(positions == len(scorer.item_ids), -torch.inf), positions, num)
 
 
 def _take(item_ids: Tensor, positions: Tensor) -> Tensor:

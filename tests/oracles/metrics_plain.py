@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-PROTOCOLS = ("strict", "comirec", "seed")
+PROTOCOLS = ("strict", "comirec", "seed", "elmrec_sequential", "elmrec_direct")
 METRICS = ("hit_rate", "recall", "precision", "ndcg")
 
 
@@ -50,6 +50,7 @@ def user_metrics(
     num: int,
     *,
     exclude_seen: bool = True,
+    negatives: Sequence[int] = (),
 ) -> dict[str, float]:
     """Design 3.3 for one user: scores [K, R], seen = every item before the cut, targets = every item from it on.
 
@@ -57,12 +58,15 @@ def user_metrics(
     comirec: as strict, but seen items stay candidates; NDCG's ideal over the number of hits.
     seed: K separate lists, pad and seen kept; hits counted per list at the list's own positions, so one item
     counts up to K times; recall over |targets|, precision over N; NDCG's ideal over the number of hits.
+    elmrec_sequential: as strict. elmrec_direct: one list of the negatives and the targets, nothing else.
     """
     wanted = set(targets)
     if protocol == "seed":
         lists = [top_list(row, (), num) for row in scores]
     else:
-        banned = {0, *seen} if protocol == "strict" and exclude_seen else {0}
+        banned = {0, *seen} if protocol in ("strict", "elmrec_sequential") and exclude_seen else {0}
+        if protocol == "elmrec_direct":
+            banned = set(range(scores.shape[1])) - {*negatives, *targets}
         lists = [top_list(scores.max(axis=0), banned, num)]
     hits, gain = 0, 0.0
     for ranked in lists:
@@ -70,7 +74,7 @@ def user_metrics(
             if item in wanted:
                 hits += 1
                 gain += discount(position)
-    num_ideal = min(num, len(wanted)) if protocol == "strict" else hits
+    num_ideal = min(num, len(wanted)) if protocol not in ("comirec", "seed") else hits
     ideal = sum(discount(i) for i in range(num_ideal))
     return {
         "hit_rate": float(hits > 0),
@@ -107,6 +111,18 @@ def ease_matrix(sequences: Sequence[Sequence[int]], num_rows: int, strength: flo
     weights = -precision / np.diag(precision)
     np.fill_diagonal(weights, 0.0)
     return weights
+
+
+def path_weights(sequences: Sequence[Iterable[int]], num_rows: int) -> np.ndarray:
+    """[users + R, users + R] the third power of the normalised graph of users and their items."""
+    num_users = len(sequences)
+    graph = np.zeros((num_users + num_rows, num_users + num_rows))
+    for user, items in enumerate(sequences):
+        for item in items:
+            graph[user, num_users + item] = graph[num_users + item, user] = 1
+    degree = graph.sum(0)
+    roots = np.where(degree > 0, 1 / np.sqrt(np.maximum(degree, 1)), 0)
+    return np.linalg.matrix_power(roots[:, None] * graph * roots, 3)
 
 
 def cooccurrence_counts(

@@ -69,7 +69,7 @@ def plain_recalls(store: InteractionStore, split: str) -> dict[str, float]:
         unseen = [item for item in range(1, store.num_item_rows) if item not in history]
         lists = {
             "popularity": sorted(unseen, key=lambda item: (-train[item], item)),
-            "next_ids": [item for item in unseen if item > last],
+            "next_ids": sorted(unseen, key=lambda item: (item <= last, item)),
             "nearest_ids": sorted(unseen, key=lambda item: (abs(item - last), item)),
             "new_ids": [item for item in unseen if item > taken],
             "smallest_ids": unseen,

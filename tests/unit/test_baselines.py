@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eupmim_dist import audit, evaluate
 from eupmim_dist.assemble import without_model
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.data.batch import NO_ROW
@@ -19,16 +20,17 @@ from eupmim_dist.evaluation import baselines
 from eupmim_dist.evaluation.baselines import HISTORIES, choose_history, histories_read
 from eupmim_dist.evaluation.protocols import PROTOCOLS
 from eupmim_dist.evaluation.runner import evaluate_scorer, held_out_users, ranking_of
-from eupmim_dist.evaluation.scorers import ease
+from eupmim_dist.evaluation.scorers import ease, paths
 from eupmim_dist.evaluation.scorers.association import Association
 from eupmim_dist.evaluation.scorers.cooccurrence import Cooccurrence, followers
 from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_scorer
+from eupmim_dist.evaluation.scorers.paths import Paths
 from eupmim_dist.parallel import memory
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry import progress
 from eupmim_dist.train.state import Setup
 from tests.oracles import metrics_plain as plain
-from tests.stores import small_store
+from tests.stores import negatives, small_store
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, 0, 1, CPU)
@@ -91,6 +93,63 @@ def test_followers_are_counted(first: int, last: int) -> None:
     keys, found = followers(user, items, 13, first, last)
     assert keys.tolist() == (earlier * 13 + later).tolist()
     assert found.tolist() == counts[earlier, later].tolist()
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 13), (4, 9), (9, 9)])
+@pytest.mark.parametrize("block", [1, 20, 10_000])
+def test_paths_from_item_to_item(first: int, last: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the blocks, and with items that a user took several times."""
+    monkeypatch.setattr(paths, "BLOCK", block)
+    user, items = interactions(30, 12)
+    trained = [set(one) for one in sequences(user, items)]
+    graph, degree = plain.path_weights(trained, 13)[:30, 30:], np.array([len(one) for one in trained])
+    scorer = Paths.__new__(Paths)
+    scorer.rows, scorer.first = 13, first
+    keys, weights = scorer.weighted_pairs(user, items, last)
+    matrix = np.zeros((13, 13))
+    matrix.flat[keys] = weights
+    assert (np.diff(keys) > 0).all()
+    assert ((keys % 13 >= first) & (keys % 13 < last)).all()
+    for one, own in enumerate(trained):
+        found = matrix[sorted(own), first:last].sum(0) / np.sqrt(max(degree[one], 1))
+        assert found == pytest.approx(graph[one, first:last], abs=1e-12)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_paths_start_from_what_a_user_trained_on(tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "lack_of_memory", lambda *_: None)
+    store = small_store(tmp_path / "last", num_users=30, num_items=40, split_rule="leave_one_out")
+    trained = [store.items[store.offsets[u] : store.offsets[u + 1] - 2].tolist() for u in range(30)]
+    expected = plain.path_weights(trained, 41)[:30, 30:] * np.sqrt([len(items) for items in trained])[:, None]
+    users = held_out_users(without_model(parse_config({}, "test"), WORLD, store), split).chunk(0)
+    cuts = []
+    for size in (1, 3):
+        made = [make_scorer("paths", ranking(store, World(rank, size, 0, 1, CPU))) for rank in range(size)]
+        parts = [scorer.scores(scorer.query(users), 0, len(scorer.item_ids))[:, 0] for scorer in made]
+        cuts.append(torch.cat(parts, 1))
+    assert cuts[0].numpy() == pytest.approx(expected, abs=1e-12)
+    assert torch.equal(*cuts)
+    of_history = make_scorer("history_paths", ranking(store)).query(users)
+    assert (of_history != NO_ROW).sum(1).tolist() == [len(items) + (split == "test") for items in trained]
+
+
+def test_what_paths_cost_is_said_or_refused(
+    store: InteractionStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(paths, "QUICK_SECONDS", 0.0)
+    make_scorer("paths", ranking(store))
+    assert "pairs of items take at most 0.0 GB of memory and about 0 s" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 1000)
+    with pytest.raises(UserError, match=r"baselines paths: [\d,]+ pairs of items needs 0.0 GB of memory, and 0.0 GB"):
+        make_scorer("paths", ranking(store))
+
+
+def test_the_rule_of_the_next_id_is_that_of_an_audit(tmp_path: Path) -> None:
+    for rule in ("by_user", "leave_one_out"):
+        store = small_store(tmp_path / rule, num_users=60, num_items=40, split_rule=rule)
+        [result] = evaluate(data=store.path, baselines="next_id", top_n=10)
+        assert audit(store)["next_ids"].value == pytest.approx(result.metrics["recall@10"], abs=1e-12)
+        assert result.metrics["recall@10"] > 0.1
 
 
 def query_of(scorer: Scorer, store: InteractionStore, history: Tensor) -> Tensor:
@@ -199,30 +258,38 @@ def test_baselines_read_the_same_whatever_the_model_beside_them_reads(store: Int
     assert (found[0] == NO_ROW).any()
 
 
-def chosen(name: str, setup: Setup) -> int | None:
+def chosen(name: str, setup: Setup, protocol: str = "strict") -> int | None:
     scorer = make_scorer(name, ranking_of(setup))
-    choose_history(scorer, name, setup, 5)
+    choose_history(scorer, name, setup, 5, protocol)
     return scorer.history
 
 
-@pytest.mark.parametrize("name", ["ease", "association", "popularity"])
+@pytest.mark.parametrize(
+    ("name", "protocol", "judge"),
+    [
+        ("ease", "strict", "strict"),
+        ("association", "comirec", "strict"),
+        ("association", "elmrec_direct", "elmrec_direct"),
+        ("popularity", "strict", "strict"),
+    ],
+)
 def test_baselines_read_what_is_best_for_them_on_valid_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, protocol: str, judge: str
 ) -> None:
-    store = small_store(tmp_path / "store", num_users=300, num_items=60, longest=80)
+    store = small_store(tmp_path / "store", num_users=300, num_items=60, longest=80, negatives=negatives(300, 60, 20))
     setup = without_model(parse_config({}, "test"), WORLD, store)
     if name == "popularity":
-        assert chosen(name, setup) is None
+        assert chosen(name, setup, protocol) is None
         return
     scorer, users = make_scorer(name, ranking_of(setup)), held_out_users(setup, "valid")
     for most, step in ((10_000, 1), (60, 1), (59, 2), (20, 3)):  # of 60
         monkeypatch.setattr(baselines, "MOST_USERS", most)
         users.users, recalls = store.users("valid")[::step], []
         for scorer.history in HISTORIES:
-            result = evaluate_scorer(scorer, name, users, PROTOCOLS["strict"], [5], WORLD)
+            result = evaluate_scorer(scorer, name, users, PROTOCOLS[judge], [5], WORLD)
             recalls.append(result.metrics["recall@5"])
         assert len(set(recalls)) > 1, "the users are too much alike to tell"
-        assert chosen(name, setup) == HISTORIES[recalls.index(max(recalls))]
+        assert chosen(name, setup, protocol) == HISTORIES[recalls.index(max(recalls))]
 
 
 def test_baselines_read_what_they_do_by_default_without_valid_users(store: InteractionStore) -> None:

@@ -66,7 +66,10 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["model.profile=false", "model.profile_attention=none", "model.user_dropout=0.5"], "model.user_dropout=0 too"),
         (["model.extractor=causal", "model.dim=12"], "needs an even dim / num_heads, not 3"),
         (["evaluation.metric=recal@10"], "evaluation.metric: .*recal@10"),
-        (["evaluation.protocol=loose"], "evaluation.protocol: .*'strict', 'comirec' or 'seed'"),
+        (
+            ["evaluation.protocol=loose"],
+            "evaluation.protocol: .*'strict', 'comirec', 'seed', 'elmrec_sequential' or 'elmrec_direct'",
+        ),
         (
             ["model.name=comirec_dr", "model.num_levels=2"],
             "model.num_levels belongs to model eupmim: set model.name=eupmim, or",

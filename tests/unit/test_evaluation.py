@@ -1,5 +1,7 @@
 """Ranking, metrics and baselines against the naive oracle in tests/oracles."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +11,36 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eupmim_dist.assemble import assemble, open_store, without_model
+from eupmim_dist import evaluate
+from eupmim_dist.assemble import assemble, open_store, trainable, without_model
 from eupmim_dist.config.load import parse_config
-from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation import topn
 from eupmim_dist.evaluation.protocols import PROTOCOLS
-from eupmim_dist.evaluation.runner import evaluate_model, evaluate_scorer, held_out_users, ranking_of, scorer_of
+from eupmim_dist.evaluation.runner import (
+    _candidates,
+    evaluate_model,
+    evaluate_scorer,
+    held_out_users,
+    ranking_of,
+    scorer_of,
+)
+from eupmim_dist.evaluation.scorers import interface
 from eupmim_dist.evaluation.scorers.interests import InterestScorer
 from eupmim_dist.evaluation.scorers.interface import Scorer, baselines, make_scorer
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Assembled
 from tests.oracles import metrics_plain as plain
-from tests.stores import small_store
+from tests.stores import negatives, small_store
 
 WORLD = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
 def assembled(tmp_path: Path) -> Assembled:
-    store = small_store(tmp_path / "store", num_users=40, num_items=60, longest=40)
+    store = small_store(tmp_path / "store", num_users=40, num_items=60, longest=40, negatives=negatives(40, 60, 12))
     values: dict[str, Any] = {
         "data": {"dir": str(store.path)},
         "task": {"history_length": 6},
@@ -49,6 +60,11 @@ def histories(store: InteractionStore, split: str) -> list[tuple[list[int], list
         cut = int(0.8 * len(items))
         found.append((items[:cut], items[cut:]))
     return found
+
+
+def negatives_of(store: InteractionStore, split: str) -> list[list[int]]:
+    assert store.negatives is not None
+    return store.negatives[store.users(split)].tolist()
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
@@ -79,8 +95,14 @@ def test_metrics_equal_the_naive_ones(assembled: Assembled, protocol: str, split
                 targets,
                 cutoff,
                 exclude_seen=exclude_seen,
+                negatives=rivals,
             )
-            for vectors, (seen, targets) in zip(torch.cat(interests), histories(assembled.store, split), strict=True)
+            for vectors, (seen, targets), rivals in zip(
+                torch.cat(interests),
+                histories(assembled.store, split),
+                negatives_of(assembled.store, split),
+                strict=True,
+            )
         ]
         expected |= {f"{name}@{cutoff}": value for name, value in plain.average(per_user).items()}
     assert result.users == len(per_user) == 8
@@ -133,16 +155,37 @@ def test_how_interests_are_used(assembled: Assembled) -> None:
     assert evaluate_model(assembled, "test", "seed", [5]).interests is None  # a list for each: nothing to share
 
 
+def paths_from(seen: list[int], sequences: list[list[int]], num_rows: int) -> np.ndarray:
+    """By paths item -> user -> item of the training graph, each start by the root of its degree: [1, R]."""
+    users = len(sequences)
+    half = np.zeros((users, num_rows))
+    for user, items in enumerate(sequences):
+        half[user, items] = 1
+    degree = np.maximum(half.sum(0), 1)
+    half = half / np.sqrt(half.sum(1, keepdims=True)) / np.sqrt(degree)
+    start = np.zeros(num_rows)
+    start[seen] = 1
+    return ((start / np.sqrt(degree)) @ half.T @ half)[None]
+
+
 @pytest.mark.parametrize("name", baselines())
 def test_baselines_equal_the_naive_ones(assembled: Assembled, name: str) -> None:
     store = assembled.store
     sequences = [store.items[store.offsets[u] : store.offsets[u + 1]].tolist() for u in store.users("train")]
     num_rows = store.num_item_rows
-    matrix = {
-        "ease": lambda: plain.ease_matrix(sequences, num_rows),
-        "cooccurrence": lambda: plain.cooccurrence_counts(sequences, num_rows),
-        "association": lambda: plain.association_weights(sequences, num_rows),
-        "popularity": lambda: None,
+
+    def by(matrix: np.ndarray) -> Callable[[list[int]], np.ndarray]:
+        return lambda seen: plain.matrix_scores(matrix, seen, num_last=10)
+
+    scores_of: Callable[[list[int]], np.ndarray] = {
+        "ease": lambda: by(plain.ease_matrix(sequences, num_rows)),
+        "cooccurrence": lambda: by(plain.cooccurrence_counts(sequences, num_rows)),
+        "association": lambda: by(plain.association_weights(sequences, num_rows)),
+        "popularity": lambda: lambda _: plain.popularity_scores(sequences, num_rows),
+        "next_id": lambda: lambda seen: -((np.arange(num_rows)[None] - seen[-1] - 1) % num_rows),
+        # Test users, who are in no training, become nodes of the graph without changing it.
+        "paths": lambda: lambda seen: paths_from(seen, sequences, num_rows),
+        "history_paths": lambda: lambda seen: paths_from(seen, sequences, num_rows),
     }[name]()
     scorer = make_scorer(name, ranking_of(assembled))
     users = held_out_users(assembled, "test")
@@ -151,12 +194,8 @@ def test_baselines_equal_the_naive_ones(assembled: Assembled, name: str) -> None
     for cutoff in (5, 20):
         per_user = []
         for seen, targets in histories(store, "test"):
-            scores = (
-                plain.popularity_scores(sequences, num_rows)
-                if matrix is None
-                else plain.matrix_scores(matrix, seen, num_last=10)
-            )
-            per_user.append(plain.user_metrics("strict", scores.astype(np.float32), seen, targets, cutoff))
+            scores = scores_of(seen).astype(np.float32)
+            per_user.append(plain.user_metrics("strict", scores, seen, targets, cutoff))
         expected |= {f"{metric}@{cutoff}": value for metric, value in plain.average(per_user).items()}
     assert result.metrics == pytest.approx(expected, abs=1e-12)
 
@@ -187,6 +226,48 @@ def test_ties_go_to_the_smaller_id_whatever_the_blocks(
     for user, (seen, _) in enumerate(histories(assembled.store, "test")):
         scores = np.array([(7 * item + user) % 4 for item in range(61)])
         assert ranked[user, 0].tolist() == plain.top_list(scores, seen, 9)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_candidates_are_ranked_in_no_order_but_the_scores_whatever_the_blocks(
+    assembled: Assembled, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many ties; scores in float64 need no `exact`, and are cut into blocks."""
+
+    class Doubles(FewLevels):
+        exact = Scorer.exact
+
+        def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
+            return super().scores(query, start, stop).double()
+
+    monkeypatch.setattr(interface, "ITEM_BLOCK", 7)
+    users = held_out_users(assembled, "test")
+    for index in range(len(users)):
+        chunk = users.chunk(index)
+        assert chunk.negatives is not None
+        turned = Ragged(chunk.negatives.user.flip(0), chunk.negatives.item.flip(0))
+        both = [_candidates(replace(chunk, negatives=some), 61) for some in (chunk.negatives, turned)]
+        number, scorer = len(chunk.batch), FewLevels() if exact else Doubles()
+        lists = [topn.top_n(scorer, chunk, chunk.seen, 20, number, WORLD, some) for some in both]
+        assert torch.equal(*lists)
+        for user in range(number):
+            allowed = set(both[0].item[both[0].user == user].tolist())
+            scores = np.array([(7 * item + user) % 4 for item in range(61)])
+            kept = [item for item in lists[0][user, 0].tolist() if item != topn.NO_ITEM]
+            assert kept == plain.top_list(scores, set(range(61)) - allowed, 20)
+
+
+def test_negatives_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "store", num_items=60)
+    message = r"elmrec_direct: .*store has no negatives to rank; prepare it with --format elmrec"
+    with pytest.raises(UserError, match=message.replace("--format", "format")):
+        evaluate(data=store.path, baselines="popularity", protocols=["strict", "elmrec_direct"])
+    with pytest.raises(UserError, match=rf"^evaluation\.protocol: {message}".replace("--format", "format")):
+        trainable(parse_config({"evaluation": {"protocol": "elmrec_direct"}}, "test"), WORLD, store)
+    results = evaluate(data=store.path, baselines="popularity", protocols=["strict", "elmrec_sequential"], top_n=None)
+    at = [{name.partition("@")[2] for name in result.metrics} for result in results]
+    assert at[1] == {"1", "5", "10"}
+    assert results[0].metrics["recall@10"] == results[1].metrics["recall@10"]
 
 
 class LargestTensor(TorchDispatchMode):

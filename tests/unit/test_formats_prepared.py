@@ -168,7 +168,9 @@ def test_lines_are_counted_across_blocks(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_wrong_requests_are_named(tmp_path: Path) -> None:
     source = write_splits(tmp_path / "source", with_profiles=False)
-    refused(source, "netflix", "format netflix: unknown; one of eupmim, movielens, comirec, fliggy, sequential, csv")
+    refused(
+        source, "netflix", "format netflix: unknown; one of eupmim, movielens, comirec, fliggy, sequential, elmrec, csv"
+    )
     refused(tmp_path / "nowhere", "comirec", "nowhere: no such file or directory")
     refused(source / "small_test.txt", "comirec", "not a directory")
     with pytest.raises(UserError, match="min_count: does not apply to format comirec, only to csv, parquet"):

@@ -288,7 +288,16 @@ def test_a_baseline_that_cannot_be_imported_disturbs_no_other(install: Install) 
 
     install("broken", "nowhere:SCORER", kind="scorer")
     install("alphabet", Registered(Section, object), kind="scorer")
-    assert baselines() == ["association", "cooccurrence", "ease", "popularity", "alphabet"]
+    assert baselines() == [
+        "association",
+        "cooccurrence",
+        "ease",
+        "history_paths",
+        "next_id",
+        "paths",
+        "popularity",
+        "alphabet",
+    ]
     check_baselines(["ease", "alphabet"])
     with pytest.raises(UserError, match="plug-in toys: its scorer 'broken'"):
         check_baselines(["broken"])

@@ -15,7 +15,7 @@ from eupmim_dist.cli.import_model import import_model
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.prepare import prepare_store
 from eupmim_dist.evaluation import baselines
-from eupmim_dist.evaluation.protocols import METRICS, PROTOCOLS
+from eupmim_dist.evaluation.protocols import METRICS
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.parallel.world import World
 
@@ -80,7 +80,7 @@ def test_what_the_authors_script_measures(shared_data: Path, store: Path) -> Non
     )
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", ["strict", "comirec", "seed"])
 @pytest.mark.parametrize("split", ["test", "valid"])
 @pytest.mark.parametrize("name", RELEASED)
 def test_every_protocol_and_split(shared_data: Path, store: Path, name: str, split: str, protocol: str) -> None:

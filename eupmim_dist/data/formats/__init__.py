@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from eupmim_dist.data.formats import comirec, csv, eupmim, fliggy, movielens, parquet, sequential
+from eupmim_dist.data.formats import comirec, csv, elmrec, eupmim, fliggy, movielens, parquet, sequential
 from eupmim_dist.data.formats.lines import OnStage
-from eupmim_dist.data.formats.options import Options
+from eupmim_dist.data.formats.options import OF_ELMREC, Options
 from eupmim_dist.data.formats.table import Tell
 
-__all__ = ["FORMATS", "TABLES", "OnStage", "Options", "Tell"]
+__all__ = ["FORMATS", "OF_ELMREC", "TABLES", "WITH_OPTIONS", "OnStage", "Options", "Tell"]
 
 FORMATS = {
     "eupmim": eupmim.read,
@@ -17,5 +17,7 @@ FORMATS = {
     "sequential": sequential.read,
 }
 """`read(directory, progress)`."""
+WITH_OPTIONS = {"elmrec": elmrec.read}
+"""`read(directory, options, progress)`."""
 TABLES = {"csv": csv.read, "parquet": parquet.read}
 """Files with columns that options name: `read(files and folders, options, workspace, progress, tell)`."""

@@ -12,6 +12,7 @@ class Options:
     `min_count`: items, and users, need as many interactions. `seed`: of the shuffle before a split by user.
     `separator` and `encoding` of csv, `time_format` as strptime has it. `trim`: blanks around values are dropped.
     `where`: conditions that a row has to meet, such as `rating>=4`. `skip_bad`: rows that are bad are left out.
+    `negatives_seed` and `negatives_rule` (negatives.py) of elmrec.
     """
 
     user_column: str | None = None
@@ -28,3 +29,9 @@ class Options:
     trim: bool = False
     where: tuple[str, ...] = ()
     skip_bad: bool = False
+    negatives_seed: int | None = None
+    negatives_rule: str | None = None
+
+
+OF_ELMREC = ("negatives_seed", "negatives_rule")
+"""The others are those of tables."""

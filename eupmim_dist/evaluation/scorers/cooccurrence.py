@@ -29,7 +29,8 @@ class CooccurrenceConfig(ScorerSection):
 class Cooccurrence(Scorer):
     """Sparse weights of this rank's items after any item; a score sums over the user's last L items."""
 
-    history: int = 10
+    history: int | None = 10
+    counted = "what followed what"
 
     def __init__(self, config: ScorerSection, ranking: Ranking) -> None:
         store, world = ranking.store, ranking.world
@@ -37,17 +38,22 @@ class Cooccurrence(Scorer):
         self.first, last = block_range(self.rows, world.rank, world.size)
         self.item_ids = torch.arange(self.first, last, device=world.device)
         user, items = training_interactions(store)
-        with task_progress(f"{config.name}: counting what followed what", is_main=world.is_main):
-            keys, counts = followers(user, items, self.rows, self.first, last)
-            weights = self.weights_of(keys, counts, items)
+        with task_progress(f"{config.name}: counting {self.counted}", is_main=world.is_main):
+            keys, weights = self.weighted_pairs(user, items, last)
         self.keys = torch.from_numpy(keys).to(world.device)
         self.weights = torch.from_numpy(weights).to(world.device)  # float64
+
+    def weighted_pairs(self, user: np.ndarray, items: np.ndarray, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending keys `earlier * R + later` of pairs whose later item is self.first..last-1, and their weights."""
+        keys, counts = followers(user, items, self.rows, self.first, last)
+        return keys, self.weights_of(keys, counts, items)
 
     def weights_of(self, keys: np.ndarray, counts: np.ndarray, items: np.ndarray) -> np.ndarray:
         """What each pair adds to a score: here how often there was one. `items` are all of the training."""
         return counts.astype(np.float64)
 
     def query(self, users: HeldOut) -> Tensor:
+        assert self.history is not None
         return users.last_seen(self.history).to(self.keys.device)
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from eupmim_dist.config.registry import build, find, names
@@ -19,6 +20,9 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
+
+ITEM_BLOCK = 8192
+"""Items scored at a time."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,17 @@ class Scorer(ABC):
         """The scores of chosen items in float64: positions [G, S, n] -> [G, S, n].
 
         So the order of two items does not depend on how a matrix product was blocked, which differs with the
-        number of ranks.
+        number of ranks. Here they are taken from those of all items, which have to be in float64.
         """
-        raise NotImplementedError("a scorer with float32 scores has exact ones too")
+        found = torch.zeros(positions.shape, dtype=torch.float64, device=positions.device)
+        for start in range(0, len(self.item_ids), ITEM_BLOCK):
+            scores = self.scores(query, start, min(start + ITEM_BLOCK, len(self.item_ids)))
+            if scores.dtype != torch.float64:
+                raise NotImplementedError("a scorer with float32 scores has exact ones too")
+            place = positions - start
+            here = (place >= 0) & (place < scores.shape[-1])
+            found = torch.where(here, scores.gather(-1, place.clamp(0, scores.shape[-1] - 1)), found)
+        return found
 
 
 def make_scorer(name: str, ranking: Ranking) -> Scorer:

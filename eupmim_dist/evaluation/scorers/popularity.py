@@ -34,5 +34,8 @@ class Popularity(Scorer):
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
         return self.counts[start:stop].repeat(len(query), 1, 1)
 
+    def exact(self, query: Tensor, positions: Tensor) -> Tensor:
+        return self.counts[positions]
+
 
 SCORER = Registered(PopularityConfig, Popularity)
