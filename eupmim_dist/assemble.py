@@ -18,6 +18,7 @@ from eupmim_dist.checkpoint.load import load_model, open_sound
 from eupmim_dist.checkpoint.origin import check_same_data, data_dir_of
 from eupmim_dist.config.registry import build
 from eupmim_dist.config.schema import Config
+from eupmim_dist.data.graph import InteractionGraph
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.runner import check_cutoffs
@@ -104,7 +105,11 @@ def _with_tables(
     model.to(world.device)
     specs = trained_or_not(config.model, store, model.tables())
     features = features_of(config.model, store, specs)
-    tables = ShardedTables(specs, config.seed, world, config.tables, whole, features)
+    propagation = model.propagation()
+    graph, num_layers = None, 0
+    if propagation is not None:
+        graph, num_layers = InteractionGraph(store, propagation.graph), propagation.num_layers
+    tables = ShardedTables(specs, config.seed, world, config.tables, whole, features, graph, num_layers)
     return Assembled(config, world, store, task, model, tables)
 
 
@@ -134,6 +139,11 @@ def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Mo
         raise UserError(
             f"tables.memory: host cannot serve objective {config.objective.name}, which needs every row in every step: "
             "use device, or objective.name=sampled_softmax"
+        )
+    if model.propagation() is not None and config.tables.memory == "host":
+        raise UserError(
+            f"tables.memory: host cannot serve model {config.model.name}, whose propagation needs every row in every "
+            "step: use device"
         )
     check_parts(config, store, model, objective, task)
     return model, task, objective

@@ -220,8 +220,10 @@ def scorer_of(assembled: Assembled, per_interest: bool = False) -> Scorer:
 
 
 def ranking_of(setup: Setup, per_interest: bool = False) -> Ranking:
-    """What a scorer is made for; of a model if there is one."""
+    """What a scorer is made for; of a model if there is one, with its current weights. Collective."""
     assembled = setup if isinstance(setup, Assembled) else None
+    if assembled is not None:
+        assembled.tables.propagate()
     return Ranking(
         store=setup.store,
         world=setup.world,
