@@ -33,6 +33,7 @@ from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
 from eupmim_dist.tasks.interface import Setting, Task
+from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.progress import in_bytes
 from eupmim_dist.telemetry.trackers import check_trackers
 from eupmim_dist.train.check import check_parts
@@ -108,6 +109,11 @@ def _with_tables(
     propagation = model.propagation()
     graph, num_layers = None, 0
     if propagation is not None:
+        if propagation.graph.source == "published":
+            get_logger(world.rank).warning(
+                "model.graph: published holds much of what is held out, and figures made with it are those of a leak; "
+                "set clean to compare with other models"
+            )
         graph, num_layers = InteractionGraph(store, propagation.graph), propagation.num_layers
     tables = ShardedTables(specs, config.seed, world, config.tables, whole, features, graph, num_layers)
     return Assembled(config, world, store, task, model, tables)
@@ -204,7 +210,7 @@ def describe(run: Run) -> list[str]:
     return [
         f"data    {store.path}: {len(users):,} training users{dropped}, {store.num_item_rows - 1:,} items",
         f"task    {config.task.name}, objective {config.objective.name}",
-        f"model   {config.model.name}: {dense:,} dense parameters",
+        f"model   {config.model.label}: {dense:,} dense parameters",
         f"tables  {tables}; {config.tables.optimizer}",
         f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
     ]

@@ -199,7 +199,7 @@ def evaluate_model(assembled: Assembled, split: str, protocol: str, cutoffs: Seq
     """`evaluate_by` a model's current weights, with the same options; collective. Its mode is left as it was."""
     with ranking_mode(assembled.model):
         scorer = scorer_of(assembled, PROTOCOLS[protocol].per_interest)
-        return evaluate_by(scorer, assembled.config.model.name, assembled, split, protocol, cutoffs, **options)
+        return evaluate_by(scorer, assembled.config.model.label, assembled, split, protocol, cutoffs, **options)
 
 
 @contextmanager

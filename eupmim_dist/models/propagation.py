@@ -30,6 +30,15 @@ class PropagationSection(ModelSection):
     """Leave the edges that a training step predicts out of its propagation, or it learns to pick neighbours, which what
     is held out never is."""
 
+    @property
+    def label(self) -> str:
+        return f"{self.name} (leaky graph)" if self.graph == "published" else self.name
+
+    def summary(self) -> str:
+        """With a word on the graph."""
+        told = ", propagated over a graph that knows what is held out: its figures are those of a leak"
+        return super().summary() + (told if self.graph == "published" else ", propagated over a graph")
+
     def propagation(self) -> "Propagation":
         choice = GraphChoice(self.graph, self.graph_seed, self.graph_explained)
         return Propagation(self.num_layers, choice, self.mask_targets)

@@ -39,7 +39,8 @@ def settings_of(tmp_path: Path, **changes: Any) -> Config:
     for key, value in changes.items():
         section, _, name = key.partition("__")
         values.setdefault(section, {})[name] = value
-    return config_of(tmp_path, **values)
+    whole = {section: values.pop(section) for section in ("model", "objective")}  # in place of another model's
+    return config_of(tmp_path, **whole, **{f"{s}__{name}": v for s, part in values.items() for name, v in part.items()})
 
 
 def plain_rows(trained: Assembled, left_out: set[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ def test_an_evaluation_is_of_the_weights_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    config = settings_of(tmp_path, train__max_steps=6, checkpoint__every=3, evaluation__every=2)
+    config = settings_of(tmp_path, train__max_steps=6, checkpoint__every=3)
     whole = train_in(config, tmp_path / "whole")
     train_in(config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 3})}), tmp_path / "parts")
     parts = train_in(config, tmp_path / "parts")
@@ -109,14 +110,14 @@ def test_vectors_and_lists_are_of_propagated_rows(tmp_path: Path) -> None:
     trained = load_trained(tmp_path / "model", WORLD)
     of_users, of_items = plain_rows(trained)
     export_vectors(open_checkpoint(tmp_path / "model"), tmp_path / "items", ["items"])
-    items = np.load(next((tmp_path / "items").glob("*vectors*.npy")))
+    items = np.load(tmp_path / "items" / "items.npy")
     np.testing.assert_allclose(items, of_items[1:].numpy(), rtol=1e-4, atol=1e-6)
     found = recommend(trained, ["u3"], 3)
     scores = of_users[3] @ of_items.T
     scores[[0, *trained.store.items[trained.store.offsets[3] : trained.store.offsets[4]].tolist()]] = -torch.inf
     assert found["item"].to_list() == [f"i{item}" for item in scores.topk(3).indices.tolist()]
-    with pytest.raises(UserError, match=r"--history: model lightgcn knows a user by his row alone"):
-        recommend(trained, histories=["i1 i2"])
+    with pytest.raises(UserError, match=r"histories: model lightgcn knows a user by his row alone"):
+        recommend(trained, histories=[["i1", "i2"]])
 
 
 def test_the_published_graph_tells_what_is_held_out(tmp_path: Path) -> None:
