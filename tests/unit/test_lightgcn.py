@@ -77,10 +77,10 @@ def test_a_step_is_that_of_the_formula(tmp_path: Path) -> None:
 
 def test_an_evaluation_is_of_the_weights_as_they_are(tmp_path: Path) -> None:
     run = start(settings_of(tmp_path))
-    first = evaluate_model(run, "valid", "strict", [5], per_user=True)
     train_step(run, 0, prepare_step(run, 0))
+    first = evaluate_model(run, "valid", "strict", [5], per_user=True)
     with torch.no_grad():
-        run.tables.shards["item"].weight.normal_()
+        run.tables.shards["item"].weight.normal_()  # as other weights are loaded
     second = evaluate_model(run, "valid", "strict", [5], per_user=True)
     assert first.per_user is not None
     assert second.per_user is not None
