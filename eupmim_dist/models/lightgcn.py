@@ -41,7 +41,7 @@ class LightGCN(Model):
         super().__init__()
         self.config, self.shape = config, shape
         self.dim, self.num_interests = config.dim, 1
-        self.scale = nn.Parameter(torch.ones(()))  # of the scores in a softmax; no matter to their order
+        self.scale = nn.Parameter(torch.ones(1))  # of the scores in a softmax; no matter to their order
 
     def tables(self) -> list[TableSpec]:
         std = self.config.init_std

@@ -78,7 +78,10 @@ class GraphPropagation:
     def propagated(self, rows: ByTable, exchange: Exchange, left_out: LeftOut | None = None) -> ByTable:
         """This rank's blocks [n, D] of both tables -> theirs after propagation, of a table that all hold, whole;
         collective."""
-        weights = {table: side.weights_without(left_out and left_out[table]) for table, side in self._sides.items()}
+        weights = {
+            table: side.weights if left_out is None else side.weights_without(left_out[table])
+            for table, side in self._sides.items()
+        }
         found = rows
         for _ in range(self.num_layers):  # mean over k of A^k E = (E + A (E + A (E + ...))) / (num_layers + 1)
             reached = self._with_others(found, exchange)
@@ -141,8 +144,8 @@ class _Side:
             return others.new_zeros(len(self.starts), others.shape[1])
         return F.embedding_bag(self.reached, others, self.starts, mode="sum", per_sample_weights=weights)
 
-    def weights_without(self, left_out: Tensor | None) -> Tensor:
-        return self.weights if left_out is None else self.weights.index_fill(0, left_out.to(self.weights.device), 0.0)
+    def weights_without(self, left_out: Tensor) -> Tensor:
+        return self.weights.index_fill(0, left_out.to(self.weights.device), 0.0)
 
     def places(self, positions: np.ndarray, others: np.ndarray) -> Tensor:
         """Which edges are between stored positions of this table and of the other, where this rank has them."""
