@@ -18,6 +18,7 @@ from eupmim_dist.checkpoint.load import load_model, open_sound
 from eupmim_dist.checkpoint.origin import check_same_data, data_dir_of
 from eupmim_dist.config.registry import build
 from eupmim_dist.config.schema import Config
+from eupmim_dist.data.graph import InteractionGraph
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.protocols import check_protocols
@@ -34,6 +35,7 @@ from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
 from eupmim_dist.tasks.interface import Setting, Task
+from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.progress import in_bytes
 from eupmim_dist.telemetry.trackers import check_trackers
 from eupmim_dist.train.check import check_parts
@@ -108,7 +110,16 @@ def _with_tables(
     model.to(world.device)
     specs = trained_or_not(config.model, store, model.tables())
     features = features_of(config.model, store, specs)
-    tables = ShardedTables(specs, config.seed, world, config.tables, whole, features)
+    propagation = model.propagation()
+    graph, num_layers = None, 0
+    if propagation is not None:
+        if propagation.graph.source == "published":
+            get_logger(world.rank).warning(
+                "model.graph: published holds much of what is held out, and figures made with it are those of a leak; "
+                "set clean to compare with other models"
+            )
+        graph, num_layers = InteractionGraph(store, propagation.graph), propagation.num_layers
+    tables = ShardedTables(specs, config.seed, world, config.tables, whole, features, graph, num_layers)
     return Assembled(config, world, store, task, model, tables)
 
 
@@ -139,6 +150,11 @@ def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Mo
         raise UserError(
             f"tables.memory: host cannot serve objective {config.objective.name}, which needs every row in every step: "
             "use device, or objective.name=sampled_softmax"
+        )
+    if model.propagation() is not None and config.tables.memory == "host":
+        raise UserError(
+            f"tables.memory: host cannot serve model {config.model.name}, whose propagation needs every row in every "
+            "step: use device"
         )
     check_parts(config, store, model, objective, task)
     return model, task, objective
@@ -199,7 +215,7 @@ def describe(run: Run) -> list[str]:
     return [
         f"data    {store.path}: {len(users):,} training users{dropped}, {store.num_item_rows - 1:,} items",
         f"task    {config.task.name}, objective {config.objective.name}",
-        f"model   {config.model.name}: {dense:,} dense parameters",
+        f"model   {config.model.label}: {dense:,} dense parameters",
         f"tables  {tables}; {config.tables.optimizer}",
         f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
         *([f"network {network.described()}"] if world.size > 1 else []),

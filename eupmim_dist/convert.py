@@ -27,6 +27,7 @@ from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.parallel.placement import owner_of
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import console
+from eupmim_dist.train.room import without_memory
 
 WRITERS = {
     "npy": {"items": write_npy, "users": write_npy},
@@ -57,11 +58,11 @@ def export_vectors(
     terminal = console(stderr=True)
     with out_directory(out) as staging:
         found = {"items": lambda: item_vectors(checkpoint)}
-        featured = any(owner_of(table) == ITEM_TABLE for table in checkpoint.tables)
-        if "users" in kinds or featured:
+        made = any(owner_of(table) == ITEM_TABLE for table in checkpoint.tables) or _propagates(checkpoint, store)
+        if "users" in kinds or made:
             trained = assemble.load_trained(checkpoint.path, WORLD, store.path)
             found["users"] = lambda: user_vectors(trained)
-            if featured:
+            if made:
                 found["items"] = lambda: scored_vectors(trained)
         else:
             _check(checkpoint, store)  # the table is read from the files, not loaded
@@ -108,6 +109,11 @@ def import_release(file: Path, data: Path, out: Path, overrides: Sequence[str] =
             )
     write_model(tensors, {**describe(assembled, 0, {}), "imported_from": file.name}, out, assembled.store)
     return name, len(tensors)
+
+
+def _propagates(checkpoint: Checkpoint, store: InteractionStore) -> bool:
+    model = without_memory(checkpoint.config, assemble.shape_of_data(checkpoint.config, store))
+    return model is not None and model.propagation() is not None
 
 
 def _check(checkpoint: Checkpoint, store: InteractionStore) -> None:

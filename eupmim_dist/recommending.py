@@ -195,6 +195,11 @@ def _prepared(
         wanted = Wanted(num, exclude_seen, variety, only, why, per_interest)
         check_wanted(trained, wanted)
         audience = _audience(store, trained.model, users, histories, attributes, all_users, split)
+        if trained.model.only_known_users and audience.given is not None:
+            raise UserError(
+                f"--history: model {trained.config.model.name} knows a user by his row alone, and reads no history and "
+                "no attributes that are given; name users of the store, or use another model"
+            )
         for note in (*notes, *audience.notes):
             get_logger(trained.world.rank).warning(note)
     return _Prepared(trained, audience, wanted)

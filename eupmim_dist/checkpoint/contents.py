@@ -78,7 +78,7 @@ def evaluation_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
         found = parse(Evaluation, read_text(run_dir / "evaluation.json"))
     except (OSError, ValueError):
         return None
-    of_this = (found.step, found.model) == (checkpoint.step, checkpoint.config.model.name)
+    of_this = (found.step, found.model) == (checkpoint.step, checkpoint.config.model.label)
     return found.model_dump() if of_this and found.metrics else None
 
 

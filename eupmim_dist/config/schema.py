@@ -76,6 +76,11 @@ class ModelSection(Choice):
     user_vectors: VectorUse = "none"
     """The store's vectors of users, likewise, for a model with a table of users."""
 
+    @property
+    def label(self) -> str:
+        """What it is called beside its figures."""
+        return self.name
+
     def summary(self) -> str:
         """What the model makes of a user, in a few words."""
         vectors = f"{self.num_interests} interest vectors" if self.num_interests > 1 else "one interest vector"

@@ -66,6 +66,10 @@ def check_wanted(trained: Assembled, wanted: Wanted) -> None:
             f"model {name}: is ranked by {trained.model.scorer}, and items are recommended by interests only"
         )
     check_cutoffs([wanted.num], trained.store.num_item_rows)
+    if wanted.why and trained.model.only_known_users:
+        raise UserError(
+            f"--why: goes by what a history tells, and model {trained.config.model.name} reads none; leave it out"
+        )
     if wanted.per_interest and wanted.why:
         raise UserError(
             "--why: explains one list, and --per-interest gives several, with what is near to each; give one"

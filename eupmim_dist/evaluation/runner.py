@@ -209,7 +209,7 @@ def evaluate_model(assembled: Assembled, split: str, protocol: str, cutoffs: Seq
     """`evaluate_by` a model's current weights, with the same options; collective. Its mode is left as it was."""
     with ranking_mode(assembled.model):
         scorer = scorer_of(assembled, PROTOCOLS[protocol].per_interest)
-        return evaluate_by(scorer, assembled.config.model.name, assembled, split, protocol, cutoffs, **options)
+        return evaluate_by(scorer, assembled.config.model.label, assembled, split, protocol, cutoffs, **options)
 
 
 @contextmanager
@@ -230,8 +230,10 @@ def scorer_of(assembled: Assembled, per_interest: bool = False) -> Scorer:
 
 
 def ranking_of(setup: Setup, per_interest: bool = False) -> Ranking:
-    """What a scorer is made for; of a model if there is one."""
+    """What a scorer is made for; of a model if there is one, with its current weights. Collective."""
     assembled = setup if isinstance(setup, Assembled) else None
+    if assembled is not None:
+        assembled.tables.propagate()
     return Ranking(
         store=setup.store,
         world=setup.world,

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from eupmim_dist.data.batch import Batch, UserBatch
+from eupmim_dist.models.propagation import Propagation
 
 Uses = dict[str, tuple[str, Tensor]]
 """Name of a use -> the table, and int64 ids of any shape with the samples first, NO_ROW for none."""
@@ -22,6 +23,8 @@ Rows = dict[str, Tensor]
 """Name of a use -> float rows: the shape of its ids, plus the table's width; zeros for NO_ROW."""
 ITEM_TABLE = "item"
 """The table that is ranked, whose row i is that of item i."""
+USER_TABLE = "user"
+"""Of a model that has one: row i is that of user i."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,18 @@ class Model(nn.Module, ABC):
     """Whether `encode` gives `Encoded.routing`."""
     scorer = "interests"
     """What evaluations rank by (evaluation/scorers)."""
+    only_known_users = False
+    """Whether it knows a user by his row alone, so that it ranks for nobody that it was not trained on."""
 
     shape: DataShape
 
     def tables(self) -> list[TableSpec]:
         """The catalogue alone, unless a model has more."""
         return [item_table(self.shape, self.dim)]
+
+    def propagation(self) -> Propagation | None:
+        """Of a model whose rows are propagated over the graph of users and items (models/propagation.py): how."""
+        return None
 
     def uses(self, batch: UserBatch) -> Uses:
         """What `encode` looks up, for training and for ranking alike: the history, unless a model needs more."""
@@ -109,9 +118,9 @@ class Model(nn.Module, ABC):
         return self.encode(rows, batch)
 
 
-def item_table(shape: DataShape, dim: int) -> TableSpec:
+def item_table(shape: DataShape, dim: int, init_std: float = -1.0) -> TableSpec:
     """The catalogue, as every model of the family has it."""
-    return TableSpec(ITEM_TABLE, shape.num_item_rows, dim, id_map="items", padding_row=0)
+    return TableSpec(ITEM_TABLE, shape.num_item_rows, dim, id_map="items", padding_row=0, init_std=init_std)
 
 
 def xavier_embedding(rows: int, dim: int) -> nn.Embedding:

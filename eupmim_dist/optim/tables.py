@@ -13,8 +13,9 @@ from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.optim import row_updates
+from eupmim_dist.parallel.lookup import RowGradients
 from eupmim_dist.parallel.memory import table_zeros
-from eupmim_dist.parallel.sharded import RowGradients, ShardedTables
+from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.verdict import Verdict
 
 State = dict[str, Tensor]

@@ -12,6 +12,7 @@ from eupmim_dist.objectives.interface import Catalogue
 from eupmim_dist.parallel import collectives
 from eupmim_dist.parallel.features import RowFeatures
 from eupmim_dist.parallel.placement import Shard
+from eupmim_dist.parallel.propagation import GraphPropagation
 from eupmim_dist.parallel.world import World
 
 BLOCK = 1 << 16
@@ -21,8 +22,14 @@ BLOCK = 1 << 16
 class ScoredRows:
     """Which rows of a table a rank scores: its shard or, of a table that all hold, a block as large as the others'."""
 
-    def __init__(self, shard: Shard, world: World, features: RowFeatures | None = None) -> None:
-        self.shard, self.world, self.features = shard, world, features
+    def __init__(
+        self,
+        shard: Shard,
+        world: World,
+        features: RowFeatures | None = None,
+        propagation: GraphPropagation | None = None,
+    ) -> None:
+        self.shard, self.world, self.features, self.propagation = shard, world, features, propagation
         whole = shard.replicated and world.size > 1
         self.first, self.stop = (
             block_range(len(shard.weight), world.rank, world.size) if whole else (0, len(shard.weight))
@@ -35,7 +42,13 @@ class ScoredRows:
         """Its row of `rows`, if this rank has it."""
 
     def rows(self) -> Tensor:
-        """As they are scored, [n, D], where the table lies: the rows themselves, or with features a copy."""
+        """As they are scored, [n, D], where the table lies."""
+        if self.propagation is None:
+            return self.learnt()
+        return self.propagation.held(self.shard.spec.name)[self.first : self.stop]
+
+    def learnt(self) -> Tensor:
+        """As they are before any propagation: the rows themselves, or with features a copy."""
         rows = self.shard.weight[self.first : self.stop]
         if self.features is None:
             return rows

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.catalogue import ShardedCatalogue
-from eupmim_dist.parallel.sharded import Lookup, RowGradients
+from eupmim_dist.parallel.lookup import Lookup, RowGradients
 from eupmim_dist.parallel.verdict import Verdict
 from eupmim_dist.parallel.world import World
 

@@ -28,8 +28,9 @@ class Cost:
     """The host's time in it; under NCCL that of starting it."""
 
 
-KINDS = ("counts", "ids", "rows", "gradients", "replicated")
-"""Kinds of exchange; replicated are gradients of tables that every rank has whole."""
+KINDS = ("counts", "ids", "rows", "gradients", "replicated", "propagation")
+"""Kinds of exchange; replicated are gradients of tables that every rank has whole, propagation rows of its layers and
+their gradients."""
 
 
 class Traffic(dict[str, Cost]):

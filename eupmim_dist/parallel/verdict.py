@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from eupmim_dist.parallel.sharded import RowGradients, ShardedTables
+from eupmim_dist.parallel.lookup import RowGradients
+from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 
 

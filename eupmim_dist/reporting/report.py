@@ -178,7 +178,7 @@ class _Work:
             return
         trained = assemble.load_trained(best.path, WORLD, self.store.path)
         result = evaluate_model(trained, self.split, PROTOCOL, [self.top_n], progress=True, per_user=True)
-        about = f"{run.config.model.name}, step {best.step:,}"
+        about = f"{run.config.model.label}, step {best.step:,}"
         self.found.append(evaluated(run.name, number, about, result, self.top_n))
         if trained.model.scorer != "interests" or not len(self.users):
             self.served.append(None)

@@ -81,8 +81,11 @@ class EveryPosition(Task):
         )
 
     def targets(self, step: int) -> Tensor:
-        _, start, cut, place, _ = self._drawn(step, 0, self.global_batch_size)
-        return self._targets(start, cut, place).flatten()
+        return self.predicted(step)[1]
+
+    def predicted(self, step: int) -> tuple[Tensor, Tensor]:
+        user, start, cut, place, _ = self._drawn(step, 0, self.global_batch_size)
+        return user.repeat_interleave(self.num_positions), self._targets(start, cut, place).flatten()
 
     def target_weights(self, place: np.ndarray, length: np.ndarray) -> np.ndarray:
         window = np.minimum(self.history_length, length - 1)

@@ -70,6 +70,14 @@ class Task(ABC):
     def targets(self, step: int) -> Tensor:
         """What the whole global batch of a step predicts, in the order of its slots: int64, NO_ROW for nothing."""
 
+    def predicted(self, step: int) -> tuple[Tensor, Tensor]:
+        """The users and items of `targets`, int64 [n] each, NO_ROW for nothing: edges that the propagation of the step
+        leaves out, of a model that has one. Raises UserError where a task does not say it."""
+        raise UserError(
+            f"model.mask_targets: {type(self).__name__} does not say whose items are its targets (predicted); set "
+            "model.mask_targets=false"
+        )
+
     @cached_property
     def target_share(self) -> Tensor:
         """The share of each item in what training predicts, in the long run: float64 [item rows], 1 in all."""

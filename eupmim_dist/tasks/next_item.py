@@ -46,8 +46,11 @@ class NextItem(Task):
         )
 
     def targets(self, step: int) -> Tensor:
-        _, start, cut, _ = self._drawn(step, 0, self.global_batch_size)
-        return self.items_at(start + cut)
+        return self.predicted(step)[1]
+
+    def predicted(self, step: int) -> tuple[Tensor, Tensor]:
+        user, start, cut, _ = self._drawn(step, 0, self.global_batch_size)
+        return user, self.items_at(start + cut)
 
     def target_weights(self, place: np.ndarray, length: np.ndarray) -> np.ndarray:
         return (place >= self.least) / (length - self.least)

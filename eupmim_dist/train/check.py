@@ -15,7 +15,7 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.data.batch import UserBatch
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.models.interface import ITEM_TABLE, Encoded, Model, Rows, TableSpec, Uses
+from eupmim_dist.models.interface import ITEM_TABLE, USER_TABLE, Encoded, Model, Rows, TableSpec, Uses
 from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.tasks.interface import Task
 
@@ -53,6 +53,8 @@ def check_parts(config: Config, store: InteractionStore, model: Model, objective
         if len(policies := {spec.untrained for spec in tables.values() if spec.id_map == "users"}) > 1:
             raise UserError(f"{of_model}: its tables of users differ in `untrained` ({', '.join(policies)}); use one")
         _check_item_table(of_model, model, tables, store)
+        _check_users(of_model, model, store)
+        _check_propagation(of_model, model, tables, task, store)
         uses = model.uses(batch)
         _check_uses(of_model, uses, tables, len(batch))
     with _asking(of_objective):
@@ -98,6 +100,29 @@ def _check_item_table(of_model: str, model: Model, tables: dict[str, TableSpec],
             f"{of_model}: its table {ITEM_TABLE} has rows, dim, padding_row and id_map {found} and not {expected}; "
             "make it by item_table(shape, dim)"
         )
+
+
+def _check_users(of_model: str, model: Model, store: InteractionStore) -> None:
+    if model.only_known_users and not store.train_lengths(store.users("test")).any():
+        raise UserError(
+            f"{of_model}: knows a user by his row alone, and {store.path} ({store.split_rule}) trains on none of the "
+            "users that it tests; prepare it with --split leave_one_out, or choose another model.name"
+        )
+
+
+def _check_propagation(
+    of_model: str, model: Model, tables: dict[str, TableSpec], task: Task, store: InteractionStore
+) -> None:
+    if (propagation := model.propagation()) is None:
+        return
+    spec, expected = tables.get(USER_TABLE), (store.num_users, model.dim, "users")
+    if spec is None or (spec.rows, spec.dim, spec.id_map) != expected:
+        raise UserError(
+            f"{of_model}: propagates rows of users and items, and has no table {USER_TABLE} with rows, dim and id_map "
+            f"{expected}"
+        )
+    if propagation.mask_targets:
+        task.predicted(0)
 
 
 def _check_uses(owner: str, uses: Uses, tables: dict[str, TableSpec], num_samples: int | None) -> None:

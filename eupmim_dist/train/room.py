@@ -15,6 +15,7 @@ from eupmim_dist.models.interface import DataShape, Model, TableSpec
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
 from eupmim_dist.parallel.memory import lack_of_memory
 from eupmim_dist.parallel.placement import is_replicated
+from eupmim_dist.parallel.propagation import TABLES as PROPAGATED
 from eupmim_dist.parallel.world import World
 
 FLOAT, KEY = 4, 8
@@ -38,11 +39,13 @@ def room_of(
 
     `ranked`: users that there are to rank for, and items of a rank's that are scored at a time.
     """
-    network = _without_memory(config, shape)
+    network = without_memory(config, shape)
     specs = trained_or_not(config.model, store, network.tables()) if network else []
     tables = sum(_table_bytes(spec, config, world, training) for spec in specs)
     for feature in features_of(config.model, store, specs) if network else []:
         tables += _table_bytes(feature.spec, config, world, training) + _feature_bytes(feature, config, world)
+    if network and network.propagation() is not None:  # a layer's rows are made of the last one's
+        tables += 2 * sum(-(-spec.rows // world.size) * spec.dim * FLOAT for spec in specs if spec.name in PROPAGATED)
     dense = sum(p.numel() for p in network.parameters()) * FLOAT * (4 if training else 1) if network else 0
     users, items = min(config.evaluation.batch_size, ranked[0]), min(ranked[1], -(-shape.num_item_rows // world.size))
     width = config.task.history_length * config.model.dim * FLOAT
@@ -63,7 +66,7 @@ def _check(needed: dict[str, int], device: torch.device, world: World) -> None:
         )
 
 
-def _without_memory(config: Config, shape: DataShape) -> Model | None:
+def without_memory(config: Config, shape: DataShape) -> Model | None:
     """The model with parameters that hold nothing; None of another package's that cannot be built so."""
     try:
         with torch.device("meta"):

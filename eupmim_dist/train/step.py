@@ -11,6 +11,7 @@ from eupmim_dist.objectives.interface import Candidates
 from eupmim_dist.optim.schedule import rate_factor
 from eupmim_dist.parallel.exchange import Connections
 from eupmim_dist.parallel.plan import Plan
+from eupmim_dist.parallel.propagation import LeftOut
 from eupmim_dist.parallel.verdict import judge
 from eupmim_dist.train.state import Outcome, Run
 
@@ -21,6 +22,8 @@ class Prepared:
 
     micro_batches: list[tuple[UserBatch, Candidates]]
     plan: Plan
+    left_out: LeftOut | None = None
+    """Edges that are no part of the propagation, of a model that has one."""
 
 
 def prepare_step(run: Run, step: int, connections: Connections | None = None) -> Prepared:
@@ -32,9 +35,12 @@ def prepare_step(run: Run, step: int, connections: Connections | None = None) ->
         micro_batches.append((micro_batch, run.objective.draw(micro_batch, step)))
     uses = [run.model.uses(micro_batch) | candidates.uses() for micro_batch, candidates in micro_batches]
     plan = run.tables.plan(uses, connections, stop=run.stop_requested or run.end_requested)
+    propagation = run.model.propagation()
+    masked = propagation is not None and propagation.mask_targets
+    left_out = run.tables.left_out(run.task.predicted(step)) if masked else None
     if run.world.device.type == "cuda":
         micro_batches = [(micro_batch.pinned(), candidates.pinned()) for micro_batch, candidates in micro_batches]
-    return Prepared(micro_batches, plan)
+    return Prepared(micro_batches, plan, left_out)
 
 
 def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
@@ -42,7 +48,7 @@ def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
     # Dropout is a function of (seed, step, rank), so resuming needs no generator state.
     torch.manual_seed(stream_key(run.config.seed, "dropout", step, run.world.rank))
     device, dense = run.world.device, run.dense
-    lookup = run.tables.fetch(prepared.plan)
+    lookup = run.tables.fetch(prepared.plan, prepared.left_out)
     catalogue = run.tables.catalogue() if run.objective.whole_catalogue else None
     shares: dict[str, Tensor] = {}
     for number, ((batch, candidates), rows) in enumerate(zip(prepared.micro_batches, lookup.rows, strict=True)):

@@ -36,10 +36,11 @@ from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.models.interface import Rows, TableSpec, Uses
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS, make_table_optimizer
+from eupmim_dist.parallel.lookup import RowGradients
 from eupmim_dist.parallel.placement import RowOrder
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.prefetch import Prefetcher
-from eupmim_dist.parallel.sharded import RowGradients, ShardedTables
+from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.verdict import judge
 from eupmim_dist.parallel.world import World, init_world
 from tests.distributed.spawn import Ranks

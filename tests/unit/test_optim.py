@@ -7,7 +7,8 @@ from torch import Tensor
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS, TableOptimizer, make_table_optimizer
-from eupmim_dist.parallel.sharded import RowGradients, ShardedTables
+from eupmim_dist.parallel.lookup import RowGradients
+from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.verdict import Verdict
 from eupmim_dist.parallel.world import World
 

@@ -16,13 +16,21 @@ from eupmim_dist.models.eupmim.config import EUPMiMConfig
 from eupmim_dist.models.eupmim.extractor import ARMIENet, CausalARMIENet
 from eupmim_dist.models.eupmim.graph import causal_levels, propagate, user_aware_adjacency
 from eupmim_dist.models.eupmim.profile import Profile, ProfileAttention
-from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Encoded, Model, Rows, TableSpec, Uses, item_table
+from eupmim_dist.models.interface import (
+    ITEM_TABLE,
+    USER_TABLE,
+    DataShape,
+    Encoded,
+    Model,
+    Rows,
+    TableSpec,
+    Uses,
+    item_table,
+)
 from eupmim_dist.models.layers.capsule import CapsuleRouting
 from eupmim_dist.models.layers.causal import CausalTransformer
 from eupmim_dist.models.layers.dropout import Dropout
 from eupmim_dist.models.layers.transformer import LinearEncoder, TransformerEncoder
-
-USER_TABLE = "user"
 
 
 class EUPMiM(Model):

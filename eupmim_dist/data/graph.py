@@ -1,0 +1,141 @@
+"""The graph of users and items that LightGCN and ELMRec propagate over: who has taken what, from one of two sources.
+
+clean      what training may see: of `leave_one_out` stores all but the last two items of each user
+published  what ELMRec was published with: the training part of a random split over all interactions, which knows about
+           as much of what is held out as of anything else. Scores made with it are those of a leak.
+
+An edge is a pair (user, item), once however often he took it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+
+from eupmim_dist.data.counter import random_bits, random_integers, stream_key
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.training_data import training_interactions
+from eupmim_dist.errors import UserError
+
+EXPLANATIONS = "explanations.parquet"
+TRAIN_SHARE = 0.8
+"""Of the interactions that P5's random split trains on, at the least one of each user and of each item."""
+USERS_AT_A_TIME = 1 << 14
+EDGES_AT_A_TIME = 1 << 18
+DRAWN = 1 << 53
+"""A share of interactions is drawn by integers below this."""
+
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Users and items, int64 [n] each."""
+GraphSource = Literal["clean", "published"]
+
+
+@dataclass(frozen=True)
+class GraphChoice:
+    source: GraphSource = "clean"
+    seed: int = 0
+    """Of the random split, where the store has no explanations: the graph is a pure function of it."""
+    explained: float = 2 / 3
+    """The share of interactions that have an explanation, likewise: the published graph is of these alone."""
+
+
+class InteractionGraph:
+    """Edges of a store, read block by block: it holds a number for each user and item (`degrees`), and no edges.
+
+    The published one of a store with `explanations.parquet` is that of its records for training.
+    """
+
+    def __init__(self, store: InteractionStore, choice: GraphChoice) -> None:
+        self.store, self.choice = store, choice
+
+    @cached_property
+    def degrees(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many edges each user and each item row has: int64 [users], [item rows]."""
+        of_users, of_items = np.zeros(self.store.num_users, np.int64), np.zeros(self.store.num_item_rows, np.int64)
+        for users, items in self.edges():
+            of_users += np.bincount(users, minlength=len(of_users))
+            of_items += np.bincount(items, minlength=len(of_items))
+        return of_users, of_items
+
+    def edges(self) -> Iterator[Pairs]:
+        """All edges, in blocks of some users or records; none is in two of them."""
+        if self.choice.source == "clean":
+            blocks = self._trained()
+        elif (self.store.path / EXPLANATIONS).exists():
+            blocks = self._explained()
+        else:
+            blocks = self._drawn()
+        for users, items in blocks:
+            keys = np.unique(users * self.store.num_item_rows + items)
+            yield keys // self.store.num_item_rows, keys % self.store.num_item_rows
+
+    def _trained(self) -> Iterator[Pairs]:
+        users = self.store.users("train")
+        for first in range(0, len(users), USERS_AT_A_TIME):
+            some = users[first : first + USERS_AT_A_TIME]
+            position, items = training_interactions(self.store, some)
+            yield some[position], items
+
+    def _explained(self) -> Iterator[Pairs]:
+        import polars as pl
+
+        from eupmim_dist.data.frames import reading, scan_parquet
+
+        file = self.store.path / EXPLANATIONS
+        with reading(file):
+            records = scan_parquet(file).filter(pl.col("split") == "train")
+            frame = records.select(pl.col("user", "item").cast(pl.Int64)).unique().sort("user", "item").collect()
+        for column, rows in (("user", self.store.num_users), ("item", self.store.num_item_rows)):
+            if not frame[column].is_between(0, rows - 1).all():
+                raise UserError(f"{file}: its column {column} has others than ids of the store; copy or write it again")
+        for part in frame.iter_slices(EDGES_AT_A_TIME):
+            yield part["user"].to_numpy(), part["item"].to_numpy()
+
+    def _drawn(self) -> Iterator[Pairs]:
+        forced, number, rest = 0, len(self.store.items), TRAIN_SHARE
+        first_of_items = self._first_of_items()
+        for interactions, users, items in self._interactions():
+            forced += int(self._forced(interactions, users, items, first_of_items).sum())
+        if number > forced:
+            rest = max(0.0, (TRAIN_SHARE * number - forced) / (number - forced))
+        for interactions, users, items in self._interactions():
+            kept = self._forced(interactions, users, items, first_of_items) | self._draw("rest", interactions, rest)
+            kept &= self._draw("explained", interactions, self.choice.explained)
+            yield users[kept], items[kept]
+
+    def _interactions(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Their numbers, users and items, some users at a time."""
+        offsets = self.store.offsets
+        for first in range(0, self.store.num_users, USERS_AT_A_TIME):
+            last = min(first + USERS_AT_A_TIME, self.store.num_users)
+            interactions = np.arange(offsets[first], offsets[last])
+            users = np.repeat(np.arange(first, last), np.diff(offsets[first : last + 1]))
+            yield interactions, users, self.store.items[offsets[first] : offsets[last]].astype(np.int64)
+
+    def _first_of_items(self) -> np.ndarray:
+        """Of each item the smallest random number that one of its interactions has."""
+        smallest = np.full(self.store.num_item_rows, np.iinfo(np.int64).max)
+        for interactions, _, items in self._interactions():
+            np.minimum.at(smallest, items, self._bits("of items", interactions))
+        return smallest
+
+    def _forced(
+        self, interactions: np.ndarray, users: np.ndarray, items: np.ndarray, first_of_items: np.ndarray
+    ) -> np.ndarray:
+        """Which are trained on in any case: a random one of each user, and of each item."""
+        of_items = self._bits("of items", interactions) == first_of_items[items]
+        order = np.lexsort((self._bits("of users", interactions), users))
+        of_users = np.zeros(len(users), dtype=bool)
+        of_users[order] = np.diff(users[order], prepend=-1) != 0
+        return of_items | of_users
+
+    def _draw(self, what: str, interactions: np.ndarray, share: float) -> np.ndarray:
+        key = stream_key(self.choice.seed, "graph", what)
+        drawn = random_integers(key, torch.from_numpy(interactions), DRAWN).numpy()
+        return drawn < share * DRAWN
+
+    def _bits(self, what: str, interactions: np.ndarray) -> np.ndarray:
+        return random_bits(stream_key(self.choice.seed, "graph", what), torch.from_numpy(interactions)).numpy()

@@ -1,0 +1,53 @@
+"""Propagation: a model whose rows of users and items are those of G, and not of the tables E that are learnt.
+
+    G  =  mean over k = 0..num_layers of A^k E,    A = D^-1/2 (edges of users and items) D^-1/2
+
+as LightGCN and ELMRec have it (parallel/propagation.py computes it over the shards). What a model looks up, and the
+catalogue that is scored, are rows of G alike; gradients arrive at the rows of E.
+"""
+
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from eupmim_dist.config.schema import Depth, ModelSection
+from eupmim_dist.data.graph import GraphChoice, GraphSource
+
+
+class PropagationSection(ModelSection):
+    """What every model that propagates has."""
+
+    num_layers: Depth = 4
+    """Of propagation: a row is the mean of what comes from 0 to so many edges away."""
+    graph: GraphSource = "clean"
+    """Edges of users and items: clean, what training may see; published, ELMRec's random split, whose scores are those
+    of a leak: it holds about half of what is held out."""
+    graph_seed: int = 0
+    """Of the published graph, where the store has no explanations to take it from."""
+    graph_explained: float = Field(2 / 3, gt=0, le=1)
+    """Share of interactions with an explanation, which alone are in the published graph, likewise."""
+    mask_targets: bool = True
+    """Leave the edges that a training step predicts out of its propagation, or it learns to pick neighbours, which what
+    is held out never is."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} (leaky graph)" if self.graph == "published" else self.name
+
+    def summary(self) -> str:
+        """With a word on the graph."""
+        told = ", propagated over a graph that knows what is held out: its figures are those of a leak"
+        return super().summary() + (told if self.graph == "published" else ", propagated over a graph")
+
+    def propagation(self) -> "Propagation":
+        choice = GraphChoice(self.graph, self.graph_seed, self.graph_explained)
+        return Propagation(self.num_layers, choice, self.mask_targets)
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """What a model asks for (`Model.propagation`), of a table with a row for each user and of the table of items."""
+
+    num_layers: int
+    graph: GraphChoice
+    mask_targets: bool
