@@ -47,7 +47,9 @@ class Kind:
 
 
 KINDS = {
-    "model": Kind("eupmim_dist.models", "MODEL", ("conformance", "features", "interface", "layers", "release")),
+    "model": Kind(
+        "eupmim_dist.models", "MODEL", ("conformance", "features", "interface", "layers", "release", "writing")
+    ),
     "task": Kind("eupmim_dist.tasks", "TASK", ("interface", "users")),
     "objective": Kind("eupmim_dist.objectives", "OBJECTIVE", ("interface", "log_total", "negatives", "readout")),
     "scorer": Kind("eupmim_dist.evaluation.scorers", "SCORER", ("interface",)),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eupmim_dist.data.batch import UserBatch, histories
+from eupmim_dist.data.batch import Batch, histories
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.store import InteractionStore
 
@@ -46,7 +46,7 @@ class HeldOut:
     """One rank's users of a chunk. `seen` is all that came before the cut, oldest first, not only the last L items;
     targets are distinct."""
 
-    batch: UserBatch
+    batch: Batch
     seen: Ragged
     targets: Ragged
 
@@ -56,7 +56,7 @@ class HeldOut:
         return histories(self.seen.item.numpy(), counts.cumsum(0) - counts, counts, number)
 
 
-ToRank = Callable[[np.ndarray, np.ndarray], UserBatch]
+ToRank = Callable[[np.ndarray, np.ndarray], Batch]
 """Users and their cuts -> the batch to rank for, as the task has it."""
 
 

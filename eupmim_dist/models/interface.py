@@ -10,7 +10,7 @@ B samples of this rank, P predictions per sample, Q = B * P queries, L history, 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -32,6 +32,8 @@ class DataShape:
     num_item_rows: int  # the padding row 0 included
     attributes: dict[str, int]  # cardinality by name
     history_length: int
+    num_tokens: int = 0
+    """Of the vocabulary of a task in words; 0 of one in ids."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Encoded(NamedTuple):
     """This rank's share of further parts of the global loss, a number each, by names that no other part has."""
     routing: Tensor | None = None
     """[Q, K, L], how much each interest took of each place of the history, for objectives that regularise it."""
+    logits: Tensor | None = None
+    """[B, T, V], of a model that answers in words: the scores of all tokens at each place of an answer; it has Q = 0."""
 
 
 class Model(nn.Module, ABC):
@@ -93,19 +97,19 @@ class Model(nn.Module, ABC):
         """The catalogue alone, unless a model has more."""
         return [item_table(self.shape, self.dim)]
 
-    def uses(self, batch: UserBatch) -> Uses:
-        """What `encode` looks up, for training and for ranking alike: the history, unless a model needs more."""
+    def uses(self, batch: Any) -> Uses:
+        """What `encode` looks up for a batch of `batch_type`, for training and for ranking alike: the history, unless a model needs more."""
         return {"history": (ITEM_TABLE, batch.history)}
 
     @abstractmethod
-    def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
+    def encode(self, rows: Rows, batch: Any) -> Encoded:
         """Queries for `batch.position`, in its order; without gradient where a history is all padding, but finite."""
 
     def attribute_weights(self) -> dict[str, str]:
         """Attribute -> the parameter whose row v stands for its value v, for data that numbers its values otherwise."""
         return {}
 
-    def forward(self, rows: Rows, batch: UserBatch) -> Encoded:
+    def forward(self, rows: Rows, batch: Any) -> Encoded:
         return self.encode(rows, batch)
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eupmim_dist.config.registry import build, find, names
-from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
+from eupmim_dist.tasks.interface import Task
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Ranking:
     """The protocol's: a list per interest, by cosine."""
     model: Model | None = None
     tables: ShardedTables | None = None
+    task: Task | None = None
+    """What the users to rank for come from."""
 
 
 class Scorer(ABC):
@@ -60,6 +63,21 @@ class Scorer(ABC):
         number of ranks.
         """
         raise NotImplementedError("a scorer with float32 scores has exact ones too")
+
+
+class ListScorer(Scorer):
+    """Gives each user a list by itself, without scores for the catalogue."""
+
+    @abstractmethod
+    def lists(self, users: HeldOut, excluded: Ragged, num: int, candidates: Ragged | None = None) -> Tensor:
+        """The best `num` items for this rank's users, without the excluded ones or of the candidates alone, best first:
+        int64 [b, 1, N], NO_ROW past the end. Collective."""
+
+    def query(self, users: HeldOut) -> Tensor:
+        raise NotImplementedError("it gives lists")
+
+    def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
+        raise NotImplementedError("it gives lists")
 
 
 def make_scorer(name: str, ranking: Ranking) -> Scorer:
