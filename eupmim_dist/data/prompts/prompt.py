@@ -46,29 +46,38 @@ def tokenise(
 
     Raises UserError for a text of more than `most` tokens; `told` says whose text that is by its place.
     """
-    encodings = vocabulary.encode([prompt.text for prompt in prompts])
-    longest = max((len(encoding.ids) for encoding in encodings), default=1)
-    if longest > most:
-        place = next(place for place, encoding in enumerate(encodings) if len(encoding.ids) > most)
-        raise UserError(
-            f"task.max_tokens: the prompt of {told(place)} has {len(encodings[place].ids):,} tokens, and {most:,} may "
-            "be; raise it, or lower task.history_length or task.num_negatives"
-        )
-    tokens, words = [], []
-    for prompt, encoding in zip(prompts, encodings, strict=True):
-        word = [NO_WORD] * longest
-        for number, (start, stop) in enumerate(prompt.words, USER_WORD):
-            first, last = encoding.token_at(start), encoding.token_at(stop - 1)
-            if first is None or last is None:
+    tokenised = [_tokenise(vocabulary, prompt) for prompt in prompts]
+    for place, (tokens, _) in enumerate(tokenised):
+        if len(tokens) > most:
+            raise UserError(
+                f"task.max_tokens: the prompt of {told(place)} has {len(tokens):,} tokens, and {most:,} may be; raise it, "
+                "or lower task.history_length or task.num_negatives"
+            )
+    tokens = padded([tokens for tokens, _ in tokenised])
+    return tokens, padded([words for _, words in tokenised]).clamp(min=NO_WORD)
+
+
+def _tokenise(vocabulary: Vocabulary, prompt: Prompt) -> tuple[list[int], list[int]]:
+    tokens: list[int] = []
+    words: list[int] = []
+    names = sorted((start, stop, number) for number, (start, stop) in enumerate(prompt.words, USER_WORD))
+    begin, place = 0, 0
+    for text in prompt.text.split(" "):
+        part, end = vocabulary.part(text), begin + len(text)
+        of_part = [NO_WORD] * len(part.tokens)
+        while place < len(names) and names[place][0] < end:
+            start, stop, number = names[place]
+            if (found := part.tokens_of(start - begin, stop - begin)) is None:
                 raise UserError(
                     f"task.tokenizer: {vocabulary.name}: has no token for a part of {prompt.text[start:stop]!r}; use "
                     "another one, such as t5-small's"
                 )
-            word[first : last + 1] = [number] * (last + 1 - first)
-        words.append(word)
-        tokens.append(encoding.ids + [NO_ROW] * (longest - len(encoding.ids)))
-    shape = len(prompts), longest
-    return torch.tensor(tokens, dtype=torch.int64).view(shape), torch.tensor(words, dtype=torch.int64).view(shape)
+            of_part[found] = [number] * (found.stop - found.start)
+            place += 1
+        tokens += part.tokens
+        words += of_part
+        begin = end + 1
+    return [*tokens, vocabulary.end], [*words, NO_WORD]
 
 
 def padded(texts: Sequence[Sequence[int]], width: int = 0) -> Tensor:

@@ -10,10 +10,16 @@ from eupmim_dist.errors import UserError, short
 
 PLAIN = "plain"
 DIGITS = "0123456789"
+MOST_PARTS = 1 << 17
+"""Of texts, kept with their tokens."""
 
 
 class Vocabulary:
-    """Texts -> tokens that end with the token for the end of a text."""
+    """Texts -> tokens that end with the token for the end of a text.
+
+    A text is cut at spaces and each part is cut into tokens on its own, as T5's tokenizers do by themselves: names come
+    again and again, and their tokens are looked up.
+    """
 
     def __init__(self, name: str, tokenizer: Any) -> None:
         """`tokenizer` is transformers' PreTrainedTokenizerFast. Raises UserError for one that cannot write ids."""
@@ -24,9 +30,9 @@ class Vocabulary:
             raise UserError(f"task.tokenizer: {name}: has no token for the end of a text (eos_token); use one that has")
         self.end: int = tokenizer.eos_token_id
         self.padding: int = tokenizer.pad_token_id or 0
-        unknown = tokenizer.unk_token_id
+        self._parts: dict[str, Part] = {}
         for digit in DIGITS:
-            if not (tokens := self.encode([digit])[0].ids[:-1]) or unknown in tokens:
+            if not (tokens := self.part(digit).tokens) or tokenizer.unk_token_id in tokens:
                 raise UserError(
                     f"task.tokenizer: {name}: has no token for the digit {digit}, and ids are written in digits; use "
                     "one that has, such as t5-small's"
@@ -36,25 +42,35 @@ class Vocabulary:
         """One more than the largest token."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
-    def encode(self, texts: Sequence[str]) -> list["Encoding"]:
-        return [Encoding(each, self.end) for each in self._tokenizer.backend_tokenizer.encode_batch(list(texts))]
+    def part(self, text: str) -> "Part":
+        """The tokens of a text without spaces, without an end."""
+        if (part := self._parts.get(text)) is None:
+            if len(self._parts) >= MOST_PARTS:
+                self._parts = {}
+            part = Part(self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
+            self._parts[text] = part
+        return part
+
+    def tokens(self, text: str) -> list[int]:
+        """Of a text, with the end."""
+        return [*(token for part in text.split() for token in self.part(part).tokens), self.end]
 
     def decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return text.strip()
 
 
-class Encoding:
-    """The tokens of a text."""
+class Part:
+    """A text without spaces as tokens."""
 
-    def __init__(self, encoding: Any, end: int) -> None:
-        self._encoding = encoding
-        self.ids: list[int] = encoding.ids if encoding.ids[-1:] == [end] else [*encoding.ids, end]
+    def __init__(self, encoding: Any) -> None:
+        self.tokens: list[int] = encoding.ids
+        self._at = [encoding.char_to_token(place) for place in range(max((to for _, to in encoding.offsets), default=0))]
 
-    def token_at(self, character: int) -> int | None:
-        """The place of the token that has a character of the text, if one has it."""
-        place: int | None = self._encoding.char_to_token(character)
-        return place
+    def tokens_of(self, start: int, stop: int) -> slice | None:
+        """The tokens that have the characters start..stop-1, if there are any."""
+        at = self._at[start:stop]
+        return slice(at[0], at[-1] + 1) if at and at[0] is not None and at[-1] is not None else None
 
 
 @lru_cache(maxsize=4)

@@ -87,14 +87,14 @@ class Prompts(Task):
     @cached_property
     def item_answers(self) -> list[list[int]]:
         """The tokens that an item is answered with, by its id; the first of them, of padding, is never the answer."""
-        return [encoding.ids for encoding in self.vocabulary.encode([str(i) for i in range(self.store.num_item_rows)])]
+        return [self.vocabulary.tokens(str(item)) for item in range(self.store.num_item_rows)]
 
     @cached_property
     def _explanations(self) -> list[list[int]]:
         sampler, most = self.samplers["explanation"], self.config.max_answer_tokens
         assert isinstance(sampler, Explanation)
         end = self.vocabulary.end
-        tokens = [encoding.ids for encoding in self.vocabulary.encode(sampler.texts)]
+        tokens = [self.vocabulary.tokens(text) for text in sampler.texts]
         return [each if len(each) <= most else [*each[: most - 1], end] for each in tokens]
 
     def _answers(self, kind: PromptKind, answers: Tensor) -> Sequence[list[int]]:
