@@ -68,11 +68,20 @@ def test_a_name_is_one_word_to_its_last_digit_in_all_wordings(tokenizer: str, na
     vocabulary = load_vocabulary(tokenizer if name == "pieces" else PLAIN)
     backend = vocabulary._tokenizer.backend_tokenizer
     generator = np.random.default_rng(0)
-    punctuated = ["{user}, {items}.", "{user}.{items};", "({items}) {user}?", "{items} {user}", "a{user}"[1:] + "{items}"]
+    punctuated = [
+        "{user}, {items}.",
+        "{user}.{items};",
+        "({items}) {user}?",
+        "{items} {user}",
+        "a{user}"[1:] + "{items}",
+    ]
     for template in [SHORT, *punctuated, *(w for of_kind in TEMPLATES.values() for w in of_kind)]:
         prompts, expected, tokens = [], [], []
         for _ in range(20):
-            user, items = int(generator.integers(0, 30_000)), generator.permutation(20_000)[: generator.integers(1, 9)] + 1
+            user, items = (
+                int(generator.integers(0, 30_000)),
+                generator.permutation(20_000)[: generator.integers(1, 9)] + 1,
+            )
             prompt = fill(template, user, items.tolist())
             numbers = {("user", user + 1): USER_WORD}
             numbers |= {("item", int(item)): FIRST_ITEM_WORD + k for k, item in enumerate(items)}
@@ -96,7 +105,9 @@ def test_the_tokenizer_of_the_test_cuts_names_as_a_real_one_does(tokenizer: str)
 def test_long_texts_and_tokenizers_that_cannot_write_ids_are_told(tokenizer: str, tmp_path: Path) -> None:
     vocabulary = load_vocabulary(tokenizer)
     prompt = fill(SHORT, 4, range(1, 9))
-    with pytest.raises(UserError, match=r"^task.max_tokens: the prompt of user 4 has [0-9]+ tokens, and 12 may be; raise"):
+    with pytest.raises(
+        UserError, match=r"^task.max_tokens: the prompt of user 4 has [0-9]+ tokens, and 12 may be; raise"
+    ):
         tokenise(vocabulary, [fill(SHORT, 3, [1]), prompt], 12, lambda place: f"user {3 + place}")
     digitless = str(unigram_tokenizer(tmp_path / "digitless", left_out="7"))
     with pytest.raises(UserError, match=r"^task.tokenizer: .*digitless: has no token for the digit 7, and ids are"):
@@ -119,7 +130,9 @@ def test_a_missing_package_is_told_with_what_installs_it(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("mix", [["sequential", "direct"], ["direct"], ["sequential", "direct", "direct"]])
-def test_any_number_of_ranks_samples_the_same_and_steps_are_of_one_kind(store: InteractionStore, mix: list[str]) -> None:
+def test_any_number_of_ranks_samples_the_same_and_steps_are_of_one_kind(
+    store: InteractionStore, mix: list[str]
+) -> None:
     for step in range(5):
         whole = task_of(store, mix=mix).sample(step)
         assert KINDS[whole.kind] == mix[step % len(mix)]

@@ -44,10 +44,10 @@ class BeamScorer(ListScorer):
         assert isinstance(users.batch, PromptBatch)
         if candidates is not None:
             return self._chosen(users.batch, candidates, num)[:, None]
-        rows, parts = self._rows(users.batch), []
+        rows, parts = self._rows(users.batch), [torch.zeros(0, num, dtype=torch.int64, device=self.world.device)]
         items = excluded.distinct(len(self.trie.path))
         items = Ragged(items.user[items.item > 0], items.item[items.item > 0])  # padding is never written
-        for start in range(0, max(len(users.batch), 1), USERS_AT_A_TIME):
+        for start in range(0, len(users.batch), USERS_AT_A_TIME):
             batch, own_rows = self._part(users.batch, rows, start)
             here = (items.user >= start) & (items.user < start + USERS_AT_A_TIME)
             allowed = Allowed(self.trie, Ragged(items.user[here] - start, items.item[here]), these=False)
@@ -64,12 +64,13 @@ class BeamScorer(ListScorer):
         table = torch.full((len(asked), max(1, int(counts.max())) if len(asked) else 1), NO_ROW)
         table[user, torch.arange(len(user)) - (counts.cumsum(0) - counts)[user]] = item
         prompts = self.task.to_choose(asked.user.numpy(), table)
-        rows, parts = self._rows(prompts), []
-        for start in range(0, max(len(prompts), 1), USERS_AT_A_TIME):
+        width = min(num, table.shape[1])
+        rows, parts = self._rows(prompts), [torch.zeros(0, width, dtype=torch.int64, device=self.world.device)]
+        for start in range(0, len(prompts), USERS_AT_A_TIME):
             batch, own_rows = self._part(prompts, rows, start)
             of_part = table[start : start + USERS_AT_A_TIME].to(self.world.device)
             scores = answer_scores(self.model, self.model.read(own_rows, batch), self.trie, of_part)
-            best = scores.argsort(dim=1, descending=True, stable=True)[:, :num]
+            best = scores.argsort(dim=1, descending=True, stable=True)[:, :width]
             parts.append(of_part.gather(1, best))
         found = torch.cat(parts)
         return torch.nn.functional.pad(found, (0, num - found.shape[1]), value=NO_ROW)

@@ -8,6 +8,7 @@ the rows (there, one more trained row), padding is not looked at, and a name end
 B samples of this rank, S tokens of a prompt, P prompt vectors, T tokens of an answer, V tokens there are, D dim.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.data.prompts.batch import PromptBatch
-from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD
+from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD, NO_WORD
 from eupmim_dist.data.prompts.templates import KINDS
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.elmrec.config import ElmrecConfig
@@ -57,7 +58,9 @@ class Elmrec(Writer):
         return {"user": (USER_TABLE, batch.user), "items": (ITEM_TABLE, batch.items)}
 
     def encode(self, rows: Rows, batch: PromptBatch) -> Encoded:
-        queries = self.prompts.new_zeros(0, 1, self.dim)
+        queries, number = self.prompts.new_zeros(0, 1, self.dim), len(batch)
+        if not number:
+            rows, batch = _one_of_nothing(rows, batch)
         states, mask = self._read(rows, batch)
         if batch.answer is None:
             return Encoded(queries)
@@ -68,7 +71,7 @@ class Elmrec(Writer):
             encoder_attention_mask=mask if self.config.mask_padding else None,
             use_cache=False,
         ).last_hidden_state
-        return Encoded(queries, logits=self._logits(decoded))
+        return Encoded(queries, logits=self._logits(decoded)[:number])
 
     def read(self, rows: Rows, batch: PromptBatch) -> Draft:
         states, mask = self._read(rows, batch)
@@ -106,3 +109,10 @@ class Elmrec(Writer):
             states = states * self.dim**-0.5
         logits: Any = self.t5.lm_head(states)
         return logits
+
+
+def _one_of_nothing(rows: Rows, batch: PromptBatch) -> tuple[Rows, PromptBatch]:
+    """A sample that says nothing, for a rank that has none: T5 cannot read no prompts, and its gradients are waited for."""
+    empty = batch._map(lambda ids: ids.new_full((1, *ids.shape[1:]), NO_ROW))
+    rows = {name: torch.cat([values, values.new_zeros(1, *values.shape[1:])]) for name, values in rows.items()}
+    return rows, replace(empty, word=torch.full_like(empty.word, NO_WORD))

@@ -20,7 +20,7 @@ def build_t5(config: ElmrecConfig, num_tokens: int) -> Any:
     else:
         t5 = _taken(transformers, config, config.t5, num_tokens)
     if config.gradient_checkpointing:
-        t5.gradient_checkpointing_enable({"use_reentrant": False})
+        t5.activation_checkpointing_enable({"use_reentrant": False})
     return t5
 
 
