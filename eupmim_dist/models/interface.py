@@ -69,7 +69,7 @@ class Encoded(NamedTuple):
     routing: Tensor | None = None
     """[Q, K, L], how much each interest took of each place of the history, for objectives that regularise it."""
     logits: Tensor | None = None
-    """[B, T, V], of a model that answers in words: the scores of all tokens at each place of an answer; it has Q = 0."""
+    """[B, T, V], of a model that answers in words, whose Q is 0: scores of all tokens at each place of an answer."""
 
 
 class Model(nn.Module, ABC):
@@ -98,7 +98,7 @@ class Model(nn.Module, ABC):
         return [item_table(self.shape, self.dim)]
 
     def uses(self, batch: Any) -> Uses:
-        """What `encode` looks up for a batch of `batch_type`, for training and for ranking alike: the history, unless a model needs more."""
+        """What `encode` looks up for a batch, training and ranking alike: the history, unless a model needs more."""
         return {"history": (ITEM_TABLE, batch.history)}
 
     @abstractmethod

@@ -1,7 +1,7 @@
-"""What a model is that answers in words: it reads a prompt once, and then scores tokens that an answer could go on with.
+"""What a model is that answers in words: it reads a prompt once, and scores tokens that an answer could go on with.
 
 Several beginnings of an answer to one prompt are written at a time, as a tree: a node is a token and knows the nodes
-that it follows. So beams and candidates that begin alike share what is computed, and nothing is copied when a beam ends.
+that it follows. So beams and candidates that begin alike share what is computed, and none is copied when a beam ends.
 
 B prompts, M nodes of each so far, K new ones, V tokens.
 """

@@ -66,7 +66,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, batch: Any, step: int) -> Candidates:
-        """What the loss of a (micro-)batch, of `batch_type`, needs beside it in `step`: a pure function, alike at any number of ranks."""
+        """What the loss of a (micro-)batch of `step` needs beside it: a pure function, alike at any number of ranks."""
 
     @abstractmethod
     def forward(

@@ -1,6 +1,5 @@
 """ELMRec against transformers' T5 and plain sums: what it reads, learns and writes."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -65,14 +64,14 @@ def run_of(place: Path, **changes: Any) -> Run:
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Iterator[Run]:
+def run(place: Path) -> Run:
     """With weights that have moved, in evaluation mode."""
     made = run_of(place)
     made.dense.module.train()
     for step in range(6):
         train_step(made, step, prepare_step(made, step))
     made.model.eval()
-    yield made
+    return made
 
 
 def model_of(run: Run) -> tuple[Elmrec, Prompts]:
@@ -239,7 +238,7 @@ def test_candidates_are_scored_exactly_and_searched_alone(run: Run) -> None:
 
 
 def test_items_that_are_written_alike_are_told(run: Run) -> None:
-    with pytest.raises(UserError, match="^task.tokenizer: gives items 1 and 3 the same tokens; use another one$"):
+    with pytest.raises(UserError, match=r"^task.tokenizer: gives items 1 and 3 the same tokens; use another one$"):
         make_trie([[0, 1], [5, 1], [6, 1], [5, 1]], torch.device("cpu"))
 
 

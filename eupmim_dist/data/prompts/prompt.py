@@ -50,8 +50,8 @@ def tokenise(
     for place, (tokens, _) in enumerate(tokenised):
         if len(tokens) > most:
             raise UserError(
-                f"task.max_tokens: the prompt of {told(place)} has {len(tokens):,} tokens, and {most:,} may be; raise it, "
-                "or lower task.history_length or task.num_negatives"
+                f"task.max_tokens: the prompt of {told(place)} has {len(tokens):,} tokens, and {most:,} may be; raise "
+                "it, or lower task.history_length or task.num_negatives"
             )
     tokens = padded([tokens for tokens, _ in tokenised])
     return tokens, padded([words for _, words in tokenised]).clamp(min=NO_WORD)

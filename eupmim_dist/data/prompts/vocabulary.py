@@ -65,7 +65,9 @@ class Part:
 
     def __init__(self, encoding: Any) -> None:
         self.tokens: list[int] = encoding.ids
-        self._at = [encoding.char_to_token(place) for place in range(max((to for _, to in encoding.offsets), default=0))]
+        self._at = [
+            encoding.char_to_token(place) for place in range(max((to for _, to in encoding.offsets), default=0))
+        ]
 
     def tokens_of(self, start: int, stop: int) -> slice | None:
         """The tokens that have the characters start..stop-1, if there are any."""
@@ -75,7 +77,7 @@ class Part:
 
 @lru_cache(maxsize=4)
 def load_vocabulary(name: str) -> Vocabulary:
-    """The one of PLAIN, that in a directory, or of that name on the hub or in its cache. Raises UserError if there is none."""
+    """PLAIN, what is in a directory, or what the hub has by that name. Raises UserError if there is none."""
     transformers = import_transformers("task.tokenizer")
     if name == PLAIN:
         return Vocabulary(name, plain_tokenizer(transformers))

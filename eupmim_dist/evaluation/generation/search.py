@@ -1,4 +1,4 @@
-"""Items written as answers to prompts: the likeliest by beam search, or each of some candidates by its exact likelihood.
+"""Items written as answers to prompts: the likeliest by beam search, or each of some candidates, exactly.
 
 The score of an item is the log-probability of its tokens, the one for the end among them, of all that the model could
 have written. What is searched is a trie of items, so every answer is one, and none comes twice.

@@ -87,7 +87,7 @@ class Allowed:
     """Which nodes lead to an answer that a user may be given."""
 
     def __init__(self, trie: Trie, items: Ragged, *, these: bool) -> None:
-        """`items`, distinct pairs of user and item, are the answers that there may be, or (`these` false) may not be."""
+        """`items`, distinct pairs of user and item, are the answers that may be given, or (`these` false) may not."""
         self.num_nodes, self.these = len(trie), these
         device = trie.token.device
         path = trie.path[items.item.to(device)]

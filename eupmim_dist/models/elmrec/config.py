@@ -15,8 +15,8 @@ class ElmrecConfig(ModelSection):
     num_interests: Literal[1] = 1
     """It answers in words, and has no interests."""
     t5: str | None = None
-    """A directory with a config.json, or a name of the hub such as google-t5/t5-small or t5-11b: the T5 to take. Without
-    it one of the sizes below starts with random weights."""
+    """A directory with a config.json, or a name of the hub such as google-t5/t5-small or t5-11b: the T5 to take.
+    Without it one of the sizes below starts with random weights."""
     pretrained: bool = True
     """Take the weights of that T5 too; false: its sizes alone, with random weights."""
     num_layers: Depth = 2
@@ -35,12 +35,12 @@ class ElmrecConfig(ModelSection):
     """Standard deviation of the initial rows of users and items. The authors have 5 or 6, and alpha 5 to 11, beside a
     pretrained T5; one of random weights does not find its own tokens beside so much."""
     position_std: float = Field(0.25, gt=0)
-    """Standard deviation of the initial vectors that stand for the places of items in a history; 1 in the authors' code."""
+    """Standard deviation of the initial vectors for the places of items in a history; 1 in the authors' code."""
     rows_in_sequential: bool = False
     """Add the rows of users and items in sequential prompts too, not only the vectors of their places."""
     mask_padding: bool = True
-    """Keep the decoder from looking at the padding of a prompt; the authors' does, so that what it writes depends on the
-    prompts of its batch."""
+    """Keep the decoder from looking at the padding of a prompt; the authors' does, so that what it writes depends on
+    the prompts of its batch."""
     gradient_checkpointing: bool = False
     """Compute the blocks of the T5 again in the backward pass, to need less memory."""
 

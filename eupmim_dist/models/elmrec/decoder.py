@@ -1,4 +1,4 @@
-"""T5's decoder over a tree of tokens, without gradients: several beginnings of an answer share what they have in common.
+"""T5's decoder over a tree of tokens, without gradients: beginnings of an answer share what they have in common.
 
 It computes what transformers' decoder computes of each beginning on its own, with that one's weights; keys and values
 of a prompt are there once, however many beginnings look at them.

@@ -94,10 +94,8 @@ class Elmrec(Writer):
 
     def _words(self, rows: Rows, batch: PromptBatch) -> Tensor:
         """What is added for the word that each token is of: [B, S, D]."""
-        if batch.kind == SEQUENTIAL:
-            added = self.places(batch.word)
-        else:
-            added = 0.0 * self.places.weight.sum()  # DDP waits for a gradient of every parameter
+        # DDP waits for a gradient of every parameter.
+        added = self.places(batch.word) if batch.kind == SEQUENTIAL else 0.0 * self.places.weight.sum()
         if self._adds_rows(batch):
             user = rows["user"][:, None]
             of_word = torch.cat([torch.zeros_like(user), user, rows["items"]], dim=1)
@@ -112,7 +110,7 @@ class Elmrec(Writer):
 
 
 def _one_of_nothing(rows: Rows, batch: PromptBatch) -> tuple[Rows, PromptBatch]:
-    """A sample that says nothing, for a rank that has none: T5 cannot read no prompts, and its gradients are waited for."""
+    """A sample that says nothing, for a rank that has none: T5 cannot read no prompts, and gradients are waited for."""
     empty = batch._map(lambda ids: ids.new_full((1, *ids.shape[1:]), NO_ROW))
     rows = {name: torch.cat([values, values.new_zeros(1, *values.shape[1:])]) for name, values in rows.items()}
     return rows, replace(empty, word=torch.full_like(empty.word, NO_WORD))

@@ -53,7 +53,7 @@ def _taken(transformers: Any, config: ElmrecConfig, name: str, num_tokens: int) 
         )
     if sizes.vocab_size < num_tokens:
         raise UserError(
-            f"model.t5: {name} has {sizes.vocab_size:,} tokens, and task.tokenizer {num_tokens:,}; use its own tokenizer"
+            f"model.t5: {name} has {sizes.vocab_size:,} tokens, and task.tokenizer {num_tokens:,}; use its own"
         )
     sizes.dropout_rate = config.dropout
     if not config.pretrained:
@@ -62,5 +62,6 @@ def _taken(transformers: Any, config: ElmrecConfig, name: str, num_tokens: int) 
         return transformers.T5ForConditionalGeneration.from_pretrained(name, config=sizes, dtype=torch.float32)
     except Exception as error:
         raise UserError(
-            f"model.t5: {name}: its weights cannot be loaded ({short(error)}); set model.pretrained=false for random ones"
+            f"model.t5: {name}: its weights cannot be loaded ({short(error)}); set model.pretrained=false "
+            "for random ones"
         ) from None
