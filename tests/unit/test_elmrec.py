@@ -19,6 +19,7 @@ from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD, USER_WORD
 from eupmim_dist.data.prompts.templates import KINDS
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.generation.search import answer_scores, beam_search
+from eupmim_dist.evaluation.generation.text import likeness, write_texts
 from eupmim_dist.evaluation.generation.trie import Allowed, Trie, make_trie
 from eupmim_dist.evaluation.runner import evaluate_model, held_out_users, scorer_of
 from eupmim_dist.models.elmrec.model import Elmrec
@@ -311,3 +312,28 @@ def test_a_t5_is_taken_from_a_directory_with_its_weights_or_without(place: Path,
         UserError, match=r"^model.t5: .*t5: its weights cannot be loaded \(.*set model.pretrained=false"
     ):
         run_of(place, t5=there)
+
+
+@torch.no_grad()
+def test_free_text_is_what_transformers_writes(run: Run) -> None:
+    model, task = model_of(run)
+    batch = task.to_explain(np.array([3, 8, 20]), torch.tensor([5, 60, 121]))
+    rows, end = rows_of(run, batch), task.vocabulary.end
+    found = write_texts(model, model.read(rows, batch), 3, end, 9)
+    for sample in range(3):
+        given = plain_input(model, run, batch, sample)
+        states = model.t5.encoder(inputs_embeds=given[None])
+        expected = model.t5.generate(encoder_outputs=states, max_new_tokens=9, num_beams=1, do_sample=False)[
+            0, 1:
+        ].tolist()
+        assert found[sample] == (expected[: expected.index(end)] if end in expected else expected)
+
+
+def test_likeness_is_that_of_counted_words() -> None:
+    same = likeness(["the cat sat on the mat"] * 2, ["the cat sat on the mat"] * 2)
+    assert same == pytest.approx(dict.fromkeys(["bleu_1", "bleu_4", "rouge_1", "rouge_2", "rouge_l"], 100.0))
+    found = likeness(["a cat sat", "dogs bark here"], ["the cat sat", "dogs bark loudly here now"])
+    precision, brevity = 5 / 6, np.exp(1 - 8 / 6)
+    assert found["bleu_1"] == pytest.approx(100 * precision * brevity)
+    one, other = 2 / 3, 2 * (3 / 3) * (3 / 5) / (3 / 3 + 3 / 5)
+    assert found["rouge_1"] == pytest.approx(100 * (one + other) / 2)

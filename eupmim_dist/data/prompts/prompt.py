@@ -53,8 +53,8 @@ def tokenise(
                 f"task.max_tokens: the prompt of {told(place)} has {len(tokens):,} tokens, and {most:,} may be; raise "
                 "it, or lower task.history_length or task.num_negatives"
             )
-    tokens = padded([tokens for tokens, _ in tokenised])
-    return tokens, padded([words for _, words in tokenised]).clamp(min=NO_WORD)
+    words = padded([words for _, words in tokenised])
+    return padded([tokens for tokens, _ in tokenised]), words.clamp(min=NO_WORD)
 
 
 def _tokenise(vocabulary: Vocabulary, prompt: Prompt) -> tuple[list[int], list[int]]:
