@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from eupmim_dist.data.prompts.plain import plain_tokenizer
@@ -82,13 +83,18 @@ def load_vocabulary(name: str) -> Vocabulary:
     if name == PLAIN:
         return Vocabulary(name, plain_tokenizer(transformers))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, use_fast=True, **where(name))
     except Exception as error:  # of many kinds, whatever is in the files
         raise UserError(
             f"task.tokenizer: {name}: cannot be loaded ({short(error)}); give a directory with a tokenizer.json, or a "
             "name that the hub has"
         ) from None
     return Vocabulary(name, tokenizer)
+
+
+def where(name: str) -> dict[str, bool]:
+    """What has transformers look in a directory, if there is one of that name, and nowhere else."""
+    return {"local_files_only": Path(name).exists() or Path(name).is_absolute()}
 
 
 def import_transformers(key: str) -> Any:

@@ -29,7 +29,7 @@ class ElmrecConfig(ModelSection):
     """Dropout of the T5, one that is taken included."""
     num_prompts: int = Field(3, ge=1, le=512)
     """Vectors that are learned for each kind of prompt, and read before it."""
-    alpha: float = Field(4.0, ge=0)
+    alpha: float = Field(1.0, ge=0)
     """Factor of what is added to the embedding of each token of a user's or item's name; 0 is POD, without any."""
     sigma: float = Field(1.0, gt=0)
     """Standard deviation of the initial rows of users and items. The authors have 5 or 6, and alpha 5 to 11, beside a

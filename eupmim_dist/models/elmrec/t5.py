@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from eupmim_dist.data.prompts.vocabulary import import_transformers
+from eupmim_dist.data.prompts.vocabulary import import_transformers, where
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.models.elmrec.config import ElmrecConfig
 
@@ -39,7 +39,7 @@ def _of_sizes(transformers: Any, config: ElmrecConfig, num_tokens: int) -> Any:
 
 def _taken(transformers: Any, config: ElmrecConfig, name: str, num_tokens: int) -> Any:
     try:
-        sizes = transformers.AutoConfig.from_pretrained(name)
+        sizes = transformers.AutoConfig.from_pretrained(name, **where(name))
     except Exception as error:  # of many kinds, whatever is in the files
         raise UserError(
             f"model.t5: {name}: cannot be loaded ({short(error)}); give a directory with a config.json, or a name that "
@@ -59,7 +59,9 @@ def _taken(transformers: Any, config: ElmrecConfig, name: str, num_tokens: int) 
     if not config.pretrained:
         return transformers.T5ForConditionalGeneration(sizes)
     try:
-        return transformers.T5ForConditionalGeneration.from_pretrained(name, config=sizes, dtype=torch.float32)
+        return transformers.T5ForConditionalGeneration.from_pretrained(
+            name, config=sizes, dtype=torch.float32, **where(name)
+        )
     except Exception as error:
         raise UserError(
             f"model.t5: {name}: its weights cannot be loaded ({short(error)}); set model.pretrained=false "
