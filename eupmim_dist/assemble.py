@@ -59,6 +59,7 @@ def shape_of_data(config: Config, store: InteractionStore) -> DataShape:
         num_item_rows=store.num_item_rows,
         attributes={attribute.name: attribute.cardinality for attribute in store.attributes},
         history_length=config.task.history_length,
+        num_tokens=config.task.num_tokens(),
     )
 
 

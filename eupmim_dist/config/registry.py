@@ -48,7 +48,9 @@ class Kind:
 
 KINDS = {
     "model": Kind(
-        "eupmim_dist.models", "MODEL", ("conformance", "features", "interface", "layers", "propagation", "release")
+        "eupmim_dist.models",
+        "MODEL",
+        ("conformance", "features", "interface", "layers", "propagation", "release", "writing"),
     ),
     "task": Kind("eupmim_dist.tasks", "TASK", ("interface", "users")),
     "objective": Kind("eupmim_dist.objectives", "OBJECTIVE", ("interface", "log_total", "negatives", "readout")),

@@ -60,6 +60,10 @@ class TaskSection(Choice):
     history_length: int = Field(10, ge=1)
     """L: the last so many items before the target are the model's input."""
 
+    def num_tokens(self) -> int:
+        """How many tokens there are of a task in words; 0 of one in ids."""
+        return 0
+
 
 class ModelSection(Choice):
     """What every model of the family has."""

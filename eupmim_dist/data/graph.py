@@ -7,10 +7,12 @@ published  what ELMRec was published with: the training part of a random split o
 An edge is a pair (user, item), once however often he took it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -18,15 +20,16 @@ import torch
 from eupmim_dist.data.counter import random_bits, random_integers, stream_key
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.training_data import training_interactions
-from eupmim_dist.errors import UserError
 
-EXPLANATIONS = "explanations.parquet"
 TRAIN_SHARE = 0.8
 """Of the interactions that P5's random split trains on, at the least one of each user and of each item."""
 USERS_AT_A_TIME = 1 << 14
 EDGES_AT_A_TIME = 1 << 18
 DRAWN = 1 << 53
 """A share of interactions is drawn by integers below this."""
+
+if TYPE_CHECKING:
+    import polars as pl  # few need it
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """Users and items, int64 [n] each."""
@@ -64,10 +67,9 @@ class InteractionGraph:
         """All edges, in blocks of some users or records; none is in two of them."""
         if self.choice.source == "clean":
             blocks = self._trained()
-        elif (self.store.path / EXPLANATIONS).exists():
-            blocks = self._explained()
         else:
-            blocks = self._drawn()
+            explanations = self.store.explanations()
+            blocks = self._drawn() if explanations is None else self._explained(explanations)
         for users, items in blocks:
             keys = np.unique(users * self.store.num_item_rows + items)
             yield keys // self.store.num_item_rows, keys % self.store.num_item_rows
@@ -79,19 +81,9 @@ class InteractionGraph:
             position, items = training_interactions(self.store, some)
             yield some[position], items
 
-    def _explained(self) -> Iterator[Pairs]:
-        import polars as pl
-
-        from eupmim_dist.data.frames import reading, scan_parquet
-
-        file = self.store.path / EXPLANATIONS
-        with reading(file):
-            records = scan_parquet(file).filter(pl.col("split") == "train")
-            frame = records.select(pl.col("user", "item").cast(pl.Int64)).unique().sort("user", "item").collect()
-        for column, rows in (("user", self.store.num_users), ("item", self.store.num_item_rows)):
-            if not frame[column].is_between(0, rows - 1).all():
-                raise UserError(f"{file}: its column {column} has others than ids of the store; copy or write it again")
-        for part in frame.iter_slices(EDGES_AT_A_TIME):
+    def _explained(self, explanations: pl.LazyFrame) -> Iterator[Pairs]:
+        trained = explanations.filter(split="train").select("user", "item").unique().sort("user", "item").collect()
+        for part in trained.iter_slices(EDGES_AT_A_TIME):
             yield part["user"].to_numpy(), part["item"].to_numpy()
 
     def _drawn(self) -> Iterator[Pairs]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eupmim_dist.data.batch import UserBatch, histories
+from eupmim_dist.data.batch import Batch, histories
 from eupmim_dist.data.blocks import block_range, spans
 from eupmim_dist.data.store import InteractionStore
 
@@ -44,7 +44,7 @@ class HeldOut:
     targets are distinct. `negatives`: items that each has not had, in no order that means anything, where the store
     has some."""
 
-    batch: UserBatch
+    batch: Batch
     seen: Ragged
     targets: Ragged
     negatives: Ragged | None = None
@@ -55,7 +55,7 @@ class HeldOut:
         return histories(self.seen.item.numpy(), counts.cumsum(0) - counts, counts, number)
 
 
-ToRank = Callable[[np.ndarray, np.ndarray], UserBatch]
+ToRank = Callable[[np.ndarray, np.ndarray], Batch]
 """Users and their cuts -> the batch to rank for, as the task has it."""
 
 

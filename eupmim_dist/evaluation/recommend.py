@@ -13,6 +13,7 @@ import polars as pl
 import torch
 
 from eupmim_dist.data.audience import Audience
+from eupmim_dist.data.batch import UserBatch
 from eupmim_dist.data.heldout import HeldOut, Ragged, held_out
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.tables import has_titles, read_table
@@ -101,14 +102,15 @@ def _ranked(
     users, number = _histories(trained, audience, first, stop), stop - first
     excluded = excluded_items(users.seen, number, wanted.exclude_seen, exclude_padding=True)
     ranked = varied_top_n(scorer, users, excluded, wanted.num, number, trained.world, wanted.variety)
-    reasons = None
+    reasons, batch = None, users.batch
+    assert isinstance(batch, UserBatch), "interests are of a history"
     if wanted.per_interest:
         scores, interests = scorer.served(ranked)
-        reasons = nearest(scorer, users.batch).cpu()
+        reasons = nearest(scorer, batch).cpu()
     else:
         scores, interests = (part[:, None] for part in scorer.served(ranked[:, 0]))
         if wanted.why:
-            found = left_out(scorer, users.batch, ranked[:, 0], scores[:, 0]).cpu()
+            found = left_out(scorer, batch, ranked[:, 0], scores[:, 0]).cpu()
             reasons = Reasons(found.items[:, None], found.weights[:, None])
     return Block(first, ranked.cpu().numpy(), scores.cpu().numpy(), interests.cpu().numpy(), reasons)
 

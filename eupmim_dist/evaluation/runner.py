@@ -16,7 +16,7 @@ from eupmim_dist.evaluation.interest_use import InterestSums, InterestUse
 from eupmim_dist.evaluation.metrics import MetricSums
 from eupmim_dist.evaluation.protocols import PROTOCOLS, Protocol
 from eupmim_dist.evaluation.scorers.interests import InterestScorer
-from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_scorer
+from eupmim_dist.evaluation.scorers.interface import ListScorer, Ranking, Scorer, make_scorer
 from eupmim_dist.evaluation.topn import gather_rows, scored_top_n, top_n
 from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.world import World
@@ -141,6 +141,10 @@ def varied_top_n(
     candidates: Ragged | None = None,
 ) -> Tensor:
     """As `top_n`, of more candidates and re-ranked where variety is wanted; collective."""
+    if isinstance(scorer, ListScorer):
+        if variety is not None and variety.strength:
+            raise UserError("--diversity: re-ranks by scores, and this model gives lists; leave it out")
+        return scorer.lists(users, excluded, num)
     if variety is None or not variety.strength:
         return top_n(scorer, users, excluded, num, block, world, candidates)
     wanted = min(CANDIDATES * num, len(variety.categories) - 1)
@@ -240,6 +244,7 @@ def ranking_of(setup: Setup, per_interest: bool = False) -> Ranking:
         per_interest=per_interest,
         model=None if assembled is None else assembled.model,
         tables=None if assembled is None else assembled.tables,
+        task=setup.task,
     )
 
 

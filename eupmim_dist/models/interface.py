@@ -10,7 +10,7 @@ B samples of this rank, P predictions per sample, Q = B * P queries, L history, 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -35,6 +35,8 @@ class DataShape:
     num_item_rows: int  # the padding row 0 included
     attributes: dict[str, int]  # cardinality by name
     history_length: int
+    num_tokens: int = 0
+    """Of the vocabulary of a task in words; 0 of one in ids."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Encoded(NamedTuple):
     """This rank's share of further parts of the global loss, a number each, by names that no other part has."""
     routing: Tensor | None = None
     """[Q, K, L], how much each interest took of each place of the history, for objectives that regularise it."""
+    logits: Tensor | None = None
+    """[B, T, V], of a model that answers in words, whose Q is 0: scores of all tokens at each place of an answer."""
 
 
 class Model(nn.Module, ABC):
@@ -102,19 +106,19 @@ class Model(nn.Module, ABC):
         """Of a model whose rows are propagated over the graph of users and items (models/propagation.py): how."""
         return None
 
-    def uses(self, batch: UserBatch) -> Uses:
-        """What `encode` looks up, for training and for ranking alike: the history, unless a model needs more."""
+    def uses(self, batch: Any) -> Uses:
+        """What `encode` looks up for a batch, training and ranking alike: the history, unless a model needs more."""
         return {"history": (ITEM_TABLE, batch.history)}
 
     @abstractmethod
-    def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
+    def encode(self, rows: Rows, batch: Any) -> Encoded:
         """Queries for `batch.position`, in its order; without gradient where a history is all padding, but finite."""
 
     def attribute_weights(self) -> dict[str, str]:
         """Attribute -> the parameter whose row v stands for its value v, for data that numbers its values otherwise."""
         return {}
 
-    def forward(self, rows: Rows, batch: UserBatch) -> Encoded:
+    def forward(self, rows: Rows, batch: Any) -> Encoded:
         return self.encode(rows, batch)
 
 

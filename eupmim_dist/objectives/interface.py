@@ -7,6 +7,7 @@ Q queries of this rank, K interests, D dim, W ranks, R = W * capacity queries of
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -64,12 +65,12 @@ class Objective(nn.Module, ABC):
     """Whether `forward` is given a Catalogue."""
 
     @abstractmethod
-    def draw(self, batch: UserBatch, step: int) -> Candidates:
+    def draw(self, batch: Any, step: int) -> Candidates:
         """What the loss of a (micro-)batch of `step` needs beside it: a pure function, alike at any number of ranks."""
 
     @abstractmethod
     def forward(
-        self, encoded: Encoded, rows: Rows, batch: UserBatch, candidates: Candidates, catalogue: Catalogue | None
+        self, encoded: Encoded, rows: Rows, batch: Any, candidates: Candidates, catalogue: Catalogue | None
     ) -> dict[str, Tensor]:
         """This rank's share of each part of the global loss; their sum over parts and ranks is the loss.
 

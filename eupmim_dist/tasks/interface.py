@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.config.schema import TaskSection
-from eupmim_dist.data.batch import NO_ROW, UserBatch, histories, last_position
+from eupmim_dist.data.batch import NO_ROW, Batch, UserBatch, histories, last_position
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
@@ -63,7 +63,7 @@ class Task(ABC):
         return found
 
     @abstractmethod
-    def sample(self, step: int) -> UserBatch:
+    def sample(self, step: int) -> Batch:
         """This rank's part of the global batch of a step, counted from 0."""
 
     @abstractmethod
@@ -102,7 +102,7 @@ class Task(ABC):
             "set objective.log_q=false"
         )
 
-    def to_rank(self, users: np.ndarray, cuts: np.ndarray) -> UserBatch:
+    def to_rank(self, users: np.ndarray, cuts: np.ndarray) -> Batch:
         """Users [B] with what they had before the cuts [B], without anything to learn."""
         starts = self.store.offsets[users].astype(np.int64)
         return self.to_rank_by(self.store.items, starts, cuts, users, self.attributes(users))

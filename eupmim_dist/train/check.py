@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eupmim_dist.config.registry import names, reason
 from eupmim_dist.config.schema import Config
-from eupmim_dist.data.batch import UserBatch
+from eupmim_dist.data.batch import Batch, UserBatch
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import ITEM_TABLE, USER_TABLE, Encoded, Model, Rows, TableSpec, Uses
@@ -144,7 +144,7 @@ def _check_uses(owner: str, uses: Uses, tables: dict[str, TableSpec], num_sample
 
 
 @torch.no_grad()
-def _check_queries(of_model: str, model: Model, tables: dict[str, TableSpec], batch: UserBatch) -> Encoded:
+def _check_queries(of_model: str, model: Model, tables: dict[str, TableSpec], batch: Batch) -> Encoded:
     """[B * P, K, D], of rows of zeros: only the shape is looked at."""
     with _asking(of_model):
         training = model.training

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from eupmim_dist.data.batch import UserBatch
+from eupmim_dist.data.batch import Batch
 from eupmim_dist.models.interface import Model, Rows
 from eupmim_dist.objectives.interface import Candidates, Catalogue, Objective
 
@@ -15,7 +15,7 @@ class Loss(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(
-        self, rows: Rows, batch: UserBatch, candidates: Candidates, catalogue: Catalogue | None
+        self, rows: Rows, batch: Batch, candidates: Candidates, catalogue: Catalogue | None
     ) -> dict[str, Tensor]:
         """This rank's share of each part of the global loss."""
         shares: dict[str, Tensor] = self.objective(self.model(rows, batch), rows, batch, candidates, catalogue)

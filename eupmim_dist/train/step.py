@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eupmim_dist.data.batch import UserBatch
+from eupmim_dist.data.batch import Batch
 from eupmim_dist.data.counter import stream_key
 from eupmim_dist.objectives.interface import Candidates
 from eupmim_dist.optim.schedule import rate_factor
@@ -20,7 +20,7 @@ from eupmim_dist.train.state import Outcome, Run
 class Prepared:
     """What a step needs and can be had before it: this rank's micro-batches and the plan of their look-up."""
 
-    micro_batches: list[tuple[UserBatch, Candidates]]
+    micro_batches: list[tuple[Batch, Candidates]]
     plan: Plan
     left_out: LeftOut | None = None
     """Edges that are no part of the propagation, of a model that has one."""

@@ -9,16 +9,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, field_serializer
 from torch import Tensor, nn
 
-from eupmim_dist.config.registry import Registered, find, names
+from eupmim_dist.config.registry import Registered, find
 from eupmim_dist.config.schema import ModelSection
 from eupmim_dist.data.batch import NO_ROW, Batch, UserBatch
 from eupmim_dist.models.conformance import check_model
 from eupmim_dist.models.interface import DataShape, Encoded, Model, Rows, TableSpec, Uses, item_table
+from tests.models import of_histories
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {"dim": 8}) for name in names("model")),
+    *((name, {"dim": 8}) for name in of_histories()),
     ("comirec_dr", {"projection": False}),
     ("eupmim", {"extractor": "capsule"}),
     ("eupmim", {"extractor": "linear", "profile_attention": "full", "unseen_users": "table"}),

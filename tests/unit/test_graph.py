@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 from eupmim_dist.data import graph
-from eupmim_dist.data.graph import EXPLANATIONS, GraphChoice, InteractionGraph
+from eupmim_dist.data.explanations import SCHEMA
+from eupmim_dist.data.graph import GraphChoice, InteractionGraph
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset, write_dataset
-from eupmim_dist.errors import UserError
 from tests.stores import small_store
 
 Pairs = set[tuple[int, int]]
@@ -85,14 +85,8 @@ def test_one_who_took_an_item_twice_has_one_edge(tmp_path: Path) -> None:
 
 
 def test_where_there_are_explanations_the_published_graph_is_of_them(tmp_path: Path) -> None:
-    store = small_store(tmp_path / "store", split_rule="leave_one_out")
     records = {"user": [0, 0, 5, 0, 7], "item": [1, 2, 3, 1, 4], "split": ["train", "train", "train", "train", "test"]}
-    pl.DataFrame(records).write_parquet(store.path / EXPLANATIONS)
+    frame = pl.DataFrame({**records, "feature": "size", "explanation": "it fits"}).select(*SCHEMA)
+    store = small_store(tmp_path / "store", split_rule="leave_one_out", explanations=frame)
     assert edges_of(store, GraphChoice("published")) == {(0, 1), (0, 2), (5, 3)}
     assert edges_of(store, GraphChoice()) == interactions(store, slice(-2))
-    pl.DataFrame({**records, "item": [1, 2, 300, 1, 4]}).write_parquet(store.path / EXPLANATIONS)
-    with pytest.raises(UserError, match=r"explanations\.parquet: its column item has others than ids"):
-        edges_of(store, GraphChoice("published"))
-    pl.DataFrame({"user": [1]}).write_parquet(store.path / EXPLANATIONS)
-    with pytest.raises(UserError, match=r"explanations\.parquet: cannot be read"):
-        edges_of(store, GraphChoice("published"))

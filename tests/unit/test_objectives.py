@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eupmim_dist.config.registry import find, names
+from eupmim_dist.config.registry import find
 from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
@@ -25,6 +25,7 @@ from eupmim_dist.parallel.catalogue import ScoredRows, ShardedCatalogue
 from eupmim_dist.parallel.placement import RowOrder, Shard
 from eupmim_dist.tasks.interface import Setting, Task
 from eupmim_dist.train.step import prepare_step, train_step
+from tests.models import of_histories
 from tests.oracles.objectives_plain import plain_full_softmax, plain_q, plain_routing, plain_sampled_softmax
 from tests.oracles.tables_plain import PlainTable
 from tests.runs import WORLD, config_of, start
@@ -533,7 +534,7 @@ def test_a_model_that_does_not_tell_its_routing_cannot_have_it_regularised(tmp_p
     assert train_step(run, 0, prepare_step(run, 0)).shares["routing"] > 0
 
 
-@pytest.mark.parametrize("name", names("model"))
+@pytest.mark.parametrize("name", of_histories())
 def test_models_tell_their_routing_if_they_say_so(tmp_path: Path, name: str) -> None:
     run = start(config_of(tmp_path, model={"name": name, "dim": 8}))
     batch = run.task.sample(0)

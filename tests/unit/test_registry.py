@@ -425,7 +425,7 @@ MODELS = [
     (NoParameters, "model toy: has no parameters, and the optimizer of the dense network needs some"),
     (
         NoScorer,
-        "model toy: is ranked by a scorer 'taste', which there is not; choose from association, cooccurrence, ease",
+        "model toy: is ranked by a scorer 'taste', which there is not; choose from association, beams, cooccurrence",
     ),
     (NoReadout, "objective.readout: NoReadout is read out by 'softly', which there is not; choose from hard, mean"),
     (

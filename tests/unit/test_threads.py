@@ -11,12 +11,12 @@ import yaml
 
 from eupmim_dist import Callback, fit
 from eupmim_dist.checkpoint.layout import resolve
-from eupmim_dist.config.registry import names
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train import threads
 from eupmim_dist.train.state import Run
 from eupmim_dist.train.threads import CHOOSE_VARIABLE, settle_threads, threads_restored
+from tests.models import of_histories
 from tests.runs import config_of, start
 from tests.unit.test_training import check_equal, losses, tensors_of
 
@@ -186,7 +186,7 @@ def test_the_threads_of_a_gpu_rank_are_left_alone(tmp_path: Path, cores: Cores) 
     assert torch.get_num_threads() == 1
 
 
-CASES: list[Any] = [{"model": {"name": name, "dim": 8}} for name in names("model")]
+CASES: list[Any] = [{"model": {"name": name, "dim": 8}} for name in of_histories()]
 CASES += [{"objective": {"name": "full_softmax"}}, {"train__accumulation": 3}, {"train__global_batch_size": 150}]
 
 

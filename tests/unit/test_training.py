@@ -15,7 +15,6 @@ from eupmim_dist.assemble import load_trained
 from eupmim_dist.checkpoint.layout import complete_steps, open_checkpoint, resolve
 from eupmim_dist.checkpoint.load import load_training, open_sound
 from eupmim_dist.checkpoint.run_dir import Start, find_start
-from eupmim_dist.config.registry import names
 from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.errors import UserError
 from eupmim_dist.export.model_dir import consolidate
@@ -26,12 +25,13 @@ from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import prepare_step, train_step
 from eupmim_dist.training import evaluate_best
+from tests.models import of_histories
 from tests.runs import WORLD, config_of, logged, start, train_in
 from tests.stores import small_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODELS = names("model")
+MODELS = of_histories()
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 

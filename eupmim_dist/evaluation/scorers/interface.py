@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.config.registry import build, find, names
-from eupmim_dist.data.heldout import HeldOut
+from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
+from eupmim_dist.tasks.interface import Task
 
 ITEM_BLOCK = 8192
 """Items scored at a time."""
@@ -35,6 +36,8 @@ class Ranking:
     """The protocol's: a list per interest, by cosine."""
     model: Model | None = None
     tables: ShardedTables | None = None
+    task: Task | None = None
+    """What the users to rank for come from."""
 
 
 class Scorer(ABC):
@@ -76,6 +79,21 @@ class Scorer(ABC):
             here = (place >= 0) & (place < scores.shape[-1])
             found = torch.where(here, scores.gather(-1, place.clamp(0, scores.shape[-1] - 1)), found)
         return found
+
+
+class ListScorer(Scorer):
+    """Gives each user a list by itself, without scores for the catalogue."""
+
+    @abstractmethod
+    def lists(self, users: HeldOut, excluded: Ragged, num: int, candidates: Ragged | None = None) -> Tensor:
+        """The best `num` items for this rank's users, without the excluded ones or of the candidates alone, best first:
+        int64 [b, 1, N], NO_ROW past the end. Collective."""
+
+    def query(self, users: HeldOut) -> Tensor:
+        raise NotImplementedError("it gives lists")
+
+    def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
+        raise NotImplementedError("it gives lists")
 
 
 def make_scorer(name: str, ranking: Ranking) -> Scorer:

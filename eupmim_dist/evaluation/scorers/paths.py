@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ScorerSection
+from eupmim_dist.data.batch import UserBatch
 from eupmim_dist.data.blocks import block_range, spans
 from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.errors import UserError
@@ -80,6 +81,7 @@ class Paths(Cooccurrence):
 
     def starts(self, users: HeldOut) -> Ragged:
         """The items where each user's paths begin."""
+        assert isinstance(users.batch, UserBatch)
         user = users.batch.user.numpy()
         begin, number = self.store.offsets[user], self.store.train_lengths(user)
         trained, seen = Ragged.of(self.store.items, begin, begin + number), users.seen

@@ -1,0 +1,54 @@
+"""Settings of ELMRec."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from eupmim_dist.config.schema import Depth, ModelSection, Probability
+
+
+class ElmrecConfig(ModelSection):
+    name: Literal["elmrec"] = "elmrec"
+    """T5 with whole-word embeddings of users and items (ELMRec)."""
+    dim: int = Field(64, ge=2)
+    """D: width of the T5 (its d_model) and of the rows of users and items."""
+    num_interests: Literal[1] = 1
+    """It answers in words, and has no interests."""
+    t5: str | None = None
+    """A directory with a config.json, or a name of the hub such as google-t5/t5-small or t5-11b: the T5 to take.
+    Without it one of the sizes below starts with random weights."""
+    pretrained: bool = True
+    """Take the weights of that T5 too; false: its sizes alone, with random weights."""
+    num_layers: Depth = 2
+    """Blocks of the encoder, and of the decoder; a T5 that is taken has its own number, as all of the next two."""
+    num_heads: int = Field(4, ge=1)
+    """Heads of each attention, which share D."""
+    feed_forward: int = Field(256, ge=1)
+    """Width of the layers between attentions."""
+    dropout: Probability = 0.1
+    """Dropout of the T5, one that is taken included."""
+    num_prompts: int = Field(3, ge=1, le=512)
+    """Vectors that are learned for each kind of prompt, and read before it."""
+    alpha: float = Field(1.0, ge=0)
+    """Factor of what is added to the embedding of each token of a user's or item's name; 0 is POD, without any."""
+    sigma: float = Field(1.0, gt=0)
+    """Standard deviation of the initial rows of users and items. The authors have 5 or 6, and alpha 5 to 11, beside a
+    pretrained T5; one of random weights does not find its own tokens beside so much."""
+    position_std: float = Field(0.25, gt=0)
+    """Standard deviation of the initial vectors for the places of items in a history; 1 in the authors' code."""
+    rows_in_sequential: bool = False
+    """Add the rows of users and items in sequential prompts too, not only the vectors of their places."""
+    mask_padding: bool = True
+    """Keep the decoder from looking at the padding of a prompt; the authors' does, so that what it writes depends on
+    the prompts of its batch."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks of the T5 again in the backward pass, to need less memory."""
+
+    @model_validator(mode="after")
+    def _heads_share(self) -> "ElmrecConfig":
+        if self.t5 is None and self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} cannot be shared by num_heads {self.num_heads}; use a multiple")
+        return self
+
+    def summary(self) -> str:
+        return f"an answer in words, by a T5 of width {self.dim}"

@@ -1,0 +1,33 @@
+"""Settings of the task prompts."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from eupmim_dist.config.schema import TaskSection
+from eupmim_dist.data.prompts.templates import PromptKind
+from eupmim_dist.data.prompts.vocabulary import PLAIN, load_vocabulary
+
+
+class PromptsConfig(TaskSection):
+    name: Literal["prompts"] = "prompts"
+    """What is predicted: next_item, every_position, or prompts (the answer to a question, in words)."""
+    history_length: int = Field(20, ge=1)
+    """L: the last so many items before the target are in a sequential prompt."""
+    tokenizer: str = PLAIN
+    """A directory with a tokenizer.json, or a name of the hub such as google-t5/t5-small; plain: numbers and the words
+    of the prompts alone, which suits a T5 of random weights."""
+    mix: list[PromptKind] = Field(["sequential", "direct"], min_length=1)
+    """Kinds of the steps, in turn: sequential (what follows a history), direct (which of a list) or explanation (why an
+    item, where the store has explanations). One that is named twice has twice as many steps."""
+    num_negatives: int = Field(99, ge=1)
+    """Items in a direct prompt beside the user's."""
+    max_tokens: int = Field(512, ge=8)
+    """Most tokens that a prompt may have."""
+    max_answer_tokens: int = Field(20, ge=2)
+    """Tokens at which an explanation is cut."""
+    learn_padding: bool = False
+    """Learn to write padding after the end of an answer, as the authors of ELMRec do."""
+
+    def num_tokens(self) -> int:
+        return len(load_vocabulary(self.tokenizer))

@@ -1,0 +1,183 @@
+"""What the prompts of each kind are about: pure functions of (seed, turn, slot).
+
+A turn is a step among those of its kind, counted from 0. G slots of the global batch, S those of this rank, L history,
+C candidates.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from eupmim_dist.data.batch import NO_ROW, histories
+from eupmim_dist.data.counter import permute, random_bits, random_integers, stream_key
+from eupmim_dist.data.frames import reading, scan_parquet
+from eupmim_dist.data.prompts.templates import TEMPLATES, PromptKind
+from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.errors import UserError
+from eupmim_dist.tasks.users import TrainingUsers
+
+EXPLANATIONS = "explanations.parquet"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What prompts name: int64."""
+
+    user: Tensor  # [S]
+    items: Tensor  # [S, n], NO_ROW past the end
+    template: Tensor  # [S]
+
+
+class Sampler(ABC):
+    """The samples of one kind of prompts. `size` is G."""
+
+    kind: PromptKind
+
+    def __init__(self, store: InteractionStore, seed: int, size: int) -> None:
+        self.store, self.seed, self.size = store, stream_key(seed, "prompts", self.kind), size
+
+    @abstractmethod
+    def ask(self, turn: int, first: int, stop: int) -> Asked:
+        """What is asked in the slots first..stop-1 of a turn."""
+
+    @abstractmethod
+    def answers(self, turn: int) -> Tensor:
+        """The answers in all slots of a turn, int64 [G]: items, or records of explanations."""
+
+    def counters(self, turn: int, first: int, stop: int) -> Tensor:
+        return torch.arange(first, stop) + turn * self.size
+
+    def drawn(self, what: str, counters: Tensor, bound: Tensor | int) -> Tensor:
+        """Uniform in [0, bound)."""
+        return random_integers(stream_key(self.seed, what), counters, bound)
+
+    def templates(self, counters: Tensor) -> Tensor:
+        return self.drawn("template", counters, len(TEMPLATES[self.kind]))
+
+
+class OfUsers(Sampler):
+    """A kind whose samples go through the users who have two training items or more."""
+
+    def __init__(self, store: InteractionStore, seed: int, size: int) -> None:
+        super().__init__(store, seed, size)
+        self.training = TrainingUsers(store, self.seed, size, 1)
+
+    def users(self, turn: int, first: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Users, where their items begin in the store, and how many of these may be trained on: [S] each."""
+        chosen = self.training.chosen(turn, first, stop)
+        user = self.training.users[chosen]
+        return user, torch.from_numpy(self.store.offsets[user.numpy()].astype("int64")), self.training.lengths[chosen]
+
+    def items_at(self, places: Tensor) -> Tensor:
+        return torch.from_numpy(self.store.items[places.numpy()].astype("int64"))
+
+
+class Sequential(OfUsers):
+    """A part of a user's training items, between two places drawn one after the other: its last item is the answer, the
+    last L before that are named."""
+
+    kind = "sequential"
+
+    def __init__(self, store: InteractionStore, seed: int, size: int, history_length: int) -> None:
+        super().__init__(store, seed, size)
+        self.history_length = history_length
+
+    def ask(self, turn: int, first: int, stop: int) -> Asked:
+        counters = self.counters(turn, first, stop)
+        user, begin, from_, to = self._parts(turn, first, stop)
+        history = histories(self.store.items, begin + from_, to - from_, self.history_length)
+        return Asked(user, history, self.templates(counters))
+
+    def answers(self, turn: int) -> Tensor:
+        _, begin, _, to = self._parts(turn, 0, self.size)
+        return self.items_at(begin + to)
+
+    def _parts(self, turn: int, first: int, stop: int) -> tuple[Tensor, ...]:
+        """Users, where their items begin, and first and last place of the parts."""
+        counters = self.counters(turn, first, stop)
+        user, begin, length = self.users(turn, first, stop)
+        from_ = self.drawn("from", counters, length - 1)
+        return user, begin, from_, from_ + 1 + self.drawn("to", counters, length - 1 - from_)
+
+
+class Direct(OfUsers):
+    """One of a user's training items, the answer, among others drawn evenly from the rest, in random order."""
+
+    kind = "direct"
+
+    def __init__(self, store: InteractionStore, seed: int, size: int, num_negatives: int) -> None:
+        super().__init__(store, seed, size)
+        self.num_negatives = num_negatives
+
+    def ask(self, turn: int, first: int, stop: int) -> Asked:
+        counters = self.counters(turn, first, stop)
+        user, begin, length = self.users(turn, first, stop)
+        others = self._others(counters, begin, length)
+        candidates = torch.cat([self._positives(counters, begin, length)[:, None], others], dim=1)
+        return Asked(user, shuffled(candidates, random_bits(self.seed, counters)), self.templates(counters))
+
+    def answers(self, turn: int) -> Tensor:
+        _, begin, length = self.users(turn, 0, self.size)
+        return self._positives(self.counters(turn, 0, self.size), begin, length)
+
+    def _positives(self, counters: Tensor, begin: Tensor, length: Tensor) -> Tensor:
+        return self.items_at(begin + self.drawn("positive", counters, length))
+
+    def _others(self, counters: Tensor, begin: Tensor, length: Tensor) -> Tensor:
+        """The first of a random order of all items that are not the user's: [S, C - 1], NO_ROW past the end."""
+        if not len(counters):
+            return torch.zeros(0, self.num_negatives, dtype=torch.int64)
+        items = self.store.num_item_rows - 1
+        longest = int(length.max())
+        place = torch.arange(min(self.num_negatives + longest, items)).expand(len(counters), -1)
+        key = random_bits(stream_key(self.seed, "others"), counters)[:, None].expand(place.shape)
+        found = permute(key.flatten(), place.flatten(), items).view(place.shape) + 1
+        own = histories(self.store.items, begin, length, longest)
+        slot = torch.arange(len(counters))[:, None] * (items + 1)
+        allowed = ~torch.isin(slot + found, (slot + own)[own != NO_ROW])
+        kept = allowed & (allowed.cumsum(1) <= self.num_negatives)
+        order = kept.int().argsort(dim=1, descending=True, stable=True)[:, : self.num_negatives]
+        return torch.where(kept, found, NO_ROW).gather(1, order)
+
+
+def shuffled(items: Tensor, keys: Tensor) -> Tensor:
+    """Each row of items [S, n] in an order that its int64 key [S] and the items themselves say; NO_ROW comes last."""
+    bits = random_bits(keys[:, None], items) >> 1
+    return items.gather(1, bits.masked_fill(items == NO_ROW, torch.iinfo(torch.int64).max).argsort(1))
+
+
+class Explanation(Sampler):
+    """A record of what a user wrote of an item; an epoch is a permutation of the records for training."""
+
+    kind = "explanation"
+
+    def __init__(self, store: InteractionStore, seed: int, size: int) -> None:
+        super().__init__(store, seed, size)
+        if not (file := store.path / EXPLANATIONS).is_file():
+            raise UserError(
+                f"task.mix: explanation, and {store.path} has no {EXPLANATIONS}; prepare it from data with an "
+                "explanation.json, or leave it out"
+            )
+        with reading(file, "prepare the store again", "a table of explanations"):
+            frame = scan_parquet(file).filter(pl.col("split") == "train").collect()
+        if not len(frame):
+            raise UserError(f"{file}: has no explanations for training; leave explanation out of task.mix")
+        self.user = torch.tensor(frame["user"].to_list())
+        self.item = torch.tensor(frame["item"].to_list())
+        self.texts: list[str] = frame["explanation"].to_list()
+
+    def ask(self, turn: int, first: int, stop: int) -> Asked:
+        record, counters = self._records(turn)[first:stop], self.counters(turn, first, stop)
+        return Asked(self.user[record], self.item[record][:, None], self.templates(counters))
+
+    def answers(self, turn: int) -> Tensor:
+        return self._records(turn)
+
+    def _records(self, turn: int) -> Tensor:
+        counters = self.counters(turn, 0, self.size)
+        epoch, place = counters // len(self.texts), counters % len(self.texts)
+        keys = torch.tensor([stream_key(self.seed, "records", each) for each in epoch.tolist()])
+        return permute(keys, place, len(self.texts))
