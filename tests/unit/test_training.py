@@ -32,6 +32,8 @@ from tests.stores import small_store
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODELS = of_histories()
+LEARNING: dict[str, dict[str, Any]] = {"lightgcn": {"mask_targets": False, "init_std": 2.0, "num_layers": 1}}
+"""With which a model learns what there is in random histories: of a graph only which items are neighbours."""
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
@@ -47,7 +49,7 @@ def losses(run: Run, number: int) -> list[float]:
 @pytest.mark.parametrize("optimizer", TABLE_OPTIMIZERS)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_learns_with_every_table_optimizer(tmp_path: Path, name: str, optimizer: str) -> None:
-    config = config_of(tmp_path, tables__optimizer=optimizer, model={"name": name, "dim": 8})
+    config = config_of(tmp_path, tables__optimizer=optimizer, model={"name": name, "dim": 8, **LEARNING.get(name, {})})
     values = losses(start(config), 80)
     assert sum(values[-10:]) < 0.97 * sum(values[:10])
 
