@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 SETTINGS: dict[str, Any] = {
     "task": {"name": "prompts", "history_length": 6, "num_negatives": 7},
-    "model": {"name": "elmrec", "dim": 16, "num_layers": 1, "num_heads": 2, "feed_forward": 24, "dropout": 0.0},
+    "model": {"name": "elmrec", "dim": 16, "num_blocks": 1, "num_heads": 2, "feed_forward": 24, "dropout": 0.0},
     "objective": {"name": "token_cross_entropy"},
 }
 

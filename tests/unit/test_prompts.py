@@ -159,6 +159,7 @@ def test_sequential_prompts_are_of_training_items_in_order(store: InteractionSto
         assert batch.answer is not None
         assert batch.num_predictions == int((batch.answer != NO_ROW).sum())
         assert task.targets(step).tolist() == answered(task, batch)
+        assert torch.equal(task.predicted(step)[0], batch.user)
         for user, row, target in zip(batch.user.tolist(), batch.items, answered(task, batch), strict=True):
             own = store.items[store.offsets[user] : store.offsets[user + 1] - 2].tolist()
             items = [*row[row != NO_ROW].tolist(), target]

@@ -19,7 +19,7 @@ class ElmrecConfig(ModelSection):
     Without it one of the sizes below starts with random weights."""
     pretrained: bool = True
     """Take the weights of that T5 too; false: its sizes alone, with random weights."""
-    num_layers: Depth = 2
+    num_blocks: Depth = 2
     """Blocks of the encoder, and of the decoder; a T5 that is taken has its own number, as all of the next two."""
     num_heads: int = Field(4, ge=1)
     """Heads of each attention, which share D."""

@@ -30,7 +30,7 @@ def _of_sizes(transformers: Any, config: ElmrecConfig, num_tokens: int) -> Any:
         d_model=config.dim,
         d_kv=config.dim // config.num_heads,
         d_ff=config.feed_forward,
-        num_layers=config.num_layers,
+        num_layers=config.num_blocks,
         num_heads=config.num_heads,
         dropout_rate=config.dropout,
         decoder_start_token_id=0,

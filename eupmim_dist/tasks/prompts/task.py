@@ -18,7 +18,7 @@ from eupmim_dist.data.prompts.templates import KINDS, SHORT, TEMPLATES, PromptKi
 from eupmim_dist.data.prompts.vocabulary import load_vocabulary
 from eupmim_dist.tasks.interface import Setting, Task
 from eupmim_dist.tasks.prompts.config import PromptsConfig
-from eupmim_dist.tasks.prompts.samplers import Asked, Direct, Explanation, Sampler, Sequential, shuffled
+from eupmim_dist.tasks.prompts.samplers import Asked, Direct, Explanation, OfUsers, Sampler, Sequential, shuffled
 
 
 class Prompts(Task):
@@ -64,9 +64,16 @@ class Prompts(Task):
         return self._batch(kind, asked, learned, self.capacity, answer)
 
     def targets(self, step: int) -> Tensor:
+        return self.predicted(step)[1]
+
+    def predicted(self, step: int) -> tuple[Tensor, Tensor]:
+        """The users and items of `targets`, int64 [G] each; an explanation predicts no item: NO_ROW."""
         kind, turn = self.kind_of(step)
-        answers = self.samplers[kind].answers(turn)
-        return torch.full_like(answers, NO_ROW) if kind == "explanation" else answers
+        sampler = self.samplers[kind]
+        answers = sampler.answers(turn)
+        if not isinstance(sampler, OfUsers):
+            return (torch.full_like(answers, NO_ROW),) * 2
+        return sampler.users(turn, 0, self.global_batch_size)[0], answers
 
     def to_rank(self, users: np.ndarray, cuts: np.ndarray) -> PromptBatch:
         """Sequential prompts in the short wording: what comes after what users [B] had before the cuts [B]?"""
