@@ -20,7 +20,7 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.convert import export_authors, export_vectors
 from eupmim_dist.data.item_features import add_item_attributes
 from eupmim_dist.data.manifest import ItemAttribute
-from eupmim_dist.data.prepare import permute
+from eupmim_dist.data.permute import permute_items
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.writer import Dataset
 from eupmim_dist.errors import UserError
@@ -112,7 +112,7 @@ def test_a_store_keeps_them_and_a_new_numbering_takes_them_along(tmp_path: Path)
     data = dataset([5, 5, 5], [0, 1, 2], "given")
     data.raw_items, data.items = pl.Series(["a", "b", "c"]), np.ones(15, np.int64)
     data.item_numbers = np.array([[1.0], [2.0], [3.0]], np.float32)
-    permute(data, 1)
+    permute_items(data, 1)
     assert [" abc".index(raw) for raw in data.raw_items] == data.item_numbers[:, 0].tolist()
 
 

@@ -11,6 +11,7 @@ from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.bench.gauges import now
 from eupmim_dist.bench.gpu.program import run_program
 from eupmim_dist.bench.gpu.sizes import Figures, Sizes, config_for
+from eupmim_dist.data.splits import BY_USER
 from eupmim_dist.data.writer import Dataset, write_dataset
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.parallel.world import init_world
@@ -88,7 +89,7 @@ def _write_store(path: Path, num_items: int) -> None:
         attributes=[],
         attribute_values=np.zeros((USERS, 0), np.int64),
         split=np.arange(USERS) % 3,  # a third each: train, valid, test
-        split_rule="by_user",
+        split_rule=BY_USER,
         raw_users=pl.Series(range(USERS)).cast(pl.String),
         raw_items=pl.Series(range(1, num_items + 1)).cast(pl.String),
         titles=None,
