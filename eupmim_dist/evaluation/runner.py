@@ -144,7 +144,7 @@ def varied_top_n(
     if isinstance(scorer, ListScorer):
         if variety is not None and variety.strength:
             raise UserError("--diversity: re-ranks by scores, and this model gives lists; leave it out")
-        return scorer.lists(users, excluded, num)
+        return scorer.lists(users, excluded, num, candidates)
     if variety is None or not variety.strength:
         return top_n(scorer, users, excluded, num, block, world, candidates)
     wanted = min(CANDIDATES * num, len(variety.categories) - 1)

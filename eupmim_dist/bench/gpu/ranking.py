@@ -89,7 +89,7 @@ def _write_store(path: Path, num_items: int) -> None:
         attributes=[],
         attribute_values=np.zeros((USERS, 0), np.int64),
         split=np.arange(USERS) % 3,  # a third each: train, valid, test
-        split_rule=BY_USER,
+        split_rule=BY_USER.name,
         raw_users=pl.Series(range(USERS)).cast(pl.String),
         raw_items=pl.Series(range(1, num_items + 1)).cast(pl.String),
         titles=None,
