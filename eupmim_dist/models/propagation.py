@@ -35,9 +35,12 @@ class PropagationSection(ModelSection):
         return f"{self.name} (leaky graph)" if self.graph == "published" else self.name
 
     def summary(self) -> str:
-        """With a word on the graph."""
-        told = ", propagated over a graph that knows what is held out: its figures are those of a leak"
-        return super().summary() + (told if self.graph == "published" else ", propagated over a graph")
+        return super().summary() + self.told()
+
+    def told(self) -> str:
+        """Of a summary, the word on the graph."""
+        leak = " that knows what is held out: its figures are those of a leak" if self.graph == "published" else ""
+        return f", propagated over a graph{leak}"
 
     def propagation(self) -> "Propagation":
         choice = GraphChoice(self.graph, self.graph_seed, self.graph_explained)

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import threading
 import time
 from functools import partial
 
@@ -12,7 +11,7 @@ import pytest
 from eupmim_dist import api
 from eupmim_dist.parallel import network
 from tests.distributed.spawn import Ranks, run_ranks
-from tests.hosts.network import Network, needs_hosts, wait_until
+from tests.hosts.network import Network, needs_hosts
 from tests.stores import small_store
 
 pytestmark = needs_hosts
@@ -127,37 +126,3 @@ def test_hosts_train_as_one_does_and_refuse_to_differ(hosts, store, tmp_path):
         assert "must hold the same store on all hosts" in told[0][1]
     assert run_ranks(1, train, store, tmp_path / "one", "train.max_steps=20") == [20]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-
-
-def train_through(ranks, fault, store, run_dir):
-    """What the ranks of an endless training end with after `fault`, which comes in the middle of it."""
-    log = run_dir / "metrics.jsonl"
-
-    def strike():
-        wait_until(lambda: log.exists() and log.read_text().count("\n") > 14, 150, "steps are logged")
-        fault()
-
-    striking = threading.Thread(target=strike)
-    striking.start()
-    try:
-        return ranks.run(train, store, run_dir, "train.max_steps=1000000", timeout=200)
-    finally:
-        striking.join()
-
-
-LOST = "lost rank 0 on node0, or its launcher, through which ranks agree: gone, stuck, or cut off"
-LATE = "gave no answer for 3 s: it is gone or stuck"
-
-
-def test_a_cut_link_ends_all_ranks_and_the_run_goes_on_once_it_is_mended(hosts, store, tmp_path):
-    with Ranks(4, hosts=hosts[:2], collective_timeout=5) as ranks:
-        try:
-            told = train_through(ranks, hosts[1].cut, store, tmp_path / "run")
-        finally:
-            hosts[1].mend()
-    here, there = f"rank 2 on node1: {LATE}", "rank {} on node1: " + LOST
-    assert {reason for _, reason, _ in told[:2]} == {here}
-    assert [(reason, silent) for _, reason, silent in told[2:]] == [(there.format(2), False), (there.format(3), True)]
-    last = max(losses(tmp_path / "run"))
-    with Ranks(2, hosts=hosts[:2]) as ranks:
-        assert ranks.run(train, store, tmp_path / "run", f"train.max_steps={last + 2}") == [last + 2] * 2

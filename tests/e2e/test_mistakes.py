@@ -157,7 +157,10 @@ CASES = [
     ("evaluate run --split train", "--split train: choose valid or test"),
     ("evaluate run --protocol loose", "--protocol loose: choose from strict, comirec, seed"),
     ("evaluate run --protocol ''", "--protocol"),
-    ("evaluate run --baseline random", "--baseline random: choose from association, cooccurrence, ease, popularity"),
+    (
+        "evaluate run --baseline random",
+        "--baseline random: choose from association, cooccurrence, ease, history_paths, next_id, paths, popularity",
+    ),
     ("evaluate run --data nowhere", "nowhere: no such directory"),
     ("evaluate run --data taken", "taken/dataset.json: not found, so this is no interaction store"),
     ("evaluate run --data damaged", "damaged/items.npy: content does not match its SHA-256"),

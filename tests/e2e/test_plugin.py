@@ -165,8 +165,8 @@ def test_without_its_packages_a_run_says_which_it_needs(place: Path, line: str) 
     assert ended.code == 2
     check_line(
         ended.err,
-        "manifest.json: task.name: 'toy.LastItem' is no task; choose from every_position, next_item, or install the "
-        r"package that has it .*; written with toy-parts 1.2, which is not installed, toy-model 0.1, which is not inst",
+        "manifest.json: task.name: 'toy.LastItem' is no task; choose from every_position, next_item, prompts, or install "
+        r"the package that has it .*; written with toy-parts 1.2, which is not installed, toy-model 0.1, which is not inst",
     )
     assert not (place / "new").exists()
 
@@ -180,7 +180,11 @@ def test_a_package_that_cannot_be_imported_is_a_mistake_of_those_who_use_it(plac
             ended.err, r"plug-in broken: its \w+ 'broken_\w+' \(no_such_module:ANY\) cannot be imported \(Module"
         )
     ended = eupmim(place, "evaluate run --baseline random")
-    check_line(ended.err, "--baseline random: choose from association, cooccurrence, ease, popularity, toy_alphabet")
+    check_line(
+        ended.err,
+        "--baseline random: choose from association, cooccurrence, ease, history_paths, next_id, paths, "
+        "popularity, toy_alphabet",
+    )
 
 
 def test_importing_a_plugin_first_is_no_cycle(packages: Path, place: Path) -> None:

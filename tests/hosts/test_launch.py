@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.spawn import Ranks
-from tests.distributed.test_hosts import LATE, LOST, losses, train_through
+from tests.distributed.test_hosts import losses, train
 from tests.hosts.network import Network, needs_hosts, wait_until
 from tests.stores import small_store
 
 pytestmark = needs_hosts
+
+LOST = "lost rank 0 on node0, or its launcher, through which ranks agree: gone, stuck, or cut off"
+LATE = "gave no answer for 3 s: it is gone or stuck"
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["model.dim=8", "model.dropout=0", "model.attention_dropout=0", "task.history_length=6", "train.log_every=1"]
@@ -145,6 +148,22 @@ def test_a_cut_link_ends_all_and_the_same_commands_go_on(place):
         launches = [node(hosts, number, place, "cut", last + 2) for number in (0, 1)]
         assert [launch.ended() for launch in launches] == [0, 0], [launch.told for launch in launches]
         assert "going on from" in launches[0].told
+
+
+def train_through(ranks, fault, store, run_dir):
+    """What the ranks of an endless training end with after `fault`, which comes in the middle of it."""
+    log = run_dir / "metrics.jsonl"
+
+    def strike():
+        wait_until(lambda: log.exists() and log.read_text().count("\n") > 14, 150, "steps are logged")
+        fault()
+
+    striking = threading.Thread(target=strike)
+    striking.start()
+    try:
+        return ranks.run(train, store, run_dir, "train.max_steps=1000000", timeout=200)
+    finally:
+        striking.join()
 
 
 def test_a_frozen_rank_ends_the_others(hosts, place, tmp_path):

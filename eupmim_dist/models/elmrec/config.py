@@ -4,10 +4,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from eupmim_dist.config.schema import Depth, ModelSection, Probability
+from eupmim_dist.config.schema import Depth, Probability
+from eupmim_dist.models.propagation import PropagationSection
 
 
-class ElmrecConfig(ModelSection):
+class ElmrecConfig(PropagationSection):
     name: Literal["elmrec"] = "elmrec"
     """T5 with whole-word embeddings of users and items (ELMRec)."""
     dim: int = Field(64, ge=2)
@@ -51,4 +52,4 @@ class ElmrecConfig(ModelSection):
         return self
 
     def summary(self) -> str:
-        return f"an answer in words, by a T5 of width {self.dim}"
+        return f"an answer in words, by a T5 of width {self.dim}{self.told()}"

@@ -22,10 +22,10 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.models.elmrec.config import ElmrecConfig
 from eupmim_dist.models.elmrec.decoder import Draft, extend, opened
 from eupmim_dist.models.elmrec.t5 import build_t5
-from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Encoded, Rows, TableSpec, Uses
+from eupmim_dist.models.interface import ITEM_TABLE, USER_TABLE, DataShape, Encoded, Rows, TableSpec, Uses, item_table
+from eupmim_dist.models.propagation import Propagation
 from eupmim_dist.models.writing import Writer
 
-USER_TABLE = "user"
 SEQUENTIAL = KINDS.index("sequential")
 
 
@@ -49,8 +49,11 @@ class Elmrec(Writer):
         of, dim, std = self.shape, self.dim, self.config.sigma
         return [
             TableSpec(USER_TABLE, of.num_users, dim, id_map="users", init_std=std),
-            TableSpec(ITEM_TABLE, of.num_item_rows, dim, id_map="items", padding_row=0, init_std=std),
+            item_table(of, dim, init_std=std),
         ]
+
+    def propagation(self) -> Propagation | None:
+        return self.config.propagation() if self.config.alpha else None
 
     def uses(self, batch: PromptBatch) -> Uses:
         if not self._adds_rows(batch):
