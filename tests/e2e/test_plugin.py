@@ -165,8 +165,9 @@ def test_without_its_packages_a_run_says_which_it_needs(place: Path, line: str) 
     assert ended.code == 2
     check_line(
         ended.err,
-        "manifest.json: task.name: 'toy.LastItem' is no task; choose from every_position, next_item, prompts, or install "
-        r"the package that has it .*; written with toy-parts 1.2, which is not installed, toy-model 0.1, which is not inst",
+        "manifest.json: task.name: 'toy.LastItem' is no task; choose from every_position, next_item, prompts, or "
+        "install the package that has it .*; written with toy-parts 1.2, which is not installed, toy-model 0.1, "
+        "which is not inst",
     )
     assert not (place / "new").exists()
 
