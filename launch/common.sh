@@ -4,8 +4,8 @@ if [ $# -eq 0 ]; then
     sed -n '2,/^set /s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # numbers or UUIDs; empty: none
-    gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .) || true
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # numbers or UUIDs; empty or -1: none
+    gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -vc -e '^$' -e '^-1$') || true
 else
     gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
 fi

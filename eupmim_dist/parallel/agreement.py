@@ -86,6 +86,8 @@ def agreed(world: World) -> Iterator[None]:
         failures, reporter = _in_time(patience + 2 * GRACE_SECONDS, lambda: _meet(world, regions, error, patience))
     except (dist.DistError, TimeoutError) as gone:
         parted.set()
+        if error is not None and not _is_lost_peer(error):
+            raise error from gone  # its own reason: what became of the store is no part of it
         raise _store_lost(world) from gone
     if failures:
         first = min(failures)

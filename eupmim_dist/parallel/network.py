@@ -109,6 +109,8 @@ class _Board:
             told = {"value": find()}
         except UserError as error:
             told = {"mistake": error.as_typed}
+        except Exception as error:  # of the system; the others must not wait for what never comes
+            told = {"mistake": f"rank {self.rank} on {socket.gethostname()}: {type(error).__name__}: {error}"}
         self.store.set(f"{what}/{self.rank}", json.dumps(told))
         self.store.add(f"{what}/arrived", 1)
         self._await_all(what)

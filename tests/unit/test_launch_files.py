@@ -59,7 +59,12 @@ def test_a_script_without_a_subcommand_says_how_it_is_used(run, name):
 
 @pytest.mark.parametrize(
     ("visible", "ranks"),
-    [({}, 2), ({"CUDA_VISIBLE_DEVICES": ""}, 2), ({"CUDA_VISIBLE_DEVICES": "GPU-8f,GPU-6a,GPU-1"}, 3)],
+    [
+        ({}, 2),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8f,GPU-6a,GPU-1"}, 3),
+    ],
 )
 def test_there_is_a_rank_for_each_visible_gpu(run, visible, ranks):
     code, [command, threads, world], err = run("launch/local.sh train --config a.yaml", **visible)

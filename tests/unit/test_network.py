@@ -101,6 +101,18 @@ def test_a_mistake_of_one_rank_is_all_ranks(monkeypatch):
     assert together(3, find) == ["no such interface"] * 3
 
 
+def test_what_breaks_on_one_rank_is_told_on_all():
+    def break_one(board):
+        def find():
+            if board.rank == 1:
+                raise OSError("no buffer space available")
+
+        board.tell("place", find)
+
+    told = f"rank 1 on {socket.gethostname()}: OSError: no buffer space available"
+    assert together(3, break_one) == [told] * 3
+
+
 def test_the_interface_is_that_of_the_address(monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     place = network._place(0, "127.0.0.1", None)

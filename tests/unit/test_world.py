@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -223,3 +224,18 @@ def test_no_rank_of_a_script_leaves_while_another_needs_it():
     ]
     told = [rank.communicate(timeout=60)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], told
+
+
+def test_a_rank_tells_its_own_reason_where_the_store_is_lost(monkeypatch):
+    def gone(*_):
+        raise dist.DistError("closed")
+
+    monkeypatch.setattr(agreement, "_meet", gone)
+    monkeypatch.setattr(agreement, "parted", threading.Event())
+    world = World(1, 2, 1, 2, torch.device("cpu"))
+    with pytest.raises(UserError, match="no such file"), agreed(world):
+        raise UserError("no such file")
+    with pytest.raises(RankFailed, match="rank 1: lost rank 0"), agreed(world):
+        raise RuntimeError("Connection closed by peer")
+    with pytest.raises(RankFailed, match="rank 1: lost rank 0"), agreed(world):
+        pass

@@ -20,6 +20,9 @@ CODE = (
     "make(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))"
 )
 
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a pod of several may be started with; a check is a process alone."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -89,6 +92,7 @@ def _in_a_process(name: str, place: Path, limit: float) -> Outcome:
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name not in LAUNCHED},
         )
         try:
             process.wait(limit)
