@@ -12,6 +12,7 @@ import torch
 from eupmim_dist.assemble import make_task, open_store
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.data.batch import NO_ROW
+from eupmim_dist.data.explanations import SCHEMA
 from eupmim_dist.data.prompts.batch import PromptBatch
 from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD, USER_WORD, fill, tokenise
 from eupmim_dist.data.prompts.templates import KINDS, SHORT, TEMPLATES
@@ -47,13 +48,14 @@ def task_of(store: InteractionStore, rank: int = 0, world_size: int = 1, **chang
 
 
 def with_explanations(directory: Path, texts: list[str]) -> InteractionStore:
-    store = small_store(directory, split_rule="leave_one_out")
-    records = [(n % 40, 1 + n % 30, "feature", text, "train") for n, text in enumerate(texts)]
-    columns = ["user", "item", "feature", "explanation", "split"]
-    pl.DataFrame([*records, (1, 1, "", "hidden", "test")], schema=columns, orient="row").write_parquet(
-        directory / "explanations.parquet"
-    )
-    return store
+    """User n wrote texts[n] of his first item; and of his last one, which is held out."""
+    plain = small_store(directory / "plain", split_rule="leave_one_out")
+    first, last = plain.items[plain.offsets[:-1]], plain.items[plain.offsets[1:] - 1]
+    records = [(n, int(first[n]), "feature", text, "train") for n, text in enumerate(texts)]
+    records += [(n, int(last[n]), "feature", "held out", "train") for n in range(len(texts))]
+    records += [(1, int(first[1]), "", "hidden", "test")]
+    frame = pl.DataFrame(records, schema=SCHEMA, orient="row")
+    return small_store(directory / "store", split_rule="leave_one_out", explanations=frame)
 
 
 def test_there_are_as_many_wordings_as_the_authors_have() -> None:
@@ -210,7 +212,7 @@ def test_padding_may_be_learned_as_the_authors_do(store: InteractionStore) -> No
 
 def test_explanations_are_gone_through_and_cut(tmp_path: Path, tokenizer: str) -> None:
     texts = [f"text {'x' * n}" for n in range(11)]
-    store = with_explanations(tmp_path / "store", texts)
+    store = with_explanations(tmp_path, texts)
     task = task_of(store, mix=["explanation"], tokenizer=tokenizer, max_answer_tokens=9)
     seen = Counter()
     for step in range(11):
@@ -220,9 +222,9 @@ def test_explanations_are_gone_through_and_cut(tmp_path: Path, tokenizer: str) -
         for row, user, item in zip(batch.answer, batch.user.tolist(), batch.items[:, 0].tolist(), strict=True):
             tokens = row[row != NO_ROW].tolist()
             assert tokens[-1] == task.vocabulary.end
-            assert texts[item - 1].startswith(task.vocabulary.decode(tokens))
-            assert user == item - 1
-            seen[item] += 1
+            assert texts[user].startswith(task.vocabulary.decode(tokens))
+            assert item == store.items[store.offsets[user]]
+            seen[user] += 1
     assert set(seen.values()) == {8}  # 88 samples of 11 records
 
 

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from eupmim_dist.data.batch import NO_ROW, histories
 from eupmim_dist.data.counter import permute, random_bits, random_integers, stream_key
-from eupmim_dist.data.frames import reading, scan_parquet
+from eupmim_dist.data.manifest import EXPLANATIONS
 from eupmim_dist.data.prompts.templates import TEMPLATES, PromptKind
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.errors import UserError
 from eupmim_dist.tasks.users import TrainingUsers
-
-EXPLANATIONS = "explanations.parquet"
 
 
 @dataclass(frozen=True)
@@ -150,21 +149,29 @@ def shuffled(items: Tensor, keys: Tensor) -> Tensor:
 
 
 class Explanation(Sampler):
-    """A record of what a user wrote of an item; an epoch is a permutation of the records for training."""
+    """A record of what a user wrote of an item; an epoch is a permutation of the records for training.
+
+    Of those that the source trains on, the ones of training interactions alone: its split knows nothing of the store's,
+    and others would train the rows of users and items that are held out together.
+    """
 
     kind = "explanation"
 
     def __init__(self, store: InteractionStore, seed: int, size: int) -> None:
         super().__init__(store, seed, size)
-        if not (file := store.path / EXPLANATIONS).is_file():
+        if (explanations := store.explanations()) is None:
             raise UserError(
                 f"task.mix: explanation, and {store.path} has no {EXPLANATIONS}; prepare it from data with an "
                 "explanation.json, or leave it out"
             )
-        with reading(file, "prepare the store again", "a table of explanations"):
-            frame = scan_parquet(file).filter(pl.col("split") == "train").collect()
+        position, items = training_interactions(store)
+        trained = pl.LazyFrame({"user": store.users("train")[position], "item": items}).cast(pl.Int64)
+        records = explanations.filter(split="train")
+        frame = records.join(trained, on=["user", "item"], how="semi", maintain_order="left").collect()
         if not len(frame):
-            raise UserError(f"{file}: has no explanations for training; leave explanation out of task.mix")
+            raise UserError(
+                f"{store.path}: has no explanations of training interactions; leave explanation out of task.mix"
+            )
         self.user = torch.tensor(frame["user"].to_list())
         self.item = torch.tensor(frame["item"].to_list())
         self.texts: list[str] = frame["explanation"].to_list()
