@@ -50,7 +50,7 @@ class LightGCN(Model):
             TableSpec(USER_TABLE, self.shape.num_users, self.dim, id_map="users", init_std=std),
         ]
 
-    def propagation(self) -> Propagation:
+    def propagation(self) -> Propagation | None:
         return self.config.propagation()
 
     def uses(self, batch: UserBatch) -> Uses:

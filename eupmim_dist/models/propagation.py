@@ -31,18 +31,27 @@ class PropagationSection(ModelSection):
     is held out never is."""
 
     @property
+    def propagates(self) -> bool:
+        """Whether rows are propagated at all."""
+        return True
+
+    @property
     def label(self) -> str:
-        return f"{self.name} (leaky graph)" if self.graph == "published" else self.name
+        return f"{self.name} (leaky graph)" if self.propagates and self.graph == "published" else self.name
 
     def summary(self) -> str:
         return super().summary() + self.told()
 
     def told(self) -> str:
         """Of a summary, the word on the graph."""
+        if not self.propagates:
+            return ""
         leak = " that knows what is held out: its figures are those of a leak" if self.graph == "published" else ""
         return f", propagated over a graph{leak}"
 
-    def propagation(self) -> "Propagation":
+    def propagation(self) -> "Propagation | None":
+        if not self.propagates:
+            return None
         choice = GraphChoice(self.graph, self.graph_seed, self.graph_explained)
         return Propagation(self.num_layers, choice, self.mask_targets)
 

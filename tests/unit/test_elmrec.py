@@ -22,6 +22,7 @@ from eupmim_dist.evaluation.generation.search import answer_scores, beam_search
 from eupmim_dist.evaluation.generation.text import likeness, write_texts
 from eupmim_dist.evaluation.generation.trie import Allowed, Trie, make_trie
 from eupmim_dist.evaluation.runner import evaluate_model, held_out_users, scorer_of
+from eupmim_dist.models.elmrec.config import ElmrecConfig
 from eupmim_dist.models.elmrec.model import Elmrec
 from eupmim_dist.models.interface import Rows
 from eupmim_dist.objectives.interface import Candidates
@@ -340,3 +341,13 @@ def test_likeness_is_that_of_counted_words() -> None:
     assert found["bleu_1"] == pytest.approx(100 * precision * brevity)
     one, other = 2 / 3, 2 * (3 / 3) * (3 / 5) / (3 / 3 + 3 / 5)
     assert found["rouge_1"] == pytest.approx(100 * (one + other) / 2)
+
+
+def test_without_rows_nothing_is_propagated_and_nothing_leaks() -> None:
+    pod = ElmrecConfig(alpha=0.0, graph="published")
+    assert (pod.propagation(), pod.label) == (None, "elmrec")
+    assert "graph" not in pod.summary()
+    leaky = ElmrecConfig(graph="published")
+    assert leaky.propagation() is not None
+    assert leaky.label == "elmrec (leaky graph)"
+    assert "leak" in leaky.summary()

@@ -51,5 +51,9 @@ class ElmrecConfig(PropagationSection):
             raise ValueError(f"dim {self.dim} cannot be shared by num_heads {self.num_heads}; use a multiple")
         return self
 
+    @property
+    def propagates(self) -> bool:
+        return self.alpha > 0
+
     def summary(self) -> str:
         return f"an answer in words, by a T5 of width {self.dim}{self.told()}"

@@ -53,7 +53,7 @@ class Elmrec(Writer):
         ]
 
     def propagation(self) -> Propagation | None:
-        return self.config.propagation() if self.config.alpha else None
+        return self.config.propagation()
 
     def uses(self, batch: PromptBatch) -> Uses:
         if not self._adds_rows(batch):
