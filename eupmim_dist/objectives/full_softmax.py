@@ -81,18 +81,18 @@ class FullSoftmax(Objective):
         # Their gradients are summed over the blocks: in bfloat16 a sum of some hundreds would not grow any further.
         queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
         targets = catalogue.gather(candidates.target, capacity)
-        # NO_ROW predicts nothing and 0 fills up a rank's queries: they may be half of all, and are not scored. How many
-        # that are the host must know, so on a GPU it waits here for the device.
-        asked = targets > 0
+        asked, counts = _asked(targets, batch.num_predictions)
+        some = queries.index_select(0, asked)
         if candidates.place is None:
             row, here = catalogue.rows_of(targets[asked])
-            score = torch.where(here, self._scores(queries[asked], row[:, None])[:, 0], 0.0)
+            score = torch.where(here, self._scores(some, row[:, None])[:, 0], 0.0)
         else:
             places = catalogue.gather(candidates.place, capacity)
             score = self._later_scores(queries, targets, places, batch.target.shape[1], catalogue)[asked]
         score = catalogue.sum(score)
-        total = catalogue.logsumexp(self._log_total(queries[asked], catalogue))
-        losses = catalogue.own(total.new_zeros(len(asked)).masked_scatter(asked, total - score), number)
+        total = catalogue.logsumexp(self._log_total(some, catalogue))
+        loss = torch.where(counts, total - score, 0.0)
+        losses = catalogue.own(total.new_zeros(len(targets)).index_add(0, asked, loss), number)
         share = losses.sum() / batch.num_predictions
         return {"cross_entropy": share, **encoded.penalties}
 
@@ -121,6 +121,22 @@ class FullSoftmax(Objective):
 
     def _scores(self, queries: Tensor, rows: Tensor) -> Tensor:
         return scores_of(queries, rows, self.readout, self.temperature)
+
+
+def _asked(targets: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Of targets [R] the indices of those that are one, and which of these count. NO_ROW predicts nothing and 0 fills
+    up a rank's queries: as they may be half of all, they are not scored. Where fewer predict than `_room` has, index 0
+    fills up and does not count."""
+    predicts = targets > 0
+    size = _room(predicts, most)
+    asked = torch.nonzero_static(predicts, size=size, fill_value=0).flatten()
+    return asked, torch.arange(size, device=targets.device) < predicts.sum()
+
+
+def _room(predicts: Tensor, most: int) -> int:
+    """How many queries are scored. How many predict something a GPU's host could learn only by waiting for it, so there
+    it is as many as can be: `most`, of the global batch, of which a micro-batch is a part."""
+    return int(predicts.sum()) if predicts.device.type == "cpu" else min(most, len(predicts))
 
 
 OBJECTIVE = Registered(FullSoftmaxConfig, FullSoftmax)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,7 +17,7 @@ from eupmim_dist.data.batch import NO_ROW, UserBatch
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Encoded, TableSpec
-from eupmim_dist.objectives import log_total
+from eupmim_dist.objectives import full_softmax, log_total
 from eupmim_dist.objectives.full_softmax import FullSoftmax, FullSoftmaxConfig
 from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.objectives.readout import READOUTS
@@ -178,6 +179,47 @@ def test_a_discounted_full_softmax_is_the_oracles(store: InteractionStore, reado
         **discount,
     )
     setup.check(parts["cross_entropy"], expected)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.6])
+def test_a_full_softmax_with_room_for_more_queries_than_predict_is_the_same(
+    store: InteractionStore, monkeypatch: pytest.MonkeyPatch, discount: float
+) -> None:
+    """As on a GPU, whose host does not know how many do."""
+    setup = Setup(store)
+    objective = full(setup.task, discount=discount)
+    expected = setup.parts(objective)["cross_entropy"]
+    gradients = setup.gradients(expected)
+    assert (setup.targets <= 0).any(), "each place predicts"
+    monkeypatch.setattr(full_softmax, "_room", lambda predicts, most: len(predicts))
+    found = setup.parts(objective)["cross_entropy"]
+    assert torch.equal(found, expected)
+    for gradient, other in zip(setup.gradients(found), gradients, strict=True):
+        torch.testing.assert_close(gradient, other, **EXACT)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.6])
+@every_readout
+def test_a_full_softmax_asks_a_gpu_nothing(
+    store: InteractionStore, monkeypatch: pytest.MonkeyPatch, readout: str, discount: float
+) -> None:
+    """Under fake tensors a shape that depends on what a tensor holds raises, and so does a number that is read off."""
+    monkeypatch.setattr(full_softmax, "_room", lambda predicts, most: min(most, len(predicts)))
+    setup = Setup(store)
+    objective = full(setup.task, readout=readout, discount=discount)
+    catalogue = catalogue_of(setup.table.weight.detach())
+    drawn = objective.draw(setup.batch, STEP)
+    queries, rows, target = setup.queries.detach(), catalogue.rows.detach(), setup.table.weight.detach()[setup.targets]
+
+    with FakeTensorMode() as mode, torch.no_grad():
+        there = mode.from_tensor
+        catalogue.rows = there(rows)
+        catalogue.part.ids, catalogue.part.places = there(catalogue.part.ids), there(catalogue.part.places)
+        batch, drawn = setup.batch._map(there), drawn._map(there)
+        found = objective(Encoded(there(queries)), {"target": there(target)}, batch, drawn, catalogue)["cross_entropy"]
+        with pytest.raises(DynamicOutputShapeException):
+            (drawn.target > 0).nonzero()
+        assert found.shape == ()
 
 
 def test_a_discount_is_refused_where_no_window_has_several_places(store: InteractionStore) -> None:
