@@ -11,6 +11,7 @@ from eupmim_dist.data.formats import Options
 from eupmim_dist.data.formats.where import conditions
 from eupmim_dist.data.frames import lazy_frame
 from eupmim_dist.data.item_features import Known
+from eupmim_dist.data.permute import permuting_seeds
 from eupmim_dist.data.prepare import look_at, look_at_frame, no_progress, prepare_frame, prepare_store
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.synth import synthesize as synthesize_store
@@ -140,6 +141,7 @@ def prepare(
     )
 
     def make() -> None:
+        permuting_seeds(permute_users, permute_items, format or "", keep_ids=keep_ids)
         if is_paths:
             if format is None:
                 raise UserError(f"prepare: say which format {short(paths[0])} has, such as format='csv'")
@@ -151,8 +153,6 @@ def prepare(
         else:
             if format is not None:
                 raise UserError(f"prepare: a data frame has no format; leave out format={shown(format)}")
-            if keep_ids:
-                raise UserError("--keep-ids: only --format elmrec permutes ids without being told to; leave it out")
             wanted = (user_column, item_column, time_column, title_column, *attributes)
             frame = lazy_frame(source, {*wanted, *(each.column for each in conditions(where))})
             if dry_run:

@@ -10,7 +10,11 @@ if [ $# -eq 0 ]; then
 fi
 : "${HOSTFILE:?a file with a line such as 'node0 slots=8' for each node}"
 zero=${ZERO:-2}
-first=$(sed -n 's/^\([^# ]*\) .*slots=.*/\1/p;T;q' "$HOSTFILE") # by its name: DeepSpeed would take any address it has
+first=$(awk '!/^[[:space:]]*#/ && /slots=/ { print $1; exit }' "$HOSTFILE") # by its name: DeepSpeed would take any address it has
+if [ -z "$first" ]; then
+    echo "$HOSTFILE: names no node; write a line such as 'node0 slots=8' for each" >&2
+    exit 2
+fi
 total=$(sed -n 's/^[^#]*slots=\([0-9]*\).*/\1/p' "$HOSTFILE" | awk '{ total += $1 } END { print total + 0 }')
 export EUPMIM_WORLD_SIZE=$total # the trainer refuses a world of another size
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -18,10 +22,10 @@ if [ "$zero" -gt 0 ]; then
     export ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_ZERO_STAGE=$zero
     export ACCELERATE_MIXED_PRECISION=${MIXED_PRECISION:-no}
 fi
-# What DeepSpeed hands on to the nodes: of its own environment only what stands in such a file.
+# What DeepSpeed hands on to the nodes: of its own environment only what stands in such a file, no value with a blank.
 DS_ENV_FILE=$(mktemp)
 export DS_ENV_FILE
 trap 'rm -f "$DS_ENV_FILE"' EXIT
-env | grep -E '^(PATH|EUPMIM_|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|ACCELERATE_|GLOO_)' >"$DS_ENV_FILE"
+env | grep -E '^(PATH|LD_LIBRARY_PATH|EUPMIM_|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|ACCELERATE_|GLOO_|NCCL_|TORCH_|HF_)[^=]*=[^[:space:]]*$' >"$DS_ENV_FILE"
 deepspeed --hostfile "$HOSTFILE" --master_addr "$first" --master_port "${PORT:-29500}" \
     --module eupmim_dist "$@"

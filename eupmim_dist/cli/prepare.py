@@ -131,6 +131,7 @@ def prepare(
     from eupmim_dist.cli.stores import print_store, print_told, stage_progress
     from eupmim_dist.data.formats import Options
     from eupmim_dist.data.item_features import Known
+    from eupmim_dist.data.permute import permuting_seeds
     from eupmim_dist.data.prepare import look_at, prepare_store
     from eupmim_dist.errors import UserError
 
@@ -163,6 +164,7 @@ def prepare(
     )
     if out is None and not dry_run:
         raise UserError("--out: name the directory of the new store, or look at the source with --dry-run")
+    permuting_seeds(permute_users, permute_items, format_name, keep_ids=keep_ids)  # a dry run refuses what it would
     with stage_progress() as progress:
         if out is None or dry_run:
             look_at(

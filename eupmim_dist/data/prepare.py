@@ -120,6 +120,7 @@ def look_at(
 
 def look_at_frame(frame: pl.LazyFrame, options: Options, *, beside: Path, known: Known, tell: Tell) -> None:
     """As `look_at`, of a data frame with a row for each interaction."""
+    _check_apply(options)
     check_known(known)
     with _workspace(beside) as workspace:
         dataset = parquet.read_frame(frame, options, workspace, no_progress, tell)

@@ -23,7 +23,7 @@ from eupmim_dist.evaluation.runner import evaluate_scorer, held_out_users, ranki
 from eupmim_dist.evaluation.scorers import ease, paths
 from eupmim_dist.evaluation.scorers.association import Association
 from eupmim_dist.evaluation.scorers.cooccurrence import Cooccurrence, followers
-from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, make_scorer
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, check_room, make_scorer
 from eupmim_dist.evaluation.scorers.paths import Paths
 from eupmim_dist.parallel import memory
 from eupmim_dist.parallel.world import World
@@ -118,6 +118,7 @@ def test_paths_from_item_to_item(first: int, last: int, block: int, monkeypatch:
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_paths_start_from_what_a_user_trained_on(tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "lack_of_memory", lambda *_: None)
+    monkeypatch.setattr(paths, "everywhere", lambda value, _: [value])  # every one of the ranks here has all users
     store = small_store(tmp_path / "last", num_users=30, num_items=40, split_rule="leave_one_out")
     trained = [store.items[store.offsets[u] : store.offsets[u + 1] - 2].tolist() for u in range(30)]
     expected = plain.path_weights(trained, 41)[:30, 30:] * np.sqrt([len(items) for items in trained])[:, None]
@@ -130,7 +131,9 @@ def test_paths_start_from_what_a_user_trained_on(tmp_path: Path, split: str, mon
     assert cuts[0].numpy() == pytest.approx(expected, abs=1e-12)
     assert torch.equal(*cuts)
     of_history = make_scorer("history_paths", ranking(store)).query(users)
-    assert (of_history != NO_ROW).sum(1).tolist() == [len(items) + (split == "test") for items in trained]
+    lengths = [len(items) + (split == "test") for items in trained]
+    assert (of_history != NO_ROW).sum(1).tolist() == lengths
+    assert of_history.shape[1] == max(lengths)
 
 
 def test_what_paths_cost_is_said_or_refused(
@@ -140,8 +143,11 @@ def test_what_paths_cost_is_said_or_refused(
     make_scorer("paths", ranking(store))
     assert "pairs of items take at most 0.0 GB of memory and about 0 s" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(memory, "available_bytes", lambda _: 1000)
-    with pytest.raises(UserError, match=r"baselines paths: [\d,]+ pairs of items needs 0.0 GB of memory, and 0.0 GB"):
-        make_scorer("paths", ranking(store))
+    for name in ("paths", "history_paths"):
+        with pytest.raises(
+            UserError, match=rf"baselines {name}: [\d,]+ pairs of items needs 0.0 GB of memory, and 0.0 GB"
+        ):
+            check_room([name], store, WORLD)  # before a training whose end it would be
 
 
 def test_the_rule_of_the_next_id_is_that_of_an_audit(tmp_path: Path) -> None:

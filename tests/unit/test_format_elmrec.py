@@ -214,9 +214,12 @@ def test_bad_sources_are_named(tmp_path: Path, change: Change, message: str) -> 
         ("elmrec", {"min_count": 2}, "min_count: does not apply to format elmrec, only to csv, parquet"),
     ],
 )
-def test_options_that_do_not_apply(tmp_path: Path, format_name: str, options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_options_that_do_not_apply(
+    tmp_path: Path, format_name: str, options: dict[str, Any], message: str, dry_run: bool
+) -> None:
     with pytest.raises(UserError, match=message):
-        prepare(written(tmp_path / "source"), tmp_path / "store", format=format_name, **options)
+        prepare(written(tmp_path / "source"), tmp_path / "store", format=format_name, dry_run=dry_run, **options)
 
 
 def test_a_seed_of_negatives_that_are_given_and_too_few_items(tmp_path: Path) -> None:

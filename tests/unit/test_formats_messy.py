@@ -475,6 +475,8 @@ def test_a_look_beforehand_from_python_tells_the_same(tmp_path: Path, caplog: py
     assert [what for what, _, _ in of_file] == ["source", "columns", "rows", "store", "too rare"] + ["first users"] * 3
     assert of_frame == of_file[1:]
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+    with pytest.raises(UserError, match="negatives_seed: does not apply to a data frame"):
+        prepare(pl.read_csv(tmp_path / "log.csv", separator=";"), tmp_path / "store", negatives_seed=1, **options)
     with pytest.raises(UserError, match=r"out=\.\.\., or look at it with dry_run=True"):
         prepare(tmp_path / "log.csv", format="csv", **options | {"dry_run": False})
 

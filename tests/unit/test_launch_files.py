@@ -93,10 +93,11 @@ def test_several_nodes(run):
 
 
 def test_deepspeed_hands_on_what_each_rank_is_told(run, tmp_path):
-    (tmp_path / "hosts").write_text("# all\nnode0 slots=8\nnode1 slots=4\n")
+    (tmp_path / "hosts").write_text("# all slots=1\nnode0\tslots=8\nnode1 slots=4\n")
     shows = SAYS + 'echo; cat "$DS_ENV_FILE"\n'
+    told = {"NCCL_IB_DISABLE": "1", "NCCL_DEBUG_FILE": "a b", "HF_HUB_OFFLINE": "1"}
     code, out, err = run(
-        f"HOSTFILE={tmp_path}/hosts ZERO=1 launch/deepspeed.sh train --config a.yaml", {"deepspeed": shows}
+        f"HOSTFILE={tmp_path}/hosts ZERO=1 launch/deepspeed.sh train --config a.yaml", {"deepspeed": shows}, **told
     )
     assert code == 0, err
     given, handed_on = out[1 : out.index("")], out[out.index("") + 1 :]
@@ -104,9 +105,17 @@ def test_deepspeed_hands_on_what_each_rank_is_told(run, tmp_path):
         f"deepspeed --hostfile {tmp_path}/hosts --master_addr node0 --master_port 29500 "
         "--module eupmim_dist train --config a.yaml"
     )
-    assert given == sorted(line for line in handed_on if not line.startswith("PATH="))
+    assert {"NCCL_IB_DISABLE=1", "HF_HUB_OFFLINE=1"} < set(handed_on)
+    assert given == sorted(line for line in handed_on if not line.startswith(("PATH=", "NCCL_IB", "HF_")))
     assert {"EUPMIM_WORLD_SIZE=12", "ACCELERATE_USE_DEEPSPEED=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=1"} < set(given)
     assert not list(tmp_path.glob("tmp*"))
+
+
+def test_a_hostfile_without_a_node_is_refused(run, tmp_path):
+    (tmp_path / "hosts").write_text("# node0 slots=8\n\n")
+    code, out, err = run(f"HOSTFILE={tmp_path}/hosts launch/deepspeed.sh train --config a.yaml")
+    assert (code, out) == (2, [])
+    assert err == f"{tmp_path}/hosts: names no node; write a line such as 'node0 slots=8' for each\n"
 
 
 JOB = {

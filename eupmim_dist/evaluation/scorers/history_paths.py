@@ -15,6 +15,8 @@ class HistoryPathsConfig(ScorerSection):
 
 
 class HistoryPaths(Paths):
+    name = "history_paths"
+
     def starts(self, users: HeldOut) -> Ragged:
         return users.seen
 
