@@ -12,11 +12,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from eupmim_dist import hashing
+from eupmim_dist.assemble import open_store
+from eupmim_dist.data import store as stores
+from eupmim_dist.data.manifest import read_manifest
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel import agreement
 from eupmim_dist.parallel.agreement import RankFailed, agreed
 from eupmim_dist.parallel.world import World, init_world, shutdown
 from tests.distributed.spawn import run_ranks
+from tests.stores import small_store
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
@@ -239,3 +244,30 @@ def test_a_rank_tells_its_own_reason_where_the_store_is_lost(monkeypatch):
         raise RuntimeError("Connection closed by peer")
     with pytest.raises(RankFailed, match="rank 1: lost rank 0"), agreed(world):
         pass
+
+
+def open_slowly(directory, seconds, reads):
+    """Opens a store whose hashing takes so long on rank 0, which is stuck in it unless it `reads`."""
+    world = init_world(cpu=True)
+
+    def hash_slowly(file, on_bytes):
+        for _ in range(10):
+            time.sleep(seconds / 10)
+            if reads:
+                on_bytes(1)
+        return hashing.sha256(file)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stores, "sha256", hash_slowly)
+        patched.setattr(agreement, "GRACE_SECONDS", 0.5)
+        try:
+            return open_store(directory, world).num_users
+        except RankFailed as error:
+            return str(error)
+
+
+def test_a_store_may_take_longer_to_hash_than_a_collective(tmp_path):
+    small_store(tmp_path, num_users=20)
+    num_files, gone = len(read_manifest(tmp_path).files), "rank 0: gave no answer for 1 s: it is gone or stuck"
+    assert run_ranks(2, open_slowly, tmp_path, 2 / num_files, True, collective_timeout=1) == [20, 20]
+    assert run_ranks(2, open_slowly, tmp_path, 2 / num_files, False, collective_timeout=1)[1] == gone
