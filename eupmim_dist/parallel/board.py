@@ -15,6 +15,8 @@ from eupmim_dist.telemetry.log import get_logger
 
 PATIENCE_SECONDS = 15
 """After which rank 0 says whom all wait for."""
+JOINED = "eupmim/joined"
+"""Keys of the nodes whose ranks have met here: by them a launcher tells the store of an attempt that has failed."""
 STORE_SECONDS = 1.0
 """After a failure, how long the store stays for the others to read why; it goes with a process of rank 0's host."""
 

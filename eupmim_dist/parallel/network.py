@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 import eupmim_dist
 from eupmim_dist.errors import UserError, listed, short
 from eupmim_dist.parallel import descriptors
-from eupmim_dist.parallel.board import STORE_SECONDS, Board
+from eupmim_dist.parallel.board import JOINED, STORE_SECONDS, Board
 
 REACH_SECONDS = 10
 """How long one host tries to reach another."""
@@ -70,6 +70,7 @@ def join(rank: int, size: int, gpu: str | None, timeout: timedelta) -> dist.Stor
     descriptors.allow(size)
     try:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+        store.set(f"{JOINED}/{os.environ.get('GROUP_RANK', '0')}", "")
     except dist.DistError as error:
         raise UserError(
             f"{endpoint}: {here} did not meet the others there: {' '.join(str(error).split())}; give all hosts the "
