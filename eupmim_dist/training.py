@@ -30,6 +30,7 @@ from eupmim_dist.export.source_settings import compare_settings
 from eupmim_dist.files import write_text
 from eupmim_dist.hashing import fingerprint_of_directory
 from eupmim_dist.models.interface import ITEM_TABLE
+from eupmim_dist.parallel import heartbeat
 from eupmim_dist.parallel.agreement import agreed, check_alike
 from eupmim_dist.parallel.merge import lack_of_triton
 from eupmim_dist.parallel.world import World
@@ -181,6 +182,8 @@ def run_training(
     Until its end a signal, or Ctrl-C, has it save and leave (train/preemption.py).
     """
     main, run_dir = run.world.is_main, start.run_dir
+    if beating := heartbeat.mine():
+        beating.run_dir = run_dir
     throughput, users = Throughput(), Callbacks(run, callbacks, on_metrics)
     told = [trackers.log, users.on_metrics]
     settings = {key: value for key, value in flat(run.config).items() if key not in FREE_KEYS}

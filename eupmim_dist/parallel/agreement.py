@@ -6,10 +6,8 @@ them and hands over garbage), and a GPU that has just failed must not be needed 
 """
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TypeVar, cast
 
@@ -18,8 +16,10 @@ import torch.distributed as dist
 
 from eupmim_dist.errors import UserError, mistake_of, shown
 from eupmim_dist.hashing import OnBytes
+from eupmim_dist.parallel import heartbeat
 from eupmim_dist.parallel.board import STORE_SECONDS, holds_store
 from eupmim_dist.parallel.network import named
+from eupmim_dist.parallel.patience import Deadline, in_time
 from eupmim_dist.parallel.world import World, collective_timeout, parted
 
 GRACE_SECONDS = 3.0
@@ -52,20 +52,6 @@ class _StoreLost(RankFailed):
     """The store through which ranks agree is out of reach, and so are all ranks for which it is not."""
 
 
-class _Deadline:
-    """Until when a rank waits for the others; a time of `time.monotonic`."""
-
-    def __init__(self, patience: float) -> None:
-        self.patience = patience
-        self.renew()
-
-    def renew(self) -> None:
-        self.at = time.monotonic() + self.patience
-
-    def bring_forward(self, seconds: float) -> None:
-        self.at = min(self.at, time.monotonic() + seconds)
-
-
 _AT_WORK = "eupmim/at_work"
 """Counts what ranks have said of a long work within a region: those that wait for them begin to wait anew."""
 
@@ -90,6 +76,9 @@ def agreed(world: World) -> Iterator[None]:
     _open_regions.append(f"eupmim/agreed/{'.'.join(map(str, _entered))}")
     _entered[-1] += 1
     _entered.append(0)
+    beating = heartbeat.mine()
+    if beating:
+        beating.region = _open_regions[0]
     error: BaseException | None = None
     try:
         yield
@@ -98,13 +87,20 @@ def agreed(world: World) -> Iterator[None]:
     regions = list(_open_regions)
     _open_regions.pop()
     _entered.pop()
-    if isinstance(error, _StoreLost):
-        raise error
-    deadline = _Deadline(
-        collective_timeout() if error is None else GRACE_SECONDS if isinstance(error, Exception) else 0
-    )
     try:
-        failures, reporter = _in_time(deadline, lambda: _meet(world, regions, error, deadline))
+        if isinstance(error, _StoreLost):
+            raise error
+        _agree(world, regions, error)
+    finally:
+        if beating and not _open_regions:
+            beating.region = ""
+
+
+def _agree(world: World, regions: list[str], error: BaseException | None) -> None:
+    """Raises what is to be raised here of how the innermost of `regions` went."""
+    deadline = Deadline(collective_timeout() if error is None else GRACE_SECONDS if isinstance(error, Exception) else 0)
+    try:
+        failures, reporter = in_time(deadline, 2 * GRACE_SECONDS, lambda: _meet(world, regions, error, deadline))
     except (dist.DistError, TimeoutError) as gone:
         parted.set()
         if error is not None and not _is_lost_peer(error):
@@ -113,8 +109,9 @@ def agreed(world: World) -> Iterator[None]:
     if failures:
         first = min(failures)
         if error is None or (first != world.rank and _is_lost_peer(error)):
-            kind = RankMistake if failures[first]["mistake"] else RankFailed
-            error = kind(f"{named(first)}: {failures[first]['reason']}")
+            kind, beating = RankMistake if failures[first]["mistake"] else RankFailed, heartbeat.mine()
+            traces = beating.traces() if beating and failures[first].get("silent") else ""
+            error = kind(f"{named(first)}: {failures[first]['reason']}{traces}")
         error.reported_elsewhere = reporter != world.rank  # type: ignore[attr-defined]
         if world.local_size < world.size or holds_store(world.rank):
             time.sleep(STORE_SECONDS)
@@ -184,30 +181,14 @@ def at_work(world: World) -> OnBytes:
         if world.size > 1 and time.monotonic() - said > collective_timeout() / 4:
             store = dist.distributed_c10d._get_default_store()
             with suppress(dist.DistError, TimeoutError):  # found where ranks meet next
-                _in_time(_Deadline(0), lambda: store.add(_AT_WORK, 1))
+                in_time(Deadline(0), 2 * GRACE_SECONDS, lambda: store.add(_AT_WORK, 1))
             said = time.monotonic()
 
     return say
 
 
-def _in_time(deadline: _Deadline, function: Callable[[], T]) -> T:
-    """What `function` returns; TimeoutError where it is late: a store whose host is cut off never answers."""
-    found: Future[T] = Future()
-
-    def call() -> None:
-        try:
-            found.set_result(function())
-        except BaseException as error:
-            found.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    while (left := deadline.at + 2 * GRACE_SECONDS - time.monotonic()) > 0 and not found.done():
-        wait([found], left)
-    return found.result(0)
-
-
 def _meet(
-    world: World, regions: list[str], error: BaseException | None, deadline: _Deadline
+    world: World, regions: list[str], error: BaseException | None, deadline: Deadline
 ) -> tuple[dict[int, dict], int]:
     """Tell the others how the innermost of `regions` went here, and learn how it went there.
 
@@ -244,9 +225,22 @@ def _meet(
         failures |= _told(store, name)
     present = sorted(map(int, store.get(f"{region}/present").split()))
     if all(outcome["lost"] for outcome in failures.values()):
-        reason = f"gave no answer for {deadline.patience:g} s: it is gone or stuck"
-        outcome = {"reason": reason, "mistake": False, "lost": False}
-        missing = dict.fromkeys(sorted(set(range(world.size)) - set(present)), outcome)
+        gone = sorted(set(range(world.size)) - set(present))
+        at, reason = (
+            heartbeat.described(store, gone, collective_timeout()),
+            f"gave no answer for {deadline.patience:g} s",
+        )
+        missing = {
+            rank: {
+                "reason": f"{reason}: it is gone or stuck{at.get(rank, '')}",
+                "mistake": False,
+                "lost": False,
+                "silent": True,
+            }
+            for rank in gone
+        }
+        if error is None or _is_late(error):
+            heartbeat.give_up(store, gone, regions[0])
         _tell(store, region, missing)  # should one of them arrive after all, it fails too
         failures = missing or failures
     failures = {rank: outcome for rank, outcome in failures.items() if not outcome["lost"]} or failures
@@ -266,6 +260,11 @@ def _told(store: dist.Store, region: str) -> dict[int, dict]:
         return {}
     lines = store.get(f"{region}/failed").decode().splitlines()
     return dict(json.loads(line) for line in reversed(lines))
+
+
+def _is_late(error: BaseException) -> bool:
+    """True if `error` says that the time limit of a collective was over, and not that a connection was closed."""
+    return any(sign in str(error).lower() for sign in ("timed out", "timeout"))
 
 
 def _is_lost_peer(error: BaseException) -> bool:

@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel import agreement
-from eupmim_dist.parallel.agreement import RankFailed, _Deadline
+from eupmim_dist.parallel.agreement import RankFailed
+from eupmim_dist.parallel.patience import Deadline, in_time
 from eupmim_dist.parallel.world import World
 
 REGION = "eupmim/agreed/0"
@@ -43,7 +44,7 @@ def world(rank, size):
 
 
 def meet(rank, size, error=None, patience=5.0):
-    return agreement._meet(world(rank, size), [REGION], error, _Deadline(patience))
+    return agreement._meet(world(rank, size), [REGION], error, Deadline(patience))
 
 
 def has_arrived(store, ranks, failed=()):
@@ -103,9 +104,9 @@ def come_late(monkeypatch, works):
     found = []
 
     def wait():
-        found.append(agreement._in_time(deadline, lambda: agreement._meet(world(0, 2), [REGION], None, deadline)))
+        found.append(in_time(deadline, 0.2, lambda: agreement._meet(world(0, 2), [REGION], None, deadline)))
 
-    deadline = _Deadline(0.4)
+    deadline = Deadline(0.4)
     waiting = threading.Thread(target=wait)
     waiting.start()
     say, until = agreement.at_work(world(1, 2)), time.monotonic() + 1.2
