@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import typer
 
+from eupmim_dist.cli.watch import MARGIN_SECONDS, watched_ranks
 from eupmim_dist.errors import UserError
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -98,6 +99,8 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
+    from eupmim_dist.parallel.heartbeat import DIRECTORY_VARIABLE
+    from eupmim_dist.parallel.world import collective_timeout
     from eupmim_dist.train.preemption import ANOTHER_FAILED
 
     debug = os.environ.get("EUPMIM_DEBUG") == "1"
@@ -112,7 +115,10 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
         args.signals_to_handle = ",".join(number.name for number in FORWARDED)  # torchrun's, which accelerate fills in
         args.shutdown_timeout = grace  # the same; since torch 2.12
         args.log_dir = os.devnull  # the same; nothing is redirected, and an empty directory would stay in /tmp
-        with patch_environment(**env, **{LAUNCHER_VARIABLE: str(os.getpid())}):
+        with (
+            watched_ranks(collective_timeout() + MARGIN_SECONDS) as heartbeats,
+            patch_environment(**env, **{LAUNCHER_VARIABLE: str(os.getpid()), DIRECTORY_VARIABLE: str(heartbeats)}),
+        ):
             accelerate_launch.launch_command(args)
     except ChildFailedError as failed:
         if debug:

@@ -30,6 +30,8 @@ TRACES_SECONDS = 5.0
 """For what is written of a failure; a file system may be what is stuck."""
 DESCRIBED = 3
 """Ranks whose places a message names."""
+DIRECTORY_VARIABLE = "EUPMIM_HEARTBEATS"
+"""Where ranks leave a file, each with its process and what it is at, for the launcher of their node (cli/watch.py)."""
 TRACES = "stuck"
 """Directory of a run, or of the system's temporary files, with what ranks were at."""
 PACKAGE = Path(__file__).parents[1]
@@ -76,7 +78,9 @@ class Heartbeat:
     def _beat(self) -> None:
         heard = time.monotonic()
         while not self._ended.is_set():
-            told, given_up = json.dumps([time.time(), self._sample()]), ""
+            sample, given_up = self._sample(), ""
+            told = json.dumps([time.time(), sample])
+            self._tell_launcher(sample)
             with suppress(dist.DistError, TimeoutError):  # the others, or their launcher, have gone
                 given_up = in_time(Deadline(0), 2 * SECONDS, partial(self._tell, told))
                 heard = time.monotonic()
@@ -94,6 +98,13 @@ class Heartbeat:
         if place != self._place:
             self._since, self._place = time.monotonic(), place
         return f"{place}, for {time.monotonic() - self._since:.0f} s"
+
+    def _tell_launcher(self, sample: str) -> None:
+        if directory := os.environ.get(DIRECTORY_VARIABLE):
+            with suppress(OSError):
+                file = Path(directory) / f"rank-{self.rank}"
+                file.with_suffix(".new").write_text(f"{os.getpid()} {sample}")
+                file.with_suffix(".new").replace(file)
 
     def _tell(self, told: str) -> str:
         """Returns the region in which this rank has been given up."""

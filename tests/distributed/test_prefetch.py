@@ -186,13 +186,13 @@ def exchange_at_once(rounds: int) -> None:
     """What each of the users of the connections receives, while a third one gathers over them."""
     world = init_world(cpu=True)
     drawn = random.Random(world.rank)
-    group = background_group()
+    group, connections = background_group(), {user: open_connections(user) for user in USERS}
 
     def sent(sender: int, receiver: int, user: str, round_: int, part: int) -> float:
         return 10_000 * USERS.index(user) + 1000 * part + 100 * round_ + 10 * sender + receiver
 
     def use(user: str) -> None:
-        exchange = Exchange(world, Traffic(), open_connections(user))
+        exchange = Exchange(world, Traffic(), connections[user])
         for round_ in range(rounds):
             time.sleep(drawn.random() / 200)
             received = [[torch.zeros(50) for _ in range(world.size)] for _ in range(2)]
