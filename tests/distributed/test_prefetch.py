@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
@@ -28,6 +29,8 @@ from tests.distributed.spawn import run_ranks
 from tests.runs import WORLD
 
 BAD_STEP = 3
+MESHES = 3
+"""Of connections between all ranks, each of which takes a file per rank (docs/launching.md)."""
 
 
 def take_steps(stop_at: int, bad_rank: int) -> tuple[int, str]:
@@ -187,9 +190,10 @@ def exchange_at_once(rounds: int) -> None:
     world = init_world(cpu=True)
     drawn = random.Random(world.rank)
     group, connections = background_group(), {user: open_connections(user) for user in USERS}
+    assert dist.get_pg_count() == MESHES
 
     def sent(sender: int, receiver: int, user: str, round_: int, part: int) -> float:
-        return 10_000 * USERS.index(user) + 1000 * part + 100 * round_ + 10 * sender + receiver
+        return float(10_000 * USERS.index(user) + 1000 * part + 100 * round_ + 10 * sender + receiver)
 
     def use(user: str) -> None:
         exchange = Exchange(world, Traffic(), connections[user])
