@@ -76,8 +76,11 @@ class Board:
         return [each["value"] for each in every]
 
     def _answer_of_main(self, what: str) -> dict[str, Any]:
-        deadline, pause = time.monotonic() + self.timeout + 2 * STORE_SECONDS, 0.001  # rank 0 tells who is late
+        deadline, main_is_here, pause = time.monotonic() + self.timeout, False, 0.001
         while not self.store.check([f"{what}/answer"]):
+            if not main_is_here and self.store.check([f"{what}/0"]):
+                main_is_here = True  # and will say who is late
+                deadline = time.monotonic() + self.timeout + 2 * STORE_SECONDS
             if time.monotonic() > deadline:
                 raise self._told_once(self._late("0"))
             time.sleep(pause)

@@ -76,19 +76,21 @@ class Heartbeat:
         return place
 
     def _beat(self) -> None:
-        heard = time.monotonic()
+        heard, step = time.monotonic(), self.step
         while not self._ended.is_set():
+            if step != self.step:  # the others take part in it, whatever has become of the store
+                heard, step = time.monotonic(), self.step
             sample, given_up = self._sample(), ""
             told = json.dumps([time.time(), sample])
             self._tell_launcher(sample)
-            with suppress(dist.DistError, TimeoutError):  # the others, or their launcher, have gone
+            with suppress(RuntimeError, TimeoutError):  # the store's host, or who holds it, may have gone
                 given_up = in_time(Deadline(0), 2 * SECONDS, partial(self._tell, told))
                 heard = time.monotonic()
             if given_up and given_up == self.region and not self._ended.wait(LEAVING_SECONDS):
                 if given_up == self.region:
                     self._end_process("have given it up")
-            elif self.region and time.monotonic() - heard > self.timeout + LEAVING_SECONDS:
-                self._end_process("have gone")
+            elif self.region and (silence := time.monotonic() - heard) > self.timeout + LEAVING_SECONDS:
+                self._end_process(f"have been out of reach for {silence:.0f} s")
             self._ended.wait(_interval(self.timeout))
 
     def _sample(self) -> str:

@@ -122,7 +122,17 @@ def test_a_rank_does_not_outlive_the_store_by_more_than_a_collective_may_take(be
     mine._thread.join(5 if ended else 0.6)
     assert mine.ended == ended
     assert time.monotonic() - started > TIMEOUT
-    assert ("the others have gone: ended" in capfd.readouterr().err) == bool(ended)
+    assert ("the others have been out of reach for 0 s: ended" in capfd.readouterr().err) == bool(ended)
+
+
+def test_a_rank_that_makes_steps_goes_on_without_the_store(beating):
+    mine = beating(Gone())
+    for step in range(20):
+        mine.step = step
+        time.sleep(0.05)
+    assert mine.ended == []
+    mine._thread.join(5)
+    assert mine.ended == [1]
 
 
 def test_a_store_that_hangs_counts_as_gone(beating, monkeypatch):

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -132,6 +133,23 @@ def test_whichever_rank_of_a_host_is_missing_another_one_tells_it(missing):
     for thread in threads:
         thread.join()
     assert len(told) == 1
+
+
+def test_a_rank_that_came_before_rank_0_names_who_is_missing_too():
+    store, told = dist.HashStore(), []
+
+    def come(rank, after):
+        time.sleep(after)
+        with pytest.raises(UserError) as error:
+            Board(store, rank, 3, timedelta(seconds=0.4)).tell("place", lambda: None, nothing)
+        told.append(str(error.value)[:11])
+
+    threads = [threading.Thread(target=come, args=(rank, after)) for rank, after in ((1, 0), (0, 0.3))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == ["rank 2 of 3"] * 2
 
 
 def test_a_mistake_of_one_rank_is_all_ranks():
