@@ -203,7 +203,7 @@ def _meet(
         outcome = {"reason": reason, "mistake": mistake is not None, "lost": _is_lost_peer(error)}
         _tell(store, region, {world.rank: outcome})  # before arriving: who counts all arrivals finds this too
     heard = store.add(_AT_WORK, 0)
-    store.append(f"{region}/present", f"{world.rank} ")
+    _append(store, f"{region}/present", f"{world.rank} ")
     arrived = store.add(f"{region}/arrived", 1)
 
     pause = 0.001
@@ -251,7 +251,11 @@ def _meet(
 
 def _tell(store: dist.Store, region: str, failures: dict[int, dict]) -> None:
     """Adds to a region's list of failures, which need not be read rank by rank."""
-    store.append(f"{region}/failed", "".join(f"{json.dumps([rank, told])}\n" for rank, told in failures.items()))
+    _append(store, f"{region}/failed", "".join(f"{json.dumps([rank, told])}\n" for rank, told in failures.items()))
+
+
+def _append(store: dist.Store, key: str, text: str) -> None:
+    store.append(key, text)  # type: ignore[attr-defined]  # of which torch's stubs do not know
 
 
 def _told(store: dist.Store, region: str) -> dict[int, dict]:

@@ -71,7 +71,7 @@ class Heartbeat:
         place.mkdir(parents=True, exist_ok=True)
         with (place / f"rank-{self.rank}.stacks.txt").open("w") as file:
             faulthandler.dump_traceback(file)
-        recorded = torch._C._distributed_c10d._dump_fr_trace_json(True, False)
+        recorded = torch._C._distributed_c10d._dump_fr_trace_json(True, False)  # type: ignore[attr-defined]
         (place / f"rank-{self.rank}.collectives.json").write_bytes(recorded)
         return place
 
