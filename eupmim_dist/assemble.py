@@ -30,7 +30,7 @@ from eupmim_dist.objectives.interface import Objective
 from eupmim_dist.optim.dense import make_dense_optimizer
 from eupmim_dist.optim.tables import make_table_optimizer
 from eupmim_dist.parallel import network
-from eupmim_dist.parallel.agreement import agreed, check_alike
+from eupmim_dist.parallel.agreement import agreed, at_work, check_alike
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
@@ -47,7 +47,7 @@ from eupmim_dist.train.state import Assembled, Progress, Run, Setup
 def open_store(path: Path, world: World) -> InteractionStore:
     """Opens an interaction store, alike on all ranks; one rank of each node checks the files' hashes."""
     with agreed(world):
-        store = InteractionStore.open(path, verify=world.local_rank == 0)
+        store = InteractionStore.open(path, verify=world.local_rank == 0, on_bytes=at_work(world))
     check_alike(world, {"data": store.fingerprint[:12]}, f"{path} must hold the same store on all hosts")
     return store
 

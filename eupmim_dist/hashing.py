@@ -34,6 +34,14 @@ def file_entry(file: Path) -> dict[str, Any]:
     return {"size": file.stat().st_size, "sha256": sha256(file)}
 
 
+def fingerprint_of_directory(directory: Path) -> str:
+    """Of the names of files in it, what is in the JSON ones, and how large others are, such as weights."""
+    files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
+    return sha256_of_json(
+        {file.name: sha256(file) if file.suffix == ".json" else file.stat().st_size for file in files}
+    )
+
+
 def sha256_of_json(content: Any) -> str:
     """Of a value that JSON can hold; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

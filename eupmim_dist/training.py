@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from eupmim_dist.evaluation.scorers.interface import check_room
 from eupmim_dist.export.init_from import INIT_FILE, take_weights
 from eupmim_dist.export.source_settings import compare_settings
 from eupmim_dist.files import write_text
+from eupmim_dist.hashing import fingerprint_of_directory
 from eupmim_dist.models.interface import ITEM_TABLE
+from eupmim_dist.parallel import heartbeat
 from eupmim_dist.parallel.agreement import agreed, check_alike
 from eupmim_dist.parallel.merge import lack_of_triton
 from eupmim_dist.parallel.world import World
@@ -132,9 +135,19 @@ def begin(
 
 
 def _check_alike(config: Config, world: World) -> None:
-    """All ranks train by one configuration; where a host has the data is its own affair."""
-    settings = {key: value for key, value in flat(config).items() if key != "data.dir"}
+    """All ranks train by one configuration; where a host has files, and how many CPUs, is its own affair."""
+    with agreed(world):
+        settings = {key: _compared(key, value) for key, value in flat(config).items() if key != "data.dir"}
     check_alike(world, settings, "start all hosts with the same configuration")
+
+
+def _compared(key: str, value: Any) -> Any:
+    """What of a setting must be the same on all hosts; where rank 0 has what it begins from counts for all."""
+    if key in ("train.init_from", "train.threads"):
+        return None if value is None else "set"
+    if key in ("model.t5", "task.tokenizer") and value is not None and Path(value).is_dir():
+        return f"a directory with {fingerprint_of_directory(Path(value))[:12]}"
+    return value
 
 
 def rehearse(run: Run, start: Start) -> None:
@@ -169,6 +182,8 @@ def run_training(
     Until its end a signal, or Ctrl-C, has it save and leave (train/preemption.py).
     """
     main, run_dir = run.world.is_main, start.run_dir
+    if beating := heartbeat.mine():
+        beating.run_dir = run_dir
     throughput, users = Throughput(), Callbacks(run, callbacks, on_metrics)
     told = [trackers.log, users.on_metrics]
     settings = {key: value for key, value in flat(run.config).items() if key not in FREE_KEYS}

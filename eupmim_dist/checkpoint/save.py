@@ -16,7 +16,7 @@ from eupmim_dist.checkpoint.state import host_copies, not_finite, readable_failu
 from eupmim_dist.checkpoint.writer import CheckpointWriter, remove
 from eupmim_dist.config.load import origins
 from eupmim_dist.parallel.agreement import agreed
-from eupmim_dist.parallel.exchange import own_group
+from eupmim_dist.parallel.exchange import background_group
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.throughput import SECONDS, Throughput
 from eupmim_dist.train.skipped import Diverged
@@ -60,7 +60,7 @@ class Saving:
         self._path = writer.final
         with agreed(run.world):
             tensors = host_copies(_finite(run, training_tensors(run)), run.world)
-        group = None if alone else own_group("checkpoints")
+        group = None if alone else background_group()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._future = self._thread.submit(dcp.save, tensors, storage_writer=writer, process_group=group, no_dist=alone)
         self._thread.shutdown(wait=False)

@@ -7,10 +7,12 @@ import socket
 import time
 from argparse import Namespace
 from contextlib import suppress
+from datetime import timedelta
 from itertools import pairwise
 
 import typer
 
+from eupmim_dist.cli.watch import MARGIN_SECONDS, watched_ranks
 from eupmim_dist.errors import UserError
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -25,8 +27,11 @@ SURVIVORS_SECONDS = 5
 PATIENCE_SECONDS, MEETING_SECONDS = 5, 600
 """After which a node says that it waits for node 0, and gives up; torchrun waits as long for the others."""
 
-ENDPOINT_SECONDS = 30
-"""How long a node that starts again waits for node 0 to have ended its last attempt."""
+ENDPOINT_SECONDS = 60
+"""How much longer than a collective a node waits for node 0 to end an attempt that has failed here: ranks on GPUs may
+see a lost one only by the collective's time limit."""
+
+FAILED_HERE = "node 0 has not yet ended the last attempt, which has failed here"
 
 
 def end_with_launcher() -> None:
@@ -55,13 +60,13 @@ def run_attempts(command: list[str], env: dict[str, str], max_restarts: int, gra
     # A user's mistake; asked to leave, in training or before it.
     final = {0, 2, EXIT_CODE, 128 + signal.SIGINT, *(-number for number in SIGNALS)}
     try:
-        _await_node_0(command, open_=True)
+        _await_node_0(command)
         rank, code = _attempt(command, env, grace)
         for restart in range(1, max_restarts + 1):
             if code in final:
                 break
             typer.echo(f"{_death(rank, code)}: starting again, {restart} of {max_restarts}", err=True)
-            _await_node_0(command, open_=False)  # whose keys are not the next attempt's
+            _await_node_0(command)
             rank, code = _attempt(command, env, grace)
     except SignalException as stopped:  # at any time: torchrun's handlers stay after its end
         typer.echo(f"stopped by {stopped.sigval.name}", err=True)
@@ -94,6 +99,8 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
+    from eupmim_dist.parallel.heartbeat import DIRECTORY_VARIABLE
+    from eupmim_dist.parallel.world import collective_timeout
     from eupmim_dist.train.preemption import ANOTHER_FAILED
 
     debug = os.environ.get("EUPMIM_DEBUG") == "1"
@@ -108,7 +115,10 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
         args.signals_to_handle = ",".join(number.name for number in FORWARDED)  # torchrun's, which accelerate fills in
         args.shutdown_timeout = grace  # the same; since torch 2.12
         args.log_dir = os.devnull  # the same; nothing is redirected, and an empty directory would stay in /tmp
-        with patch_environment(**env, **{LAUNCHER_VARIABLE: str(os.getpid())}):
+        with (
+            watched_ranks(collective_timeout() + MARGIN_SECONDS) as heartbeats,
+            patch_environment(**env, **{LAUNCHER_VARIABLE: str(os.getpid()), DIRECTORY_VARIABLE: str(heartbeats)}),
+        ):
             accelerate_launch.launch_command(args)
     except ChildFailedError as failed:
         if debug:
@@ -131,30 +141,45 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
     return 0, 0
 
 
-def _await_node_0(command: list[str], open_: bool) -> None:
-    """On another node: waits until node 0 has opened its endpoint, or has closed that of the last attempt."""
+def _await_node_0(command: list[str]) -> None:
+    """On another node: waits until node 0 has opened its endpoint, for an attempt that no rank of this node was in."""
     options = dict(pairwise(command))
-    if options.get("--machine_rank", "0") == "0":
+    node = options.get("--machine_rank", "0")
+    if node == "0":
         return
+    from eupmim_dist.parallel.world import collective_timeout
+
     host, port = options["--main_process_ip"].strip("[]"), int(options["--main_process_port"])
     started, told = time.monotonic(), False
-    while (waited := time.monotonic() - started) < (MEETING_SECONDS if open_ else ENDPOINT_SECONDS):
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-            reason = ""
-        except OSError as error:
-            reason = error.strerror or str(error)
-        if bool(reason) != open_:
-            return
-        if open_ and waited > PATIENCE_SECONDS and not told:
+    while reason := _not_ready(host, port, node):
+        waited = time.monotonic() - started
+        if waited > max(MEETING_SECONDS, collective_timeout() + ENDPOINT_SECONDS):
+            mend = "start node 0 with it, and let its port through"
+            mend = "end it there, and start all nodes again" if reason is FAILED_HERE else mend
+            raise UserError(f"--rdzv-endpoint {host}:{port}: not there within {waited:.0f} s: {reason}; {mend}")
+        if waited > PATIENCE_SECONDS and not told:
             told = True
-            typer.echo(f"waiting for {host}:{port}: {reason}; is node 0 started, with this endpoint?", err=True)
-        time.sleep(0.1)
-    if open_:
-        raise UserError(
-            f"--rdzv-endpoint {host}:{port}: not there within {MEETING_SECONDS} s: {reason}; start node 0 with it, and "
-            "let its port through"
-        )
+            hint = "" if reason is FAILED_HERE else "; is node 0 started, with this endpoint?"
+            typer.echo(f"waiting for {host}:{port}: {reason}{hint}", err=True)
+        time.sleep(0.2)
+
+
+def _not_ready(host: str, port: int, node: str) -> str:
+    """Why node 0's endpoint is not to be met now; nothing if it is."""
+    import torch.distributed as dist
+
+    from eupmim_dist.parallel.board import JOINED
+
+    try:
+        socket.create_connection((host, port), timeout=5).close()  # a store's client would try for long
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
+        store = dist.TCPStore(host, port, timeout=timedelta(seconds=5), wait_for_workers=False)
+        joined = store.check([f"{JOINED}/{node}"])
+    except dist.DistError:  # just gone, or no store: its ranks find out
+        return ""
+    return FAILED_HERE if joined else ""
 
 
 def _run_alone(args: Namespace) -> None:

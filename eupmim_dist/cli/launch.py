@@ -10,6 +10,7 @@ import typer
 
 from eupmim_dist.cli.attempts import run_attempts
 from eupmim_dist.errors import UserError, short
+from eupmim_dist.parallel import descriptors
 
 MODULE = "eupmim_dist"
 
@@ -81,6 +82,7 @@ def launch(
     )
     shown = " ".join(f"{name}={value}" for name, value in env.items())
     typer.echo(f"{shown} accelerate launch {shlex.join(command)}", err=True)
+    descriptors.allow(int(env["EUPMIM_WORLD_SIZE"]))  # of this process, which the ranks connect to, and of those
     if not dry_run and (code := run_attempts(command, env, max_restarts, grace)):
         raise typer.Exit(code)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from eupmim_dist.data.manifest import EXPLANATIONS, TABLES
 from eupmim_dist.data.splits import NO_SPLIT, SPLITS, TEST, VALID
 from eupmim_dist.data.tables import read_table
 from eupmim_dist.errors import UserError
+from eupmim_dist.hashing import OnBytes
 
 if TYPE_CHECKING:
     from eupmim_dist.data.store import InteractionStore
@@ -20,28 +22,34 @@ BLOCK = 1 << 22
 MEND = "copy the store again or prepare it again"
 
 
-def check_values(store: InteractionStore) -> None:
-    """Raises UserError, which names file and value, unless every offset, id, code and time is one there can be."""
-    most = store.num_item_rows - 1
+Blocks = Callable[..., Iterator[tuple[int, np.ndarray]]]
+
+
+def check_values(store: InteractionStore, on_bytes: OnBytes) -> None:
+    """Raises UserError, which names file and value, unless every offset, id, code and time is one there can be.
+
+    `on_bytes` hears of each block looked at.
+    """
+    most, blocks = store.num_item_rows - 1, partial(_blocks, on_bytes)
     for problem in (
-        _of_offsets(store),
-        _outside(store.items, 1, most, "items.npy", "item"),
+        _of_offsets(store, blocks),
+        _outside(blocks, store.items, 1, most, "items.npy", "item"),
         *(
-            _outside(store.attribute_values[:, column], 0, each.cardinality - 1, "attributes.npy", each.name)
+            _outside(blocks, store.attribute_values[:, column], 0, each.cardinality - 1, "attributes.npy", each.name)
             for column, each in enumerate(store.attributes)
         ),
         *(
-            _outside(values, 0, len(each.labels), "item_values.npy", each.name)
+            _outside(blocks, values, 0, len(each.labels), "item_values.npy", each.name)
             for each, values in store.values_of_items()
         ),
         *(
-            _not_finite(values, f"{name}.npy", may_lack=name == "item_numbers")
+            _not_finite(blocks, values, f"{name}.npy", may_lack=name == "item_numbers")
             for name in ("item_numbers", "item_vectors", "user_vectors")
             if (values := getattr(store, name)) is not None
         ),
-        *([] if store.negatives is None else [_outside(store.negatives, 1, most, "negatives.npy", "item")]),
-        _of_split(store),
-        _of_times(store),
+        *([] if store.negatives is None else [_outside(blocks, store.negatives, 1, most, "negatives.npy", "item")]),
+        _of_split(store, blocks),
+        _of_times(store, blocks),
     ):
         if problem:
             raise UserError(f"{store.path}/{problem}; {MEND}")
@@ -53,8 +61,8 @@ def check_values(store: InteractionStore) -> None:
         check_explanations(store.path / EXPLANATIONS, store.num_users, store.num_item_rows)
 
 
-def _of_offsets(store: InteractionStore) -> str | None:
-    for first, block in _blocks(store.offsets, overlap=1):
+def _of_offsets(store: InteractionStore, blocks: Blocks) -> str | None:
+    for first, block in blocks(store.offsets, overlap=1):
         falls = np.flatnonzero(np.diff(block) < 0)
         if falls.size:
             at = first + int(falls[0])
@@ -62,10 +70,10 @@ def _of_offsets(store: InteractionStore) -> str | None:
     return None
 
 
-def _of_split(store: InteractionStore) -> str | None:
+def _of_split(store: InteractionStore, blocks: Blocks) -> str | None:
     known = np.zeros(256, bool)
     known[[*range(len(SPLITS)), NO_SPLIT]] = True
-    for first, block in _blocks(store.split):
+    for first, block in blocks(store.split):
         strange = np.flatnonzero(~known[block])
         if strange.size:
             at = int(strange[0])
@@ -77,10 +85,10 @@ def _of_split(store: InteractionStore) -> str | None:
     return None
 
 
-def _of_times(store: InteractionStore) -> str | None:
+def _of_times(store: InteractionStore, blocks: Blocks) -> str | None:
     if store.timestamps is None:
         return None
-    for first, block in _blocks(store.timestamps, overlap=1):
+    for first, block in blocks(store.timestamps, overlap=1):
         falls = first + 1 + np.flatnonzero(block[1:] < block[:-1])
         # From one user to the next they may.
         users = np.searchsorted(store.offsets, [first, first + len(block)])
@@ -90,16 +98,16 @@ def _of_times(store: InteractionStore) -> str | None:
     return None
 
 
-def _not_finite(values: np.ndarray, file: str, *, may_lack: bool) -> str | None:
-    for first, block in _blocks(values):
+def _not_finite(blocks: Blocks, values: np.ndarray, file: str, *, may_lack: bool) -> str | None:
+    for first, block in blocks(values):
         good = np.isfinite(block) | (np.isnan(block) & may_lack)
         if (strange := ~good.all(1)).any():
             return f"{file}: holds a number that is not finite, in row {first + int(np.flatnonzero(strange)[0])}"
     return None
 
 
-def _outside(values: np.ndarray, least: int, most: int, file: str, what: str) -> str | None:
-    for first, block in _blocks(values):
+def _outside(blocks: Blocks, values: np.ndarray, least: int, most: int, file: str, what: str) -> str | None:
+    for first, block in blocks(values):
         if len(block) and (block.min() < least or block.max() > most):
             at, *column = np.argwhere((block < least) | (block > most))[0].tolist()
             return f"{file}: holds {what} {block[at, *column]} at {first + at}, where there are {least} to {most}"
@@ -112,7 +120,9 @@ def _check_ids(store: InteractionStore, name: str, first: int, stop: int) -> Non
         raise UserError(f"{store.path / name}: its column id is not {first} to {stop - 1}, in order; {MEND}")
 
 
-def _blocks(values: np.ndarray, overlap: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(on_bytes: OnBytes, values: np.ndarray, overlap: int = 0) -> Iterator[tuple[int, np.ndarray]]:
     """Where each block begins, and it with so many values of the next one."""
     for first in range(0, len(values), BLOCK):
-        yield first, values[first : first + BLOCK + overlap]
+        block = values[first : first + BLOCK + overlap]
+        yield first, block
+        on_bytes(block.nbytes)

@@ -31,7 +31,7 @@ from eupmim_dist.data.manifest import (
 from eupmim_dist.data.splits import SPLIT_RULES, SplitRule
 from eupmim_dist.data.tables import has_titles, open_table, read_table
 from eupmim_dist.errors import UserError, short
-from eupmim_dist.hashing import sha256
+from eupmim_dist.hashing import OnBytes, ignore_bytes, sha256
 
 if TYPE_CHECKING:
     import polars as pl
@@ -72,18 +72,18 @@ class InteractionStore:
     """Of each user items he has not had, which his target is ranked among."""
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True) -> InteractionStore:
+    def open(cls, path: str | Path, *, verify: bool = True, on_bytes: OnBytes = ignore_bytes) -> InteractionStore:
         """Open the store in directory `path`.
 
         The manifest, file sizes, dtypes and shapes are always checked; `verify` also reads every file, compares its
-        SHA-256 and looks whether its values are such as the manifest declares.
+        SHA-256 and looks whether its values are such as the manifest declares; `on_bytes` hears of its progress.
 
         Raises:
             UserError: `path` holds no store, one of another format version, or a damaged one.
         """
         path = Path(path)
         manifest = read_manifest(path)
-        _check_files(path, manifest, verify=verify)
+        _check_files(path, manifest, on_bytes if verify else None)
         arrays = {name: _array(path / f"{name}.npy") for name in ARRAYS if f"{name}.npy" in manifest.files}
         _check_arrays(path, arrays, manifest)
         for name in TABLES:
@@ -109,7 +109,7 @@ class InteractionStore:
             negatives=arrays.get("negatives"),
         )
         if verify:
-            check_values(store)
+            check_values(store, on_bytes)
         return store
 
     def is_that_of(self, fingerprint: str) -> bool:
@@ -199,7 +199,8 @@ class InteractionStore:
         return titles
 
 
-def _check_files(path: Path, manifest: StoreManifest, *, verify: bool) -> None:
+def _check_files(path: Path, manifest: StoreManifest, on_bytes: OnBytes | None) -> None:
+    """Compares hashes too where there is an `on_bytes` to hear of it."""
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -208,7 +209,7 @@ def _check_files(path: Path, manifest: StoreManifest, *, verify: bool) -> None:
             raise UserError(
                 f"{file}: {size} bytes, {MANIFEST} says {entry.bytes}; copy it again or prepare the store again"
             )
-        if verify and sha256(file) != entry.sha256:
+        if on_bytes is not None and sha256(file, on_bytes) != entry.sha256:
             raise UserError(
                 f"{file}: content does not match its SHA-256 in {MANIFEST}; copy it again or prepare the store again"
             )

@@ -22,7 +22,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.export.matching import NEW, matches_by_raw_id, matches_of_feature, matches_of_values
 from eupmim_dist.hashing import OnBytes, ignore_bytes
 from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
-from eupmim_dist.parallel.agreement import agreed, everywhere
+from eupmim_dist.parallel.agreement import agreed, at_work, everywhere
 from eupmim_dist.parallel.placement import RowOrder, owner_of
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
@@ -100,7 +100,7 @@ def _trained_on(source: Checkpoint, assembled: Assembled, world: World) -> Inter
         return None
     directory = source.config.data.dir
     with suppress(UserError):
-        found = InteractionStore.open(directory, verify=world.local_rank == 0)
+        found = InteractionStore.open(directory, verify=world.local_rank == 0, on_bytes=at_work(world))
         if found.is_that_of(source.data.fingerprint):
             return found
     raise UserError(

@@ -6,18 +6,20 @@ them and hands over garbage), and a GPU that has just failed must not be needed 
 """
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from eupmim_dist.errors import UserError, mistake_of, shown
+from eupmim_dist.hashing import OnBytes
+from eupmim_dist.parallel import heartbeat
+from eupmim_dist.parallel.board import STORE_SECONDS, holds_store
 from eupmim_dist.parallel.network import named
+from eupmim_dist.parallel.patience import Deadline, in_time
 from eupmim_dist.parallel.world import World, collective_timeout, parted
 
 GRACE_SECONDS = 3.0
@@ -50,6 +52,9 @@ class _StoreLost(RankFailed):
     """The store through which ranks agree is out of reach, and so are all ranks for which it is not."""
 
 
+_AT_WORK = "eupmim/at_work"
+"""Counts what ranks have said of a long work within a region: those that wait for them begin to wait anew."""
+
 _open_regions: list[str] = []  # outermost first
 _entered = [0]  # regions entered so far, at each depth
 
@@ -71,6 +76,9 @@ def agreed(world: World) -> Iterator[None]:
     _open_regions.append(f"eupmim/agreed/{'.'.join(map(str, _entered))}")
     _entered[-1] += 1
     _entered.append(0)
+    beating = heartbeat.mine()
+    if beating:
+        beating.region = _open_regions[0]
     error: BaseException | None = None
     try:
         yield
@@ -79,11 +87,20 @@ def agreed(world: World) -> Iterator[None]:
     regions = list(_open_regions)
     _open_regions.pop()
     _entered.pop()
-    if isinstance(error, _StoreLost):
-        raise error
-    patience = collective_timeout() if error is None else GRACE_SECONDS if isinstance(error, Exception) else 0
     try:
-        failures, reporter = _in_time(patience + 2 * GRACE_SECONDS, lambda: _meet(world, regions, error, patience))
+        if isinstance(error, _StoreLost):
+            raise error
+        _agree(world, regions, error)
+    finally:
+        if beating and not _open_regions:
+            beating.region = ""
+
+
+def _agree(world: World, regions: list[str], error: BaseException | None) -> None:
+    """Raises what is to be raised here of how the innermost of `regions` went."""
+    deadline = Deadline(collective_timeout() if error is None else GRACE_SECONDS if isinstance(error, Exception) else 0)
+    try:
+        failures, reporter = in_time(deadline, 2 * GRACE_SECONDS, lambda: _meet(world, regions, error, deadline))
     except (dist.DistError, TimeoutError) as gone:
         parted.set()
         if error is not None and not _is_lost_peer(error):
@@ -92,9 +109,12 @@ def agreed(world: World) -> Iterator[None]:
     if failures:
         first = min(failures)
         if error is None or (first != world.rank and _is_lost_peer(error)):
-            kind = RankMistake if failures[first]["mistake"] else RankFailed
-            error = kind(f"{named(first)}: {failures[first]['reason']}")
+            kind, beating = RankMistake if failures[first]["mistake"] else RankFailed, heartbeat.mine()
+            traces = beating.traces() if beating and failures[first].get("silent") else ""
+            error = kind(f"{named(first)}: {failures[first]['reason']}{traces}")
         error.reported_elsewhere = reporter != world.rank  # type: ignore[attr-defined]
+        if world.local_size < world.size or holds_store(world.rank):
+            time.sleep(STORE_SECONDS)
     if error is not None:
         raise error
 
@@ -149,70 +169,106 @@ def _store_lost(world: World) -> _StoreLost:
     return error
 
 
-def _in_time(seconds: float, function: Callable[[], T]) -> T:
-    """What `function` returns; TimeoutError if that takes longer: a store whose host is cut off never answers."""
-    found: Future[T] = Future()
+def at_work(world: World) -> OnBytes:
+    """For a work of one rank within `agreed` that may take longer than ranks wait: to be called as it goes on.
 
-    def call() -> None:
-        try:
-            found.set_result(function())
-        except BaseException as error:
-            found.set_exception(error)
+    A rank that is stuck in it calls no more, and so is given up as any other.
+    """
+    said = time.monotonic()
 
-    threading.Thread(target=call, daemon=True).start()
-    return found.result(seconds)
+    def say(_: int) -> None:
+        nonlocal said
+        if world.size > 1 and time.monotonic() - said > collective_timeout() / 4:
+            store = dist.distributed_c10d._get_default_store()
+            with suppress(dist.DistError, TimeoutError):  # found where ranks meet next
+                in_time(Deadline(0), 2 * GRACE_SECONDS, lambda: store.add(_AT_WORK, 1))
+            said = time.monotonic()
+
+    return say
 
 
 def _meet(
-    world: World, regions: list[str], error: BaseException | None, patience: float
+    world: World, regions: list[str], error: BaseException | None, deadline: Deadline
 ) -> tuple[dict[int, dict], int]:
     """Tell the others how the innermost of `regions` went here, and learn how it went there.
 
-    Returns what failed, by rank, and the rank that is to report it. Ranks wait for each other for `patience` seconds,
-    but GRACE_SECONDS once one has failed in this region or in one around it.
+    Returns what failed, by rank, and the rank that is to report it. Ranks wait for each other until the `deadline`,
+    but GRACE_SECONDS once one has failed in this region or in one around it. However many ranks there are, each asks
+    the store a few times.
     """
     store, region = dist.distributed_c10d._get_default_store(), regions[-1]
     if error is not None and not isinstance(error, RankFailed):  # which is the echo of a failure already told
         mistake = mistake_of(error)
-        reason = " ".join((mistake.as_typed if mistake else f"{type(error).__name__}: {error}").split())
+        reason = " ".join((mistake or UserError(f"{type(error).__name__}: {error}")).as_typed.split())
         outcome = {"reason": reason, "mistake": mistake is not None, "lost": _is_lost_peer(error)}
-        store.set(f"{region}/failed/{world.rank}", json.dumps(outcome))
-        store.set(f"{region}/failed", "")  # before arriving: who counts all arrivals finds this too
-    store.set(f"{region}/arrived/{world.rank}", "")
+        _tell(store, region, {world.rank: outcome})  # before arriving: who counts all arrivals finds this too
+    heard = store.add(_AT_WORK, 0)
+    _append(store, f"{region}/present", f"{world.rank} ")
     arrived = store.add(f"{region}/arrived", 1)
 
-    deadline, pause = time.monotonic() + patience, 0.001
-    while arrived < world.size and time.monotonic() < deadline:
+    pause = 0.001
+    while arrived < world.size and time.monotonic() < deadline.at:
         time.sleep(pause)  # not store.wait: on a timeout it prints warnings of its own
         pause = min(2 * pause, 0.1)
         if any(store.check([f"{name}/failed"]) for name in regions):
-            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+            deadline.bring_forward(GRACE_SECONDS)
+        elif error is None and (now := store.add(_AT_WORK, 0)) != heard:
+            heard = now
+            deadline.renew()
         arrived = store.add(f"{region}/arrived", 0)
     if arrived == world.size and not store.check([f"{region}/failed"]):
         return {}, 0
 
     parted.set()
-    ranks = range(world.size)
     failures: dict[int, dict] = {}
     for name in [region] if arrived == world.size else regions:
-        told = [rank for rank in ranks if store.check([f"{name}/failed/{rank}"])]
-        failures |= {rank: json.loads(store.get(f"{name}/failed/{rank}")) for rank in told}
+        failures |= _told(store, name)
+    present = sorted(map(int, store.get(f"{region}/present").split()))
     if all(outcome["lost"] for outcome in failures.values()):
-        missing = [rank for rank in ranks if not store.check([f"{region}/arrived/{rank}"])]
-        outcome = {
-            "reason": f"gave no answer for {patience:g} s: it is gone or stuck",
-            "mistake": False,
-            "lost": False,
+        gone = sorted(set(range(world.size)) - set(present))
+        at, reason = (
+            heartbeat.described(store, gone, collective_timeout()),
+            f"gave no answer for {deadline.patience:g} s",
+        )
+        missing = {
+            rank: {
+                "reason": f"{reason}: it is gone or stuck{at.get(rank, '')}",
+                "mistake": False,
+                "lost": False,
+                "silent": True,
+            }
+            for rank in gone
         }
-        for rank in missing:
-            store.set(f"{region}/failed/{rank}", json.dumps(outcome))
-        store.set(f"{region}/failed", "")  # should a missing rank arrive after all, it fails too
-        failures = dict.fromkeys(missing, outcome) or failures
+        if error is None or _is_late(error):
+            heartbeat.give_up(store, gone, regions[0])
+        _tell(store, region, missing)  # should one of them arrive after all, it fails too
+        failures = missing or failures
     failures = {rank: outcome for rank, outcome in failures.items() if not outcome["lost"]} or failures
-    present = [rank for rank in ranks if store.check([f"{region}/arrived/{rank}"])]
     reporter = min(set(failures) & set(present) or present)
     # The first rank to conclude decides for all who reports: later ones may see more failures.
     return failures, int(store.compare_set(f"{region}/reporter", "", str(reporter)))
+
+
+def _tell(store: dist.Store, region: str, failures: dict[int, dict]) -> None:
+    """Adds to a region's list of failures, which need not be read rank by rank."""
+    _append(store, f"{region}/failed", "".join(f"{json.dumps([rank, told])}\n" for rank, told in failures.items()))
+
+
+def _append(store: dist.Store, key: str, text: str) -> None:
+    store.append(key, text)  # type: ignore[attr-defined]  # of which torch's stubs do not know
+
+
+def _told(store: dist.Store, region: str) -> dict[int, dict]:
+    """What was told of each rank, the first of several times."""
+    if not store.check([f"{region}/failed"]):
+        return {}
+    lines = store.get(f"{region}/failed").decode().splitlines()
+    return dict(json.loads(line) for line in reversed(lines))
+
+
+def _is_late(error: BaseException) -> bool:
+    """True if `error` says that the time limit of a collective was over, and not that a connection was closed."""
+    return any(sign in str(error).lower() for sign in ("timed out", "timeout"))
 
 
 def _is_lost_peer(error: BaseException) -> bool:

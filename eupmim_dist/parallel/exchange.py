@@ -54,21 +54,32 @@ class Traffic(dict[str, Cost]):
 @dataclass(frozen=True)
 class Connections:
     """Two gloo groups of all ranks. Their connections lock while they read a message, so that two ranks which send
-    each other much over a single one take turns."""
+    each other much over a single one take turns. The users of both (USERS) differ in their tags."""
 
     up: dist.ProcessGroup
     """For what a lower rank sends a higher one."""
     down: dist.ProcessGroup
+    user: int
+    """Among USERS."""
 
 
-@cache
-def own_group(user: str) -> dist.ProcessGroup:
-    """A gloo group of one user, who is a thread; made once per process, by all ranks together."""
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=collective_timeout()))
+USERS = ("tables", "prefetch")
+"""Threads that send and receive over the same connections, at the same time."""
 
 
 def open_connections(user: str) -> Connections:
-    return Connections(own_group(f"{user}, up"), own_group(f"{user}, down"))
+    """One of USERS; what a user sends nobody else receives. Made once per process, by all ranks together."""
+    return Connections(_group("up"), _group("down"), USERS.index(user))
+
+
+def background_group() -> dist.ProcessGroup:
+    """For collectives of one thread beside the training's: over connections that else have no collectives."""
+    return _group("up")
+
+
+@cache
+def _group(name: str) -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=collective_timeout()), group_desc=name)
 
 
 class Exchange:
@@ -109,15 +120,21 @@ class Exchange:
 
     def _operations(self, function: Callable, lists: Parts) -> list[dist.P2POp]:
         operations = []
-        for (tag, parts), peer in product(enumerate(lists), range(self.world.size)):
-            if peer != self.world.rank and parts[peer].numel():
-                group = None if parts[peer].is_cuda else self._connection(peer, function is dist.isend)
+        for (number, parts), peer in product(enumerate(lists), range(self.world.size)):
+            if peer == self.world.rank or not parts[peer].numel():
+                continue
+            if parts[peer].is_cuda:
+                operations.append(dist.P2POp(function, parts[peer], peer, None, number))
+            else:
+                group, tag = self._connection(peer, function is dist.isend, number)
                 operations.append(dist.P2POp(function, parts[peer], peer, group, tag))
         return operations
 
-    def _connection(self, peer: int, sending: bool) -> dist.ProcessGroup:
+    def _connection(self, peer: int, sending: bool, number: int) -> tuple[dist.ProcessGroup, int]:
+        """The group for the parts of a list, and their tag."""
         assert self.connections is not None, "several ranks have connections"
-        return self.connections.up if (self.world.rank < peer) == sending else self.connections.down
+        group = self.connections.up if (self.world.rank < peer) == sending else self.connections.down
+        return group, number * len(USERS) + self.connections.user
 
 
 def all_reduce_bytes(num_bytes: int, world: World) -> int:

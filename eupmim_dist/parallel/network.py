@@ -4,10 +4,11 @@ gloo would offer others the address that the host's name has on this host, often
 """
 
 import ipaddress
-import json
 import os
 import platform
 import socket
+import socketserver
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,13 +25,12 @@ from torch.distributed.rendezvous import rendezvous
 
 import eupmim_dist
 from eupmim_dist.errors import UserError, listed, short
-from eupmim_dist.telemetry.log import get_logger
+from eupmim_dist.parallel import descriptors
+from eupmim_dist.parallel.board import JOINED, STORE_SECONDS, Board
 
 REACH_SECONDS = 10
 """How long one host tries to reach another."""
 LOOPBACK = "127.0.0.1"
-PATIENCE_SECONDS = 15
-"""After which rank 0 says whom all wait for."""
 MUST_AGREE = ("torch", "accelerate", "numpy")
 """Packages that all hosts must have in the same version."""
 
@@ -45,6 +45,8 @@ class Place:
     address: str
     gpu: str | None = None
     """Which one it has, by UUID; None on a CPU."""
+    leads: bool = False
+    """Whether it looks for all ranks of its host whether the other hosts fit."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host} ({self.address}, {self.interface})"
@@ -63,17 +65,26 @@ def join(rank: int, size: int, gpu: str | None, timeout: timedelta) -> dist.Stor
         UserError: a rank does not come, there is no such interface, hosts do not reach each other or have other
             versions, or two ranks have the same GPU. One rank of each host tells the reason.
     """
+    endpoint = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    here = f"rank {rank} on {socket.gethostname()}"
+    descriptors.allow(size)
     try:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
-        board = _Board(dist.PrefixStore("eupmim/network", store), rank, size, timeout)
-        source = _source(board)
-        places = [Place(**told) for told in board.tell("place", lambda: asdict(_place(rank, source, gpu)))]
-        _check(board, places)
+        store.set(f"{JOINED}/{os.environ.get('GROUP_RANK', '0')}", "")
     except dist.DistError as error:
         raise UserError(
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: rank {rank} on {socket.gethostname()} did not "
-            f"meet the others there: {' '.join(str(error).split())}; give all hosts the endpoint of the first one, and "
-            "let its port through"
+            f"{endpoint}: {here} did not meet the others there: {' '.join(str(error).split())}; give all hosts the "
+            "endpoint of the first one, and let its port through"
+        ) from error
+    # Of this attempt alone: torchrun keeps its store when it starts ranks again.
+    store = dist.PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    board = Board(dist.PrefixStore("eupmim/network", store), rank, size, timeout)
+    try:
+        source = _source(board)
+        places = _fitting(board, lambda: _place(rank, source, gpu))
+    except dist.DistError as error:
+        raise _in_silence_but_for_one(
+            ConnectionError(f"{endpoint}: {here} lost it while starting: rank 0 or its launcher has left; see its host")
         ) from error
     interface = places[rank].interface
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -97,59 +108,25 @@ def named(rank: int) -> str:
     return f"rank {rank} on {_joined[rank].host}" if several else f"rank {rank}"
 
 
-class _Board:
-    """What ranks tell each other through the store, each thing once."""
-
-    def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
-        self.store, self.rank, self.size, self.timeout = store, rank, size, timeout.total_seconds()
-
-    def tell(self, what: str, find: Callable[[], Any]) -> list[Any]:
-        """What `find` returns on each rank, in their order. If it raises a UserError on one, all do."""
-        try:
-            told = {"value": find()}
-        except UserError as error:
-            told = {"mistake": error.as_typed}
-        except Exception as error:  # of the system; the others must not wait for what never comes
-            told = {"mistake": f"rank {self.rank} on {socket.gethostname()}: {type(error).__name__}: {error}"}
-        self.store.set(f"{what}/{self.rank}", json.dumps(told))
-        self.store.add(f"{what}/arrived", 1)
-        self._await_all(what)
-        every = [json.loads(each) for each in self.store.multi_get([f"{what}/{rank}" for rank in range(self.size)])]
-        if mistakes := [each["mistake"] for each in every if "mistake" in each]:
-            raise self._told_once(UserError(mistakes[0]))
-        return [each["value"] for each in every]
-
-    def _await_all(self, what: str) -> None:
-        started, warned, pause = time.monotonic(), False, 0.001
-        while self.store.add(f"{what}/arrived", 0) < self.size:
-            waited = time.monotonic() - started
-            if waited > min(PATIENCE_SECONDS, self.timeout) and not warned:
-                warned = True
-                get_logger(self.rank).warning(f"waiting for rank {self._missing(what)} of {self.size}")
-            if waited > self.timeout:
-                mend = "look at what it says there, and start all hosts with as many ranks and the same program"
-                missing = f"rank {self._missing(what)} of {self.size} did not come within {self.timeout:g} s"
-                raise self._told_once(UserError(f"{missing}; {mend}"))
-            time.sleep(pause)
-            pause = min(2 * pause, 0.2)
-
-    def _missing(self, what: str) -> str:
-        return listed(rank for rank in range(self.size) if not self.store.check([f"{what}/{rank}"]))
-
-    def _told_once(self, error: UserError) -> UserError:
-        """One of each host prints it; the others wait, as their launcher ends all ranks with the first."""
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            error.reported_elsewhere = True  # type: ignore[attr-defined]
-            time.sleep(1)
-        return error
+def _in_silence_but_for_one(error: Exception) -> Exception:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        error.reported_elsewhere = True  # type: ignore[attr-defined]
+        time.sleep(2 * STORE_SECONDS)
+    return error
 
 
-def _source(board: _Board) -> str:
+def _source(board: Board) -> str:
     """The address by which the others reach this rank's host."""
-    remote, source = _route(os.environ["MASTER_ADDR"].strip("[]"))
-    elsewhere = [told for told in board.tell("source", lambda: None if source == remote else source) if told]
+    found: list[str] = []
+
+    def find() -> str | None:
+        found.extend(_route(os.environ["MASTER_ADDR"].strip("[]")))
+        return None if found[0] == found[1] else found[1]
+
+    elsewhere = board.tell("source", find, lambda told: next(filter(None, told), None))
+    remote, source = found
     if source == remote:  # the host of the rendezvous, whose name may be a loopback's here
-        return _route(elsewhere[0])[1] if elsewhere else LOOPBACK
+        return _route(elsewhere)[1] if elsewhere else LOOPBACK
     return source
 
 
@@ -172,60 +149,83 @@ def _place(rank: int, source: str, gpu: str | None) -> Place:
         name: [each.address.partition("%")[0] for each in found if each.family in internet]
         for name, found in psutil.net_if_addrs().items()
     }
-    named = os.environ.get("GLOO_SOCKET_IFNAME")
-    if named and not addresses.get(named):
-        there = listed(name for name, found in addresses.items() if found)
-        raise UserError(
-            f"GLOO_SOCKET_IFNAME={short(named)}: rank {rank} on {host} has no such interface with an address; "
-            f"there are {there}; unset it, and the one that routes to the others is used"
-        )
-    if named:
-        return Place(rank, host, named, source if source in addresses[named] else addresses[named][0], gpu)
-    for name, found in addresses.items():
-        if source.partition("%")[0] in found:
-            return Place(rank, host, name, source, gpu)
+    bare, leads = source.partition("%")[0], source != LOOPBACK and os.environ.get("LOCAL_RANK", "0") == "0"
+    asked = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    for name in asked:
+        if not addresses.get(name):
+            there = listed(name for name, found in addresses.items() if found)
+            raise UserError(
+                f"GLOO_SOCKET_IFNAME={short(name)}: rank {rank} on {host} has no such interface with an address; "
+                f"there are {there}; unset it, and the one that routes to the others is used"
+            )
+    for name in asked or addresses:
+        if bare in addresses[name]:
+            return Place(rank, host, name, source, gpu, leads)
+    if asked:
+        alike = [address for address in addresses[asked[0]] if (":" in address) == (":" in source)]
+        return Place(rank, host, asked[0], (alike or addresses[asked[0]])[0], gpu, leads)
     raise UserError(
         f"rank {rank} on {host}: no interface has the address {source or 'of a route to the others'}; set "
         "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the one that the other hosts reach"
     )
 
 
-def _check(board: _Board, places: list[Place]) -> None:
-    """Raises UserError where ranks cannot work together. The first rank of each host looks for all there."""
-    mine = places[board.rank]
-    first: dict[str, Place] = {}
-    for place in places:
-        first.setdefault(place.address, place)
-    leads = first[mine.address] is mine and len(first) > 1
+class _Door(socketserver.TCPServer):
+    """What other hosts try to reach this one by: lets each in, and out again."""
+
+    request_queue_size = 128
+
+    def __init__(self, address: str) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, 0), socketserver.BaseRequestHandler)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+
+def _fitting(board: Board, find: Callable[[], Place]) -> list[Place]:
+    """Where all ranks are. Raises UserError where they cannot work together."""
     with ExitStack() as stack:
 
-        def open_door() -> list[Any]:
-            if not leads:
-                return [0, {}]
-            family = socket.AF_INET6 if ":" in mine.address else socket.AF_INET
-            door = stack.enter_context(socket.create_server((mine.address, 0), family=family, backlog=len(first)))
-            return [door.getsockname()[1], _versions()]
+        def arrive() -> dict[str, Any]:
+            descriptors.check(board.size)
+            place = find()
+            if not place.leads:
+                return {"place": asdict(place)}
+            door = stack.enter_context(_Door(place.address))
+            stack.callback(door.shutdown)
+            return {"place": asdict(place), "door": door.server_address[1], "versions": _versions()}
 
         def look_round() -> None:
-            for other in places[: board.rank]:
-                if mine.gpu and other.gpu == mine.gpu:
-                    raise UserError(
-                        f"{mine} and {other} have the same GPU, {mine.gpu}: start one rank for each GPU, or "
-                        "give each rank one of its own (CUDA_VISIBLE_DEVICES, SLURM's --gpus-per-task)"
-                    )
-            if not leads:
-                return
-            main, (_, versions) = places[0], doors[0]
-            for name, found in doors[board.rank][1].items():
-                if versions[name] != found:
-                    raise UserError(
-                        f"{mine} has {name} {found}, {main} has {versions[name]}: install the same on all hosts"
-                    )
-            for other in first.values():
-                _reach(mine, other, doors[other.rank][0])
+            mine = places[board.rank]
+            for rank, port in doors if mine.leads else ():
+                _reach(mine, places[rank], port)
 
-        doors = board.tell("door", open_door)
-        board.tell("fits", look_round)
+        told, doors = board.tell("place", arrive, _compared)
+        places = [Place(**each) for each in told]
+        board.tell("fits", look_round, lambda _: None)
+    return places
+
+
+def _compared(arrived: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
+    """On rank 0: all places, and by rank the ports of those that lead, once versions and GPUs are known to fit."""
+    with_gpu: dict[str, Place] = {}
+    doors: list[tuple[int, int]] = []
+    main: dict[str, str] | None = None
+    for each in arrived:
+        place = Place(**each["place"])
+        if place.gpu and (other := with_gpu.setdefault(place.gpu, place)) is not place:
+            raise UserError(
+                f"{place} and {other} have the same GPU, {place.gpu}: start one rank for each GPU, or "
+                "give each rank one of its own (CUDA_VISIBLE_DEVICES, SLURM's --gpus-per-task)"
+            )
+        if not place.leads:
+            continue
+        doors.append((place.rank, each["door"]))
+        main = main or each["versions"]
+        for name, found in each["versions"].items():
+            if main[name] != found:
+                first = Place(**arrived[doors[0][0]]["place"])
+                raise UserError(f"{place} has {name} {found}, {first} has {main[name]}: install the same on all hosts")
+    return [each["place"] for each in arrived], doors
 
 
 def _reach(mine: Place, other: Place, port: int) -> None:

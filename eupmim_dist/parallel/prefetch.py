@@ -1,4 +1,4 @@
-"""Prepares the next steps in a thread while this one computes, over connections of its own."""
+"""Prepares the next steps in a thread while this one computes; what it exchanges meets nothing of the step's."""
 
 import time
 from collections import deque
@@ -23,8 +23,9 @@ prepared, is heeded as many steps later."""
 class Prefetcher(Generic[T]):
     """`take(step)` gives what `prepare(step, connections)` returned, and has the next steps prepared meanwhile.
 
-    Results are those of calling `prepare` in turn. It may communicate over `connections`, which nothing else uses, and
-    must not depend on what the steps compute. What it raises, `take` raises. Creating one is collective.
+    Results are those of calling `prepare` in turn. It may communicate over `connections`, where nobody else
+    receives what it sends, and must not depend on what the steps compute. What it raises, `take` raises. Creating one
+    is collective.
     """
 
     def __init__(self, prepare: Prepare[T], world: World, last_step: int, ahead: bool = True) -> None:

@@ -18,8 +18,10 @@ import torch
 import torch.distributed as dist
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.parallel import network
+from eupmim_dist.parallel import heartbeat, network
 
+COLLECTIVES_RECORDED = 1000
+"""The last ones, of which torch's flight recorder tells after a failure (parallel/heartbeat.py)."""
 MMAP_THRESHOLD, KEPT_BYTES = 32 << 20, 1 << 30
 _LAUNCHER_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -88,6 +90,7 @@ def init_world(cpu: bool = False) -> World:
     timeout = timedelta(seconds=collective_timeout())
     if launched and not dist.is_initialized():
         gpu = None if cpu else str(torch.cuda.get_device_properties(device).uuid)
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(COLLECTIVES_RECORDED))
         store = network.join(rank, size, gpu, timeout)
         # Created here, not by Accelerate, which has no way to ask for both backends and a bound device at
         # once. gloo beside NCCL: agreements, object collectives and checkpoints then need no GPU
@@ -100,6 +103,8 @@ def init_world(cpu: bool = False) -> World:
             timeout=timeout,
             device_id=None if cpu else device,
         )
+        if size > 1:
+            heartbeat.begin(dist.distributed_c10d._get_default_store(), rank, timeout.total_seconds())
         atexit.register(_leave, world)  # where ranks are a script's; those of the command line leave without it
 
     # DeepSpeed looks for a GPU itself, and warns where it finds none.
@@ -129,6 +134,8 @@ def _gpu(rank: int, local_rank: int) -> int:
 
 def _leave(world: World) -> None:
     """Has the ranks of a script, which end by returning, meet as in `shutdown`; not after a failure."""
+    if beating := heartbeat.mine():
+        beating.stop()  # its thread may not be in the store when the interpreter goes
     if getattr(sys, "last_value", None) is None and not parted.is_set():
         with suppress(RuntimeError):  # another rank has gone already, by an exception
             shutdown(world)

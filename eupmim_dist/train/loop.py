@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from eupmim_dist.parallel import heartbeat
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.train.hooks import Hook
@@ -17,6 +18,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> None:
     run.dense.module.train()
     with Prefetcher(partial(prepare_step, run), run.world, settings.max_steps - 1, settings.prefetch) as batches:
         while progress.step < settings.max_steps and not progress.stopped:
+            heartbeat.reached(progress.step + 1)
             prepared = batches.take(progress.step)
             if prepared.plan.stop:  # before the step, which an evaluation might follow
                 run.asked_to_leave = any(everywhere(run.stop_requested, run.world))
@@ -29,3 +31,4 @@ def train(run: Run, hooks: Sequence[Hook]) -> None:
     if progress.step > first or run.asked_to_leave:  # going on with a finished run changes nothing
         for hook in hooks:
             hook.at_end(run)
+    heartbeat.reached(None)

@@ -1,15 +1,26 @@
 """Preparing ahead: what goes wrong in the thread of one rank is told by all, and nothing hangs."""
 
+import itertools
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
-from eupmim_dist.parallel.exchange import Connections
+from eupmim_dist.parallel.agreement import everywhere
+from eupmim_dist.parallel.exchange import (
+    USERS,
+    Connections,
+    Exchange,
+    Traffic,
+    background_group,
+    open_connections,
+)
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.prefetch import STEPS_AHEAD, Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
@@ -18,6 +29,8 @@ from tests.distributed.spawn import run_ranks
 from tests.runs import WORLD
 
 BAD_STEP = 3
+MESHES = 3
+"""Of connections between all ranks, each of which takes a file per rank (docs/launching.md)."""
 
 
 def take_steps(stop_at: int, bad_rank: int) -> tuple[int, str]:
@@ -170,3 +183,40 @@ def loads() -> dict[str, list[tuple[int, int]]]:
 def test_the_load_report_counts_rows_and_requests_of_sharded_tables() -> None:
     for report in run_ranks(2, loads):
         assert report == {"item": [(1500, 3000), (1500, 3000)]}  # both ranks want all rows of both
+
+
+def exchange_at_once(rounds: int) -> None:
+    """What each of the users of the connections receives, while a third one gathers over them."""
+    world = init_world(cpu=True)
+    drawn = random.Random(world.rank)
+    group, connections = background_group(), {user: open_connections(user) for user in USERS}
+    assert dist.get_pg_count() == MESHES
+
+    def sent(sender: int, receiver: int, user: str, round_: int, part: int) -> float:
+        return float(10_000 * USERS.index(user) + 1000 * part + 100 * round_ + 10 * sender + receiver)
+
+    def use(user: str) -> None:
+        exchange = Exchange(world, Traffic(), connections[user])
+        for round_ in range(rounds):
+            time.sleep(drawn.random() / 200)
+            received = [[torch.zeros(50) for _ in range(world.size)] for _ in range(2)]
+            parts = [
+                [torch.full((50,), sent(world.rank, peer, user, round_, part)) for peer in range(world.size)]
+                for part in range(2)
+            ]
+            with exchange.receiving("rows", received) as send:
+                send(parts)
+            for part, peer in itertools.product(range(2), range(world.size)):
+                expected = sent(peer, world.rank, user, round_, part) if peer != world.rank else 0.0
+                assert received[part][peer].unique().tolist() == [expected], (user, round_, part, peer)
+
+    with ThreadPoolExecutor(len(USERS)) as threads:
+        under_way = [threads.submit(use, user) for user in USERS]
+        for round_ in range(rounds):
+            assert everywhere(round_ + world.rank, world, group) == [round_ + rank for rank in range(world.size)]
+        for each in under_way:
+            each.result()
+
+
+def test_what_one_thread_sends_no_other_receives() -> None:
+    run_ranks(3, exchange_at_once, 9)

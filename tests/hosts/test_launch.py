@@ -174,5 +174,5 @@ def test_a_frozen_rank_ends_the_others(hosts, place, tmp_path):
             threading.Timer(15, os.kill, (ranks.processes[3].pid, signal.SIGCONT)).start()  # to hear what it says
 
         told = train_through(ranks, freeze, place / "store", tmp_path / "run")
-    assert {reason for _, reason, _ in told[:3]} == {f"rank 3 on node1: {LATE}"}
+    assert all(reason.startswith(f"rank 3 on node1: {LATE}; silent for ") for _, reason, _ in told[:3])
     assert [silent for _, _, silent in told].count(False) == 1

@@ -24,7 +24,7 @@ from eupmim_dist.parallel.prefetch import STEPS_AHEAD
 from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.state import Outcome, Run
 from eupmim_dist.train.step import prepare_step, train_step
-from eupmim_dist.training import evaluate_best
+from eupmim_dist.training import _compared, evaluate_best
 from tests.models import of_histories
 from tests.runs import WORLD, config_of, logged, start, train_in
 from tests.stores import small_store
@@ -435,3 +435,21 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     small_store(tmp_path / "other", seed=9)
     with pytest.raises(UserError, match="another store than"):
         load_trained(tmp_path / "second", WORLD, tmp_path / "other")
+
+
+def test_hosts_may_have_their_files_elsewhere_and_must_have_the_same(tmp_path: Path) -> None:
+    for name, layers in (("a", 2), ("b", 2), ("c", 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"num_layers": layers}))
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+        (tmp_path / name / ".cache").write_text(name)
+    for key in ("model.t5", "task.tokenizer"):
+        here, there, other = (_compared(key, str(tmp_path / name)) for name in "abc")
+        assert here == there != other
+        assert _compared(key, "google-t5/t5-small") == "google-t5/t5-small"
+        assert _compared(key, None) is None
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"more weights")
+    assert _compared("model.t5", str(tmp_path / "a")) != _compared("model.t5", str(tmp_path / "b"))
+    for key, one, two in (("train.threads", 2, 8), ("train.init_from", Path("a"), Path("b"))):
+        assert _compared(key, one) == _compared(key, two) != _compared(key, None)
+    assert _compared("train.learning_rate", 0.1) != _compared("train.learning_rate", 0.2)

@@ -1,9 +1,11 @@
 """What a world refuses, and how its ranks agree on a failure."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,11 +14,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from eupmim_dist import hashing
+from eupmim_dist.assemble import open_store
+from eupmim_dist.data import store as stores
+from eupmim_dist.data.manifest import read_manifest
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel import agreement
 from eupmim_dist.parallel.agreement import RankFailed, agreed
 from eupmim_dist.parallel.world import World, init_world, shutdown
 from tests.distributed.spawn import run_ranks
+from tests.stores import small_store
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
@@ -171,27 +178,34 @@ def never_arrive():
         return str(error), error.reported_elsewhere
 
 
-def test_a_rank_that_never_arrives_is_named(monkeypatch):
-    reason = "rank 2: gave no answer for 2 s: it is gone or stuck"
-    assert run_ranks(3, never_arrive, timeout=30, collective_timeout=2) == [
-        (reason, False),
-        (reason, True),
-        (reason, True),
-    ]
+def test_a_rank_that_never_arrives_is_named():
+    found = run_ranks(3, never_arrive, timeout=30, collective_timeout=2)
+    reason = "rank 2: gave no answer for 2 s: it is gone or stuck; alive, at a place outside of this program, for "
+    assert all(told.startswith(reason) for told, _ in found)
+    assert [silent for _, silent in found] == [False, True, True]
 
 
-def time_out():
+def time_out(directory):
+    """What rank 0 is told, and what it was at by its traces, where rank 1 does not come to a sum."""
     world = init_world(cpu=True)
     agreement.GRACE_SECONDS = 0.5
+    tempfile.tempdir = str(directory)
     if world.rank == 1:
         time.sleep(3)
-        return
-    with pytest.raises(RankFailed, match="rank 1: gave no answer"), agreed(world):
-        dist.all_reduce(torch.zeros(1))
+        return None
+    with pytest.raises(RankFailed) as failed, agreed(world):
+        dist.all_reduce(torch.zeros(7))
+    told, _, place = str(failed.value).partition("; see ")
+    stacks, collectives = (Path(place) / f"rank-0.{what}" for what in ("stacks.txt", "collectives.json"))
+    last = json.loads(collectives.read_text())["entries"][-1]
+    return told, "_write_traces" in stacks.read_text(), (last["profiling_name"], last["input_sizes"])
 
 
-def test_a_collective_that_times_out_names_the_late_rank():
-    assert run_ranks(2, time_out, collective_timeout=1) == [None, None]
+def test_a_collective_that_times_out_names_the_late_rank_and_what_was_under_way(tmp_path):
+    (told, has_stacks, last), _ = run_ranks(2, time_out, tmp_path, collective_timeout=1)
+    assert told.startswith("rank 1: gave no answer for 0.5 s: it is gone or stuck; alive, at a place outside of ")
+    assert has_stacks
+    assert last == ("gloo:all_reduce", [[7]])
 
 
 SCRIPT = """
@@ -239,3 +253,30 @@ def test_a_rank_tells_its_own_reason_where_the_store_is_lost(monkeypatch):
         raise RuntimeError("Connection closed by peer")
     with pytest.raises(RankFailed, match="rank 1: lost rank 0"), agreed(world):
         pass
+
+
+def open_slowly(directory, seconds, reads):
+    """Opens a store whose hashing takes so long on rank 0, which is stuck in it unless it `reads`."""
+    world = init_world(cpu=True)
+
+    def hash_slowly(file, on_bytes):
+        for _ in range(10):
+            time.sleep(seconds / 10)
+            if reads:
+                on_bytes(1)
+        return hashing.sha256(file)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stores, "sha256", hash_slowly)
+        patched.setattr(agreement, "GRACE_SECONDS", 0.5)
+        try:
+            return open_store(directory, world).num_users
+        except RankFailed as error:
+            return str(error)
+
+
+def test_a_store_may_take_longer_to_hash_than_a_collective(tmp_path):
+    small_store(tmp_path, num_users=20)
+    num_files, gone = len(read_manifest(tmp_path).files), "rank 0: gave no answer for 1 s: it is gone or stuck"
+    assert run_ranks(2, open_slowly, tmp_path, 2 / num_files, True, collective_timeout=1) == [20, 20]
+    assert run_ranks(2, open_slowly, tmp_path, 2 / num_files, False, collective_timeout=1)[1].startswith(gone)
