@@ -51,6 +51,8 @@ class Place:
 
 
 _joined: list[Place] = []
+_boards: list["_Board"] = []
+"""The one of this process, while all ranks are known to read it."""
 
 
 def join(rank: int, size: int, gpu: str | None, timeout: timedelta) -> dist.Store:
@@ -66,6 +68,7 @@ def join(rank: int, size: int, gpu: str | None, timeout: timedelta) -> dist.Stor
     try:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
         board = _Board(dist.PrefixStore("eupmim/network", store), rank, size, timeout)
+        _boards[:] = [board]
         source = _source(board)
         places = [Place(**told) for told in board.tell("place", lambda: asdict(_place(rank, source, gpu)))]
         _check(board, places)
@@ -80,6 +83,20 @@ def join(rank: int, size: int, gpu: str | None, timeout: timedelta) -> dist.Stor
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # that one, not all that begin so
     _joined[:] = places
     return store
+
+
+def have_met() -> bool:
+    """Whether the ranks can `tell` each other something: `join` may have refused them all the same."""
+    return bool(_boards)
+
+
+def tell(what: str, find: Callable[[], Any]) -> list[Any]:
+    """What `find` returns on each rank, in their order, through the store alone. `what` is told once; what is found
+    goes through JSON.
+
+    Raises UserError, on all ranks, where `find` does on one, or one does not come.
+    """
+    return _boards[0].tell(what, find)
 
 
 def described() -> str:
@@ -129,6 +146,7 @@ class _Board:
             if waited > self.timeout:
                 mend = "look at what it says there, and start all hosts with as many ranks and the same program"
                 missing = f"rank {self._missing(what)} of {self.size} did not come within {self.timeout:g} s"
+                _boards.clear()  # whoever is missing now is not waited for again
                 raise self._told_once(UserError(f"{missing}; {mend}"))
             time.sleep(pause)
             pause = min(2 * pause, 0.2)
@@ -204,7 +222,7 @@ def _check(board: _Board, places: list[Place]) -> None:
                 return [0, {}]
             family = socket.AF_INET6 if ":" in mine.address else socket.AF_INET
             door = stack.enter_context(socket.create_server((mine.address, 0), family=family, backlog=len(first)))
-            return [door.getsockname()[1], _versions()]
+            return [door.getsockname()[1], versions_here()]
 
         def look_round() -> None:
             for other in places[: board.rank]:
@@ -238,7 +256,7 @@ def _reach(mine: Place, other: Place, port: int) -> None:
         ) from error
 
 
-def _versions() -> dict[str, str]:
+def versions_here() -> dict[str, str]:
     """What hosts must have alike; of this program its files too."""
     digest, here = sha256(), Path(eupmim_dist.__file__).parent
     for path in sorted(here.rglob("*.py")):

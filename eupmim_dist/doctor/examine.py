@@ -1,0 +1,119 @@
+"""What is right and wrong with a launch, found by all its ranks together, also where they could not train together."""
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from eupmim_dist.config.schema import Config
+from eupmim_dist.doctor.checks import check_facts
+from eupmim_dist.doctor.facts import Facts, facts_of, settings_of
+from eupmim_dist.doctor.findings import Finding, failed, failed_as_told, passed
+from eupmim_dist.doctor.links import look_at_links
+from eupmim_dist.doctor.together import look_at_clocks, look_at_run_dir
+from eupmim_dist.errors import UserError
+from eupmim_dist.parallel import network
+from eupmim_dist.parallel.world import World, init_world
+
+TIMEOUT = "EUPMIM_TIMEOUT_SECONDS"
+PATIENCE = "60"
+"""Seconds after which what does not come is told, unless the environment says otherwise."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The same on all ranks that could be asked."""
+
+    world: World
+    findings: list[Finding]
+    facts: list[Facts]
+    together: bool
+    """Whether all ranks have met; if not, this is what one found alone."""
+
+    @property
+    def failed(self) -> bool:
+        return any(finding.verdict == "FAIL" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "failed": self.failed,
+            "checks": [asdict(finding) for finding in self.findings],
+            "ranks": [asdict(each) for each in self.facts],
+        }
+
+
+def examine(config: Config | None, run_dir: Path | None, cpu: bool) -> Examination:
+    """Looks at everything; collective. With a configuration also at its data and memory."""
+    os.environ.setdefault(TIMEOUT, PATIENCE)
+    settings, started = settings_of(os.environ), time.perf_counter()
+    problem: Exception | None = None
+    try:
+        world = init_world(cpu)
+    except (UserError, RuntimeError) as error:
+        world, problem = _apart(), error
+    took = time.perf_counter() - started
+    if not network.have_met():
+        return _alone(world, problem, settings, config, run_dir)
+    try:
+        told = network.tell("facts", lambda: asdict(facts_of(world, settings, config)))
+        facts = [_facts(each) for each in told]
+        findings = [*check_facts(facts)[:3], _meeting(world, problem, took), *check_facts(facts)[3:]]
+        names = [each.name for each in facts]
+        findings.append(look_at_clocks(names, network.tell))
+        if run_dir is not None:
+            findings.append(look_at_run_dir(run_dir, world.rank, names, network.tell))
+    except (UserError, dist.DistError) as error:  # a rank is gone, or stuck: what it found is not known
+        return _alone(world, problem or error, settings, config, None)
+    if problem is None and world.size > 1:
+        findings += look_at_links(world)
+    return Examination(world, findings, facts, together=True)
+
+
+def wait_for_the_report(examination: Examination) -> None:
+    """Until rank 0 has printed it, as a launcher stops all ranks with the first that fails; collective."""
+    if examination.together and network.have_met():
+        with suppress(UserError, dist.DistError):
+            network.tell("reported", lambda: None)
+
+
+def _alone(
+    world: World, problem: Exception | None, settings: dict[str, str], config: Config | None, run_dir: Path | None
+) -> Examination:
+    """What one rank finds by itself: it is the only one, or the others are out of reach."""
+    facts = [facts_of(world, settings, config)]
+    meeting = [_meeting(world, problem, 0.0)] if problem else []
+    findings = [*check_facts(facts)[:3], *meeting, *check_facts(facts)[3:]]
+    if run_dir is not None:
+        findings.append(look_at_run_dir(run_dir, 0, [facts[0].name], lambda _, find: [find()]))
+    return Examination(world, findings, facts, together=False)
+
+
+def _meeting(world: World, problem: Exception | None, seconds: float) -> Finding:
+    if isinstance(problem, UserError):
+        return failed_as_told("network", problem.as_typed)
+    if problem is not None:
+        told = " ".join(str(problem).split())
+        return failed("network", told[:300], "let all ports through between the hosts")
+    place = f"met at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} after {seconds:.1f} s"
+    return passed("network", f"{network.described()}; {place}")
+
+
+def _apart() -> World:
+    """The world as the environment has it, of a rank that could not join it."""
+    numbers = []
+    for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)):
+        try:
+            numbers.append(int(os.environ.get(name, default)))
+        except ValueError:
+            numbers.append(default)
+    return World(*numbers, torch.device("cpu"))
+
+
+def _facts(told: dict[str, Any]) -> Facts:
+    limits = {name: None if told[name] is None else tuple(told[name]) for name in ("open_files", "locked_memory")}
+    return Facts(**(told | limits))
