@@ -30,7 +30,8 @@ def doctor(
 
     Start it just as the training will be. A row for each check: PASS, WARN (it works, less well) or FAIL. All ranks
     look; what one of them lacks is told with its host. Nothing takes longer than EUPMIM_TIMEOUT_SECONDS (60 here unless
-    set). Exit code 1 if a check fails, 2 for a mistake in the command.
+    set). Exit code 2 if a check fails that is yours to set right, as for a training that is refused; 1 if a connection
+    breaks all the same.
 
     **Examples**
 
@@ -56,8 +57,8 @@ def doctor(
                 typer.echo(f"not looked at without {option}")
         write_json(json_file, found.as_dict())
     wait_for_the_report(found)
-    if found.failed:
-        raise typer.Exit(1)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
 
 
 def _print(findings: "list[Finding]") -> None:

@@ -30,7 +30,8 @@ def check_facts(facts: Sequence[Facts]) -> list[Finding]:
     """The checks that need no connection between the ranks."""
     found = [versions(facts), devices(facts), world(facts), settings(facts), open_files(facts), locked_memory(facts)]
     found += [triton(facts)] if any(each.kind == "cuda" for each in facts) else []
-    found += [data(facts), memory(facts)] if any(each.store or each.store_mistake for each in facts) else []
+    found += [data(facts)] if any(each.store or each.store_mistake for each in facts) else []
+    found += [memory(facts)] if any(each.needed for each in facts) else []
     return found
 
 

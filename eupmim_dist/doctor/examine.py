@@ -36,12 +36,14 @@ class Examination:
     """Whether all ranks have met; if not, this is what one found alone."""
 
     @property
-    def failed(self) -> bool:
-        return any(finding.verdict == "FAIL" for finding in self.findings)
+    def exit_code(self) -> int:
+        """0 where nothing fails, 2 where the user's mistakes do, 1 where something else does (docs/faults.md)."""
+        failed = [finding for finding in self.findings if finding.verdict == "FAIL"]
+        return (2 if all(finding.mistake for finding in failed) else 1) if failed else 0
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "failed": self.failed,
+            "exit_code": self.exit_code,
             "checks": [asdict(finding) for finding in self.findings],
             "ranks": [asdict(each) for each in self.facts],
         }
@@ -98,7 +100,7 @@ def _meeting(world: World, problem: Exception | None, seconds: float) -> Finding
         return failed_as_told("network", problem.as_typed)
     if problem is not None:
         told = " ".join(str(problem).split())
-        return failed("network", told[:300], "let all ports through between the hosts")
+        return failed("network", told[:300], "let all ports through between the hosts", mistake=False)
     place = f"met at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} after {seconds:.1f} s"
     return passed("network", f"{network.described()}; {place}")
 

@@ -12,6 +12,8 @@ class Finding:
     verdict: Verdict
     found: str
     mend: str = ""
+    mistake: bool = True
+    """Of what fails: whether it is the user's to set right, as a training that is refused for it is (exit code 2)."""
 
 
 def passed(check: str, found: str) -> Finding:
@@ -22,8 +24,8 @@ def warned(check: str, found: str, mend: str) -> Finding:
     return Finding(check, "WARN", found, mend)
 
 
-def failed(check: str, found: str, mend: str) -> Finding:
-    return Finding(check, "FAIL", found, mend)
+def failed(check: str, found: str, mend: str, *, mistake: bool = True) -> Finding:
+    return Finding(check, "FAIL", found, mend, mistake)
 
 
 def failed_as_told(check: str, message: str) -> Finding:

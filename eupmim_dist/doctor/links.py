@@ -82,6 +82,7 @@ def _broken(name: str, error: Exception) -> Finding:
         name,
         f"{told[:300]}; nothing after it was tried",
         "let all ports through between the hosts; NCCL_DEBUG=INFO tells more on GPUs",
+        mistake=False,
     )
 
 
