@@ -223,9 +223,9 @@ def describe(run: Run) -> list[str]:
     ]
 
 
-def needed_room(config: Config, store: InteractionStore, world: World) -> dict[str, int]:
-    """Bytes that each rank of a training needs at the least, by what for."""
-    return room_of(config, shape_of_data(config, store), store, _ranked(store), world, training=True)
+def needed_room(config: Config, store: InteractionStore, world: World, *, training: bool = True) -> dict[str, int]:
+    """Bytes that each rank needs at the least, by what for; without `training` to rank only."""
+    return room_of(config, shape_of_data(config, store), store, _ranked(store), world, training=training)
 
 
 def describe_room(run: Run) -> str:

@@ -1,12 +1,19 @@
 """`eupmim-dist doctor`."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eupmim_dist.errors import UserError
+
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from eupmim_dist.doctor.estimate import Estimate
     from eupmim_dist.doctor.findings import Finding
 
 STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
@@ -25,6 +32,18 @@ def doctor(
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="CPU ranks, even where there are GPUs.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all that was found to this file too.")] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Start nothing: tell what the training would take on --world ranks.")
+    ] = False,
+    world: Annotated[int | None, typer.Option(min=1, help="--estimate: ranks.")] = None,
+    per_host: Annotated[int, typer.Option(min=1, help="--estimate: ranks of a host.")] = 8,
+    zero: Annotated[int, typer.Option(min=0, max=2, help="--estimate: 1 or 2 for DeepSpeed's ZeRO, 0 for DDP.")] = 0,
+    link_gbps: Annotated[float, typer.Option(min=1e-3, help="--estimate: Gbit/s of a host's link, each way.")] = 100.0,
+    latency_us: Annotated[float, typer.Option(min=0, help="--estimate: microseconds of a message.")] = 20.0,
+    step_ms: Annotated[
+        float | None,
+        typer.Option(min=0, help="--estimate: milliseconds of a step of one rank alone with its share of the batch."),
+    ] = None,
 ) -> None:
     """Look at a launch before the first training: what is wrong, and the mend.
 
@@ -40,12 +59,26 @@ def doctor(
     `eupmim-dist launch -- doctor --config configs/example.yaml --run-dir runs/a`
 
     `eupmim-dist launch --nnodes 2 --node-rank 0 --rdzv-endpoint node0:29500 -- doctor --run-dir /shared/runs/a`
+
+    `eupmim-dist doctor --estimate --config configs/example.yaml --world 64 --link-gbps 200 --step-ms 12`
     """
     from eupmim_dist.cli.options import check_json, write_json
     from eupmim_dist.config.load import load_config
     from eupmim_dist.doctor.examine import examine, wait_for_the_report
 
     check_json(json_file)
+    if estimate:
+        from eupmim_dist.doctor import estimate as module
+
+        if world is None or os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError("--estimate: needs --world N, the number of ranks, and runs on one; start no launcher")
+        plan = module.Plan(world, per_host, zero, link_gbps, latency_us, step_ms)
+        told = module.estimate(load_config(config, set_ or []), plan)
+        _print_estimate(told)
+        write_json(json_file, told.as_dict())
+        return
+    if world is not None or step_ms is not None:
+        raise UserError(f"{'--world' if world is not None else '--step-ms'}: belongs to --estimate; add it")
     settings = load_config(config, set_ or []) if config or set_ else None
     found = examine(settings, run_dir, cpu)
     if not found.together and found.world.rank:
@@ -62,7 +95,6 @@ def doctor(
 
 
 def _print(findings: "list[Finding]") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -74,8 +106,68 @@ def _print(findings: "list[Finding]") -> None:
         if finding.mend:
             told.append(f"\nmend: {finding.mend}", "bold")
         table.add_row(finding.check, Text(finding.verdict, STYLES[finding.verdict]), told)
-    terminal = Console(highlight=False, markup=False)
-    terminal = terminal if terminal.is_terminal else Console(width=WIDTH, highlight=False, markup=False)
+    terminal = _terminal()
     terminal.print(table)
     counts = {verdict: sum(each.verdict == verdict for each in findings) for verdict in STYLES}
     terminal.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+
+
+def _print_estimate(found: "Estimate") -> None:
+    from eupmim_dist.telemetry.progress import in_bytes
+
+    plan, terminal = found.plan, _terminal()
+    hosts = -(-plan.world // plan.per_host)
+    terminal.print(f"{plan.world} ranks on {hosts} hosts of {min(plan.per_host, plan.world)}\n")
+    tables = _columns("tables", "rows", "x", "a rank", "weights", "optimizer")
+    for table in found.tables:
+        sizes = in_bytes(table.weights), in_bytes(table.state)
+        tables.add_row(table.name, f"{table.rows:,}", str(table.dim), f"{table.held:,}", *sizes)
+    terminal.print(tables)
+    memory = _columns("\nmemory of a rank, at the least", "")
+    for what, size in found.memory.items():
+        memory.add_row(what, in_bytes(size))
+    memory.add_row("ranking, in place of a batch", in_bytes(found.ranking))
+    memory.add_row("together, without activations", in_bytes(found.total))
+    memory.add_row("NCCL's buffers beside it, on GPUs, up to about", in_bytes(found.nccl))
+    terminal.print(memory)
+    sent = _columns("\na rank sends in a step, kB", "mean", "most")
+    for kind, (mean, most) in found.sent.items():
+        sent.add_row(kind, f"{mean / 1e3:,.1f}", f"{most / 1e3:,.1f}")
+    sent.add_row("together", f"{sum(mean for mean, _ in found.sent.values()) / 1e3:,.1f}", "")
+    terminal.print(sent)
+    if found.left_out:
+        terminal.print(f"not counted: {', '.join(found.left_out)}")
+    terminal.print(
+        f"\nbusiest link of a host, one way: {found.link / 1e3:,.1f} kB a step, {found.transfer_ms:,.3f} ms at "
+        f"{plan.link_gbps:g} Gbit/s; and {found.latency_ms:,.2f} ms of latency: rows, gradients, {found.sums + 1} sums "
+        f"over a tree of ranks, {plan.latency_us:g} us a message"
+    )
+    if found.step_ms is None:
+        terminal.print(
+            f"communication {found.exchange_ms:,.2f} ms a step. With --step-ms, the step of one rank alone with its "
+            "share of the batch, also that of all: "
+            f"`eupmim-dist bench step --config ... --set train.global_batch_size={found.share}` measures samples/s"
+        )
+    else:
+        least, most = found.step_ms
+        terminal.print(
+            f"a step: {least:,.2f} ms if all communication hides behind the {plan.step_ms:g} ms of computation, "
+            f"{most:,.2f} ms if none does"
+        )
+
+
+def _terminal() -> "Console":
+    from rich.console import Console
+
+    terminal = Console(highlight=False, markup=False)
+    return terminal if terminal.is_terminal else Console(width=WIDTH, highlight=False, markup=False)
+
+
+def _columns(*names: str) -> "Table":
+    """A table whose first column is words and whose others are numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left", min_width=0 if number else 30, vertical="bottom")
+    return table

@@ -94,7 +94,9 @@ def _number(things: Sequence[object] | dict, name: str) -> str:
 
 def settings(facts: Sequence[Facts]) -> Finding:
     what = "NCCL, gloo"
-    for name in sorted({name for each in facts for name in each.settings} - {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}):
+    for name in sorted(
+        {name for each in facts for name in each.settings} - {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    ):
         for each in facts:
             here, there = each.settings.get(name, "not set"), facts[0].settings.get(name, "not set")
             if here != there:
