@@ -36,9 +36,9 @@ def doctor(
         bool, typer.Option("--estimate", help="Start nothing: tell what the training would take on --world ranks.")
     ] = False,
     world: Annotated[int | None, typer.Option(min=1, help="--estimate: ranks.")] = None,
-    per_host: Annotated[int, typer.Option(min=1, help="--estimate: ranks of a host.")] = 8,
+    ranks_per_node: Annotated[int, typer.Option(min=1, help="--estimate: ranks of a node.")] = 8,
     zero: Annotated[int, typer.Option(min=0, max=2, help="--estimate: 1 or 2 for DeepSpeed's ZeRO, 0 for DDP.")] = 0,
-    link_gbps: Annotated[float, typer.Option(min=1e-3, help="--estimate: Gbit/s of a host's link, each way.")] = 100.0,
+    link_gbps: Annotated[float, typer.Option(min=1e-3, help="--estimate: Gbit/s of a node's link, each way.")] = 100.0,
     latency_us: Annotated[float, typer.Option(min=0, help="--estimate: microseconds of a message.")] = 20.0,
     step_ms: Annotated[
         float | None,
@@ -72,7 +72,7 @@ def doctor(
 
         if world is None or os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError("--estimate: needs --world N, the number of ranks, and runs on one; start no launcher")
-        plan = module.Plan(world, per_host, zero, link_gbps, latency_us, step_ms)
+        plan = module.Plan(world, ranks_per_node, zero, link_gbps, latency_us, step_ms)
         told = module.estimate(load_config(config, set_ or []), plan)
         _print_estimate(told)
         write_json(json_file, told.as_dict())
@@ -116,9 +116,9 @@ def _print_estimate(found: "Estimate") -> None:
     from eupmim_dist.telemetry.progress import in_bytes
 
     plan, terminal = found.plan, _terminal()
-    hosts = -(-plan.world // plan.per_host)
-    terminal.print(f"{plan.world} ranks on {hosts} hosts of {min(plan.per_host, plan.world)}\n")
-    tables = _columns("tables", "rows", "x", "a rank", "weights", "optimizer")
+    nodes = -(-plan.world // plan.per_node)
+    terminal.print(f"{plan.world} ranks, {min(plan.per_node, plan.world)} a node on {nodes}\n")
+    tables = _columns("tables", "rows", "width", "a rank", "weights", "optimizer")
     for table in found.tables:
         sizes = in_bytes(table.weights), in_bytes(table.state)
         tables.add_row(table.name, f"{table.rows:,}", str(table.dim), f"{table.held:,}", *sizes)
@@ -138,15 +138,15 @@ def _print_estimate(found: "Estimate") -> None:
     if found.left_out:
         terminal.print(f"not counted: {', '.join(found.left_out)}")
     terminal.print(
-        f"\nbusiest link of a host, one way: {found.link / 1e3:,.1f} kB a step, {found.transfer_ms:,.3f} ms at "
+        f"\nbusiest link of a node, one way: {found.link / 1e3:,.1f} kB a step, {found.transfer_ms:,.3f} ms at "
         f"{plan.link_gbps:g} Gbit/s; and {found.latency_ms:,.2f} ms of latency: rows, gradients, {found.sums + 1} sums "
         f"over a tree of ranks, {plan.latency_us:g} us a message"
     )
     if found.step_ms is None:
         terminal.print(
-            f"communication {found.exchange_ms:,.2f} ms a step. With --step-ms, the step of one rank alone with its "
-            "share of the batch, also that of all: "
-            f"`eupmim-dist bench step --config ... --set train.global_batch_size={found.share}` measures samples/s"
+            f"communication: {found.exchange_ms:,.2f} ms a step. For that of a step give --step-ms, what one rank "
+            "takes alone for its share of the batch: "
+            f"`eupmim-dist bench step --set train.global_batch_size={found.share} ...`"
         )
     else:
         least, most = found.step_ms

@@ -1,4 +1,4 @@
-"""What a training would take on W ranks, found on one without starting any: memory, bytes between hosts, time of a step.
+"""What a training would take on W ranks, found on one: memory, bytes between nodes, time of a step.
 
 Nothing is measured but what the batches ask for; activations are not counted.
 """
@@ -36,10 +36,10 @@ class Plan:
     """What is asked about."""
 
     world: int
-    per_host: int
+    per_node: int
     zero: int = 0
     link_gbps: float = 100.0
-    """Of a host, each way."""
+    """Of a node, each way."""
     latency_us: float = 20.0
     step_ms: float | None = None
     """What one rank takes for its share of a step, without the others."""
@@ -70,7 +70,7 @@ class Estimate:
     sent: dict[str, tuple[float, float]]
     """Bytes of a step by kind: of a rank, the mean and the most."""
     link: float
-    """Bytes of a step over the busiest link of a host, one way."""
+    """Bytes of a step over the busiest link of a node, one way."""
     sums: int
     transfer_ms: float
     latency_ms: float
@@ -100,7 +100,7 @@ def estimate(config: Config, plan: Plan) -> Estimate:
     """Raises UserError for a configuration that could not be trained."""
     if config.world_size not in (None, plan.world):
         raise UserError(f"--world {plan.world}: the configuration is for world_size {config.world_size}; use that")
-    alone, world = World(0, 1, 0, 1, torch.device("cpu")), World(0, plan.world, 0, plan.per_host, torch.device("cpu"))
+    alone, world = World(0, 1, 0, 1, torch.device("cpu")), World(0, plan.world, 0, plan.per_node, torch.device("cpu"))
     store = InteractionStore.open(config.data.dir, verify=False)
     model = assemble.make_model(config, assemble.shape_of_data(config, store))
     task = assemble.make_task(config, alone, store, model)
@@ -134,7 +134,7 @@ def estimate(config: Config, plan: Plan) -> Estimate:
         parameters=parameters,
         memory={what: size for what, size in memory.items() if size or what == BATCH},
         ranking=assemble.needed_room(config, store, world, training=False)["a batch"],
-        nccl=NCCL_BYTES + NCCL_BYTES_OF_A_NEIGHBOUR * (min(plan.per_host, plan.world) - 1),
+        nccl=NCCL_BYTES + NCCL_BYTES_OF_A_NEIGHBOUR * (min(plan.per_node, plan.world) - 1),
         sent={kind: _of_a_rank(traffic, kind) for kind, sent in traffic.sent.items() if sent.any()},
         link=(link := _busiest(traffic, plan)),
         sums=traffic.sums,
@@ -161,7 +161,7 @@ def _of_a_rank(traffic: StepTraffic, kind: str) -> tuple[float, float]:
 
 
 def _busiest(traffic: StepTraffic, plan: Plan) -> float:
-    between = traffic.between_hosts(plan.per_host)
+    between = traffic.between_nodes(plan.per_node)
     return float(max(between.sum(0).max(), between.sum(1).max()))
 
 

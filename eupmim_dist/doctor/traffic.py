@@ -1,7 +1,7 @@
 """What W ranks would send each other in a training step, counted on one: batches are drawn as the ranks would.
 
 Ids, rows and gradients of look-ups are exact for what `parallel/exchange.py` does (a test compares them with what ranks
-have sent); of a sum over the ranks each sends what a ring has it send.
+have sent); sums and gathers over the ranks are counted as rings make them.
 
 W ranks.
 """
@@ -14,6 +14,7 @@ import torch
 
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.batch import NO_ROW, Batch
+from eupmim_dist.data.blocks import block_range
 from eupmim_dist.models.features import Feature
 from eupmim_dist.models.interface import ITEM_TABLE, Model, TableSpec
 from eupmim_dist.objectives.interface import Objective
@@ -40,12 +41,12 @@ class StepTraffic:
     def total(self) -> np.ndarray:
         return np.sum(list(self.sent.values()), axis=0)
 
-    def between_hosts(self, per_host: int) -> np.ndarray:
-        """Bytes that each host sends every other one, [H, H]."""
+    def between_nodes(self, per_node: int) -> np.ndarray:
+        """Bytes that each node sends every other one, [N, N]."""
         size = len(self.looked_up)
-        hosts = np.arange(size) // per_host
-        found = np.zeros((hosts[-1] + 1, hosts[-1] + 1))
-        np.add.at(found, (hosts[:, None], hosts[None, :]), self.total)
+        nodes = np.arange(size) // per_node
+        found = np.zeros((nodes[-1] + 1, nodes[-1] + 1))
+        np.add.at(found, (nodes[:, None], nodes[None, :]), self.total)
         np.fill_diagonal(found, 0)
         return found
 
@@ -67,7 +68,7 @@ def traffic_of_step(
 ) -> StepTraffic:
     """Of `size` ranks with the flat exchange; `task` is that of one rank, and so draws the whole global batch."""
     whole = task.sample(step)
-    parts = [whole.micro_batch(rank, size) for rank in range(size)]
+    parts = [_part(whole, config.train.global_batch_size, rank, size) for rank in range(size)]
     uses = [_ids_by_table(model, objective, part, step) for part in parts]
     alone = {feature.table for feature in features}
     alone |= {ITEM_TABLE} if objective.whole_catalogue else set()
@@ -86,9 +87,16 @@ def traffic_of_step(
         counts.add_sum("replicated", sum(f.spec.rows * f.spec.dim * FLOAT for f in features if f.table == table))
     counts.add_counts(kinds)
     if objective.whole_catalogue:
-        _add_catalogue(counts, config, model, objective, whole)
+        _add_catalogue(counts, config, model, objective, whole, parts[0].capacity)
     counts.add_sum("dense", sum(p.numel() for p in model.parameters() if p.requires_grad) * FLOAT)
     return StepTraffic(counts.sent, counts.sums, counts.looked_up)
+
+
+def _part(whole: Batch, slots: int, rank: int, size: int) -> Batch:
+    """What a rank samples for its slots of a global batch; of each there may be several samples."""
+    first, stop = block_range(slots, rank, size)
+    of_slot = len(whole) // slots
+    return whole.samples(first * of_slot, stop * of_slot, capacity=-(-slots // size) * of_slot)
 
 
 def _ids_by_table(model: Model, objective: Objective, part: Batch, step: int) -> dict[str, np.ndarray]:
@@ -143,23 +151,30 @@ class _Counts:
         """Every rank sends every other one as much."""
         self.sent[kind] += size * (1 - np.eye(self.size))
 
+    def add_ring(self, kind: str, size: float) -> None:
+        """Every rank sends the next one as much."""
+        ranks = np.arange(self.size)
+        if self.size > 1:
+            self.sent[kind][ranks, (ranks + 1) % self.size] += size
+
     def add_sum(self, kind: str, size: float) -> None:
         """A sum over the ranks of so many bytes; the touched rows are done with."""
         self.touched = 0
-        if self.size > 1:
-            ranks = np.arange(self.size)
-            self.sent[kind][ranks, (ranks + 1) % self.size] += 2 * size * (self.size - 1) / self.size
-            self.sums += 1
+        self.add_ring(kind, 2 * size * (self.size - 1) / self.size)
+        self.sums += self.size > 1
 
 
-def _add_catalogue(counts: _Counts, config: Config, model: Model, objective: Objective, whole: Batch) -> None:
+def _add_catalogue(
+    counts: _Counts, config: Config, model: Model, objective: Objective, whole: Batch, capacity: int
+) -> None:
     """A loss over all items: queries go to all ranks and their gradients come back, scores are summed."""
     places = whole.target.shape[1]  # type: ignore[attr-defined]
-    share = config.train.accumulation * -(-whole.capacity // (counts.size * config.train.accumulation)) * places
+    share = config.train.accumulation * -(-capacity // config.train.accumulation) * places
     interests = 1 if getattr(objective, "readout", None) in BY_TARGET else model.num_interests
-    counts.add_to_all("catalogue", 2 * share * interests * model.dim * FLOAT + share * WORD)
-    if getattr(objective, "discount", 0):
-        counts.add_to_all("catalogue", share * WORD)
+    queries, others = share * interests * model.dim * FLOAT, counts.size - 1
+    ids = share * WORD * (2 if getattr(objective, "discount", 0) else 1)  # targets, and their places
+    counts.add_ring("catalogue", others * (queries + ids))
+    counts.add_to_all("catalogue", queries)  # the gradients of all ranks for a rank's own
     asked = int((whole.target > 0).sum())  # type: ignore[attr-defined]
     for _ in range(5):  # the score and its gradient; the largest, the total and its gradient
         counts.add_sum("catalogue", asked * FLOAT)
