@@ -13,7 +13,7 @@ import torch.distributed as dist
 from eupmim_dist.config.schema import Config
 from eupmim_dist.doctor.checks import check_facts
 from eupmim_dist.doctor.facts import Facts, facts_of, settings_of
-from eupmim_dist.doctor.findings import Finding, failed, failed_as_told, passed
+from eupmim_dist.doctor.findings import Finding, failed, failed_as_told, passed, warned
 from eupmim_dist.doctor.links import look_at_links
 from eupmim_dist.doctor.together import look_at_clocks, look_at_run_dir
 from eupmim_dist.errors import UserError
@@ -71,7 +71,9 @@ def examine(config: Config | None, run_dir: Path | None, cpu: bool) -> Examinati
             findings.append(look_at_run_dir(run_dir, world.rank, names, network.tell))
     except (UserError, dist.DistError) as error:  # a rank is gone, or stuck: what it found is not known
         return _alone(world, problem or error, settings, config, None)
-    if problem is None and world.size > 1:
+    if problem is not None:
+        findings.append(warned("exchange", "not tried: the ranks have no network", "mend that first"))
+    elif world.size > 1:
         findings += look_at_links(world)
     return Examination(world, findings, facts, together=True)
 

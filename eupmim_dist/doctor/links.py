@@ -57,7 +57,7 @@ def look_at_links(world: World) -> Iterator[Finding]:
             yield _broken(name, error)
             return
         yield judged(name, small.seconds, large)
-    for name, trip in (("objects", _objects(world)), ("store", _store(world))):
+    for name, trip in (("broadcast", _objects(world)), ("store", _store(world))):
         try:
             small = _timed(world, host, trip, 0)
         except Exception as error:
