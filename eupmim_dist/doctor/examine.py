@@ -109,13 +109,13 @@ def _meeting(world: World, problem: Exception | None, seconds: float) -> Finding
 
 def _apart() -> World:
     """The world as the environment has it, of a rank that could not join it."""
-    numbers = []
-    for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)):
-        try:
-            numbers.append(int(os.environ.get(name, default)))
-        except ValueError:
-            numbers.append(default)
-    return World(*numbers, torch.device("cpu"))
+
+    def number(name: str, default: int) -> int:
+        told = os.environ.get(name, "")
+        return int(told) if told.isdecimal() else default
+
+    local_size = number("LOCAL_WORLD_SIZE", 1)
+    return World(number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0), local_size, torch.device("cpu"))
 
 
 def _facts(told: dict[str, Any]) -> Facts:
