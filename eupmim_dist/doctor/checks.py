@@ -26,10 +26,12 @@ def files_needed(size: int) -> int:
     return FILES_BESIDE + MESHES * (size - 1)
 
 
-def check_facts(facts: Sequence[Facts]) -> list[Finding]:
-    """The checks that need no connection between the ranks."""
-    found = [versions(facts), devices(facts), world(facts), settings(facts), open_files(facts), locked_memory(facts)]
+def check_facts(facts: Sequence[Facts], size: int) -> list[Finding]:
+    """The checks that need no connection between the ranks, of which there are `size`, perhaps not all here."""
+    found = [versions(facts), devices(facts), *([world(facts)] if len(facts) == size else [])]
+    found += [settings(facts), open_files(facts, size), locked_memory(facts)]
     found += [triton(facts)] if any(each.kind == "cuda" for each in facts) else []
+    found += [configuration(facts)] if size > 1 and any(each.config for each in facts) else []
     found += [data(facts)] if any(each.store or each.store_mistake for each in facts) else []
     found += [memory(facts)] if any(each.needed for each in facts) else []
     return found
@@ -106,13 +108,13 @@ def settings(facts: Sequence[Facts]) -> Finding:
     return passed(what, told or "no variables set")
 
 
-def open_files(facts: Sequence[Facts]) -> Finding:
-    what, needed = "open files", files_needed(len(facts))
+def open_files(facts: Sequence[Facts], size: int) -> Finding:
+    what, needed = "open files", files_needed(size)
     known = [(each.open_files, each) for each in facts if each.open_files is not None]
     if not known:
         return passed(what, f"limit not known; {needed:,} needed")
     (soft, hard), least = min(known, key=lambda pair: _limited(pair[0][0]))
-    told = f"{_limit(soft)} allowed (at most {_limit(hard)}), {needed:,} needed for {_number(facts, 'rank')}"
+    told = f"{_limit(soft)} allowed (at most {_limit(hard)}), {needed:,} needed for {_number(range(size), 'rank')}"
     if _limited(soft) >= needed:
         return passed(what, told)
     mend = f"ulimit -n {needed} before the launcher"
@@ -148,6 +150,14 @@ def triton(facts: Sequence[Facts]) -> Finding:
         return passed("Triton", "has a C compiler and Python's headers")
     found, _, mend = str(lacking[0].lacks_triton).partition(" (")
     return warned("Triton", f"{lacking[0].host}: {found}; each step waits for the GPU without", mend.removesuffix(")"))
+
+
+def configuration(facts: Sequence[Facts]) -> Finding:
+    for each in facts:
+        if each.config != facts[0].config:
+            apart = f"{each.name} has other settings than {facts[0].name}"
+            return failed("configuration", apart, "start all hosts with the same --config and --set, but for data.dir")
+    return passed("configuration", "the same for all ranks")
 
 
 def data(facts: Sequence[Facts]) -> Finding:

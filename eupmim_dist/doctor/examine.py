@@ -57,14 +57,14 @@ def examine(config: Config | None, run_dir: Path | None, cpu: bool) -> Examinati
     try:
         world = init_world(cpu)
     except (UserError, RuntimeError) as error:
-        world, problem = _apart(), error
+        world, problem = _apart(cpu), error
     took = time.perf_counter() - started
     if not network.have_met():
         return _alone(world, problem, settings, config, run_dir)
     try:
         told = network.tell("facts", lambda: asdict(facts_of(world, settings, config)))
         facts = [_facts(each) for each in told]
-        findings = [*check_facts(facts)[:3], _meeting(world, problem, took), *check_facts(facts)[3:]]
+        findings = [_meeting(world, problem, took), *check_facts(facts, world.size)]
         names = [each.name for each in facts]
         findings.append(look_at_clocks(names, network.tell))
         if run_dir is not None:
@@ -90,8 +90,7 @@ def _alone(
 ) -> Examination:
     """What one rank finds by itself: it is the only one, or the others are out of reach."""
     facts = [facts_of(world, settings, config)]
-    meeting = [_meeting(world, problem, 0.0)] if problem else []
-    findings = [*check_facts(facts)[:3], *meeting, *check_facts(facts)[3:]]
+    findings = [*([_meeting(world, problem, 0.0)] if problem else []), *check_facts(facts, world.size)]
     if run_dir is not None:
         findings.append(look_at_run_dir(run_dir, 0, [facts[0].name], lambda _, find: [find()]))
     return Examination(world, findings, facts, together=False)
@@ -107,15 +106,16 @@ def _meeting(world: World, problem: Exception | None, seconds: float) -> Finding
     return passed("network", f"{network.described()}; {place}")
 
 
-def _apart() -> World:
+def _apart(cpu: bool) -> World:
     """The world as the environment has it, of a rank that could not join it."""
 
     def number(name: str, default: int) -> int:
         told = os.environ.get(name, "")
         return int(told) if told.isdecimal() else default
 
-    local_size = number("LOCAL_WORLD_SIZE", 1)
-    return World(number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0), local_size, torch.device("cpu"))
+    local_rank, gpus = number("LOCAL_RANK", 0), 0 if cpu else torch.cuda.device_count()
+    device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
+    return World(number("RANK", 0), number("WORLD_SIZE", 1), local_rank, number("LOCAL_WORLD_SIZE", 1), device)
 
 
 def _facts(told: dict[str, Any]) -> Facts:

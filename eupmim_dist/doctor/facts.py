@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 
 from eupmim_dist import assemble
+from eupmim_dist.config.load import flat
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError, mistake_of
+from eupmim_dist.hashing import sha256_of_json
 from eupmim_dist.parallel.memory import available_bytes
 from eupmim_dist.parallel.merge import lack_of_triton
 from eupmim_dist.parallel.network import versions_here
@@ -53,6 +55,8 @@ class Facts:
     lacks_triton: str | None
     free: dict[str, int]
     """Bytes by kind of device, and of the host within the limits of its containers."""
+    config: str | None = None
+    """A digest of all settings but where the data is."""
     needed: dict[str, int] | None = None
     """Bytes that a rank of the training takes at the least, by kind of device."""
     store: str | None = None
@@ -75,8 +79,9 @@ def facts_of(world: World, settings: dict[str, str], config: Config | None) -> F
             free[device.type] = left
     if (left := room_in_containers()) is not None:
         free["cpu"] = min(left, free.get("cpu", left))
-    store, needed, mistake = None, None, None
+    store, needed, mistake, digest = None, None, None, None
     if config is not None:
+        digest = sha256_of_json({key: value for key, value in flat(config).items() if key != "data.dir"})[:12]
         try:
             opened = InteractionStore.open(config.data.dir, verify=False)  # read through when a training starts
             store, needed = opened.fingerprint[:12], _needed(config, opened, world)
@@ -97,6 +102,7 @@ def facts_of(world: World, settings: dict[str, str], config: Config | None) -> F
         locked_memory=_limit("RLIMIT_MEMLOCK"),
         lacks_triton=lack_of_triton() if world.device.type == "cuda" else None,
         free=free,
+        config=digest,
         needed=needed,
         store=store,
         store_mistake=mistake,

@@ -38,6 +38,7 @@ SOUND = Facts(
     locked_memory=(65536, 65536),
     lacks_triton=None,
     free={"cpu": 8_000_000_000},
+    config="112233",
     needed={"cpu": 1_000_000_000},
     store="aabbcc",
 )
@@ -57,11 +58,11 @@ def row(findings: list[Finding], check: str) -> Finding:
 
 def test_nothing_is_wrong_with_a_sound_launch() -> None:
     for facts in (four(), four(GPU | {"locked_memory": (-1, -1)})):
-        assert {finding.check: finding.verdict for finding in check_facts(facts) if finding.verdict != "PASS"} == {}
-        assert row(check_facts(facts), "world").found == "4 ranks on 2 hosts"
-    assert {finding.check for finding in check_facts([replace(SOUND, store=None, needed=None)])}.isdisjoint(
-        ["data", "memory", "Triton"]
-    )
+        assert {finding.check: finding.verdict for finding in check_facts(facts, 4) if finding.verdict != "PASS"} == {}
+        assert row(check_facts(facts, 4), "world").found == "4 ranks on 2 hosts"
+    alone = check_facts([replace(SOUND, config=None, store=None, needed=None)], 4)  # of a rank that met no other
+    assert {finding.check for finding in alone}.isdisjoint(["configuration", "data", "memory", "Triton", "world"])
+    assert f"{files_needed(4)} needed for 4 ranks" in row(alone, "open files").found
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,7 @@ def test_nothing_is_wrong_with_a_sound_launch() -> None:
         ({}, {"open_files": (64, 128)}, "open files", "FAIL", "rank 3 on node1: 64", "raise the hard limit to 218"),
         (GPU, {}, "locked memory", "WARN", "0.1 MB allowed", "ulimit -l unlimited"),
         (GPU, {"lacks_triton": "no compiler (install gcc)"}, "Triton", "WARN", "node1: no compiler", "install gcc"),
+        ({}, {"config": "00"}, "configuration", "FAIL", "rank 3 on node1 has other settings than", "the same --config"),
         ({}, {"store": "ddeeff"}, "data", "FAIL", "has store ddeeff, rank 0 on node0 has aabbcc", "copy one store"),
         ({}, {"store_mistake": "d: no such directory; make it"}, "data", "FAIL", "node1: d: no such", "make it"),
         (
@@ -112,7 +114,7 @@ def test_nothing_is_wrong_with_a_sound_launch() -> None:
 def test_what_one_rank_lacks_is_told(
     of_all: dict[str, Any], of_the_last: dict[str, Any], check: str, verdict: str, found: str, mend: str
 ) -> None:
-    told = row(check_facts(four(of_all, **of_the_last)), check)
+    told = row(check_facts(four(of_all, **of_the_last), 4), check)
     assert told.verdict == verdict
     assert found in told.found
     assert mend in told.mend
@@ -120,7 +122,7 @@ def test_what_one_rank_lacks_is_told(
 
 def test_limits_without_end_and_interfaces_of_their_own_are_no_trouble() -> None:
     facts = four(open_files=(-1, -1), settings={"NCCL_SOCKET_IFNAME": "eth1"})
-    assert {row(check_facts(facts), check).verdict for check in ("open files", "NCCL, gloo")} == {"PASS"}
+    assert {row(check_facts(facts, 4), check).verdict for check in ("open files", "NCCL, gloo")} == {"PASS"}
     assert files_needed(2) - files_needed(1) == files_needed(1000) - files_needed(999) > 0
 
 
