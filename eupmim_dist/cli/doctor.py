@@ -1,6 +1,7 @@
 """`eupmim-dist doctor`."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,11 +81,15 @@ def doctor(
     if world is not None or step_ms is not None:
         raise UserError(f"{'--world' if world is not None else '--step-ms'}: belongs to --estimate; add it")
     settings = load_config(config, set_ or []) if config or set_ else None
-    found = examine(settings, run_dir, cpu)
-    if not found.together and found.world.rank:
+    main = os.environ.get("RANK", "0") == "0"
+    found = examine(settings, run_dir, cpu, _show if main else lambda finding: None)
+    if not main and not found.together:
         time.sleep(3)  # rank 0 may have the same to tell, and the launcher stops all ranks with the first that fails
-    if found.world.is_main or not found.together:
-        _print(found.findings)
+        for finding in found.findings:
+            _show(finding)
+    if main or not found.together:
+        verdicts = [finding.verdict for finding in found.findings]
+        typer.echo(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in STYLES))
         for option, given in (("--config: data, memory", settings), ("--run-dir: the run directory", run_dir)):
             if given is None:
                 typer.echo(f"not looked at without {option}")
@@ -94,22 +99,19 @@ def doctor(
         raise typer.Exit(found.exit_code)
 
 
-def _print(findings: "list[Finding]") -> None:
+def _show(finding: "Finding") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for column in (None, 4, None):
-        table.add_column(width=column, overflow="fold")
-    for finding in findings:
-        told = Text(finding.found)
-        if finding.mend:
-            told.append(f"\nmend: {finding.mend}", "bold")
-        table.add_row(finding.check, Text(finding.verdict, STYLES[finding.verdict]), told)
-    terminal = _terminal()
-    terminal.print(table)
-    counts = {verdict: sum(each.verdict == verdict for each in findings) for verdict in STYLES}
-    terminal.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    row = Table.grid(padding=(0, 2, 0, 0))
+    for width in (13, 4, None):
+        row.add_column(width=width, overflow="fold")
+    told = Text(finding.found)
+    if finding.mend:
+        told.append(f"\nmend: {finding.mend}", "bold")
+    row.add_row(finding.check, Text(finding.verdict, STYLES[finding.verdict]), told)
+    _terminal().print(row)
+    sys.stdout.flush()
 
 
 def _print_estimate(found: "Estimate") -> None:

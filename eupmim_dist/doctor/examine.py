@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.parallel import network
 from eupmim_dist.parallel.world import World, init_world
 
+Show = Callable[[Finding], None]
 TIMEOUT = "EUPMIM_TIMEOUT_SECONDS"
 PATIENCE = "60"
 """Seconds after which what does not come is told, unless the environment says otherwise."""
@@ -49,8 +51,11 @@ class Examination:
         }
 
 
-def examine(config: Config | None, run_dir: Path | None, cpu: bool) -> Examination:
-    """Looks at everything; collective. With a configuration also at its data and memory."""
+def examine(config: Config | None, run_dir: Path | None, cpu: bool, show: Show = lambda finding: None) -> Examination:
+    """Looks at everything; collective. With a configuration also at its data and memory.
+
+    What is found is shown at once: a rank that dies takes the others with it.
+    """
     os.environ.setdefault(TIMEOUT, PATIENCE)
     settings, started = settings_of(os.environ), time.perf_counter()
     problem: Exception | None = None
@@ -59,23 +64,46 @@ def examine(config: Config | None, run_dir: Path | None, cpu: bool) -> Examinati
     except (UserError, RuntimeError) as error:
         world, problem = _apart(cpu), error
     took = time.perf_counter() - started
-    if not network.have_met():
-        return _alone(world, problem, settings, config, run_dir)
+    together, findings = network.have_met(), []
+
+    def add(*found: Finding) -> None:
+        for finding in found:
+            findings.append(finding)
+            show(finding)
+
+    def look() -> dict[str, Any]:
+        return asdict(facts_of(world, settings, config))
+
+    told: list[dict[str, Any]] = []
+    if together:
+        try:
+            told = network.tell("facts", look)
+        except (UserError, dist.DistError) as error:  # a rank is gone, or stuck
+            problem, together = problem or error, False
+    facts = [_facts(each) for each in told or [look()]]
+    if problem or together:
+        add(_meeting(world, problem, took))
+    add(*check_facts(facts, world.size))
     try:
-        told = network.tell("facts", lambda: asdict(facts_of(world, settings, config)))
-        facts = [_facts(each) for each in told]
-        findings = [_meeting(world, problem, took), *check_facts(facts, world.size)]
         names = [each.name for each in facts]
-        findings.append(look_at_clocks(names, network.tell))
+        if together:
+            add(look_at_clocks(names, network.tell))
         if run_dir is not None:
-            findings.append(look_at_run_dir(run_dir, world.rank, names, network.tell))
-    except (UserError, dist.DistError) as error:  # a rank is gone, or stuck: what it found is not known
-        return _alone(world, problem or error, settings, config, None)
-    if problem is not None:
-        findings.append(warned("exchange", "not tried: the ranks have no network", "mend that first"))
+            rank, tell = (world.rank, network.tell) if together else (0, _told_to_nobody)
+            add(look_at_run_dir(run_dir, rank, names, tell))
+    except (UserError, dist.DistError) as error:
+        problem, together = error, False
+        add(_meeting(world, problem, took))
+    if world.size > 1 and problem is not None:
+        add(warned("exchange", "not tried: the ranks have no network", "mend that first"))
     elif world.size > 1:
-        findings += look_at_links(world)
-    return Examination(world, findings, facts, together=True)
+        for finding in look_at_links(world):
+            add(finding)
+    return Examination(world, findings, facts, together)
+
+
+def _told_to_nobody(what: str, find: Callable[[], Any]) -> list[Any]:
+    return [find()]
 
 
 def wait_for_the_report(examination: Examination) -> None:
@@ -83,17 +111,6 @@ def wait_for_the_report(examination: Examination) -> None:
     if examination.together and network.have_met():
         with suppress(UserError, dist.DistError):
             network.tell("reported", lambda: None)
-
-
-def _alone(
-    world: World, problem: Exception | None, settings: dict[str, str], config: Config | None, run_dir: Path | None
-) -> Examination:
-    """What one rank finds by itself: it is the only one, or the others are out of reach."""
-    facts = [facts_of(world, settings, config)]
-    findings = [*([_meeting(world, problem, 0.0)] if problem else []), *check_facts(facts, world.size)]
-    if run_dir is not None:
-        findings.append(look_at_run_dir(run_dir, 0, [facts[0].name], lambda _, find: [find()]))
-    return Examination(world, findings, facts, together=False)
 
 
 def _meeting(world: World, problem: Exception | None, seconds: float) -> Finding:
