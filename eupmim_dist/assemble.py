@@ -223,11 +223,14 @@ def describe(run: Run) -> list[str]:
     ]
 
 
+def needed_room(config: Config, store: InteractionStore, world: World, *, training: bool = True) -> dict[str, int]:
+    """Bytes that each rank needs at the least, by what for; without `training` to rank only."""
+    return room_of(config, shape_of_data(config, store), store, _ranked(store), world, training=training)
+
+
 def describe_room(run: Run) -> str:
     """The memory that each rank needs, as far as it is known before."""
-    needed = room_of(
-        run.config, shape_of_data(run.config, run.store), run.store, _ranked(run.store), run.world, training=True
-    )
+    needed = needed_room(run.config, run.store, run.world)
     parts = ", ".join(f"{what.split()[-1]} {in_bytes(size)}" for what, size in needed.items())
     return f"memory  at least {in_bytes(sum(needed.values()))} a rank: {parts}"
 

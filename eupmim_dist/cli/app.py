@@ -15,6 +15,7 @@ from eupmim_dist.cli.bench import bench
 from eupmim_dist.cli.compare import compare
 from eupmim_dist.cli.config import config
 from eupmim_dist.cli.consolidate import consolidate
+from eupmim_dist.cli.doctor import doctor
 from eupmim_dist.cli.evaluate import evaluate
 from eupmim_dist.cli.export import export
 from eupmim_dist.cli.import_model import import_model
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command()(synth)
 app.command()(prepare)
 app.command()(audit)
+app.command()(doctor)
 app.command()(train)
 app.command()(evaluate)
 app.command()(compare)

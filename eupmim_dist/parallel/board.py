@@ -21,6 +21,10 @@ STORE_SECONDS = 1.0
 """After a failure, how long the store stays for the others to read why; it goes with a process of rank 0's host."""
 
 
+class Late(UserError):
+    """A rank did not come."""
+
+
 def holds_store(rank: int) -> bool:
     """Whether this rank's process holds the store, and not a launcher's."""
     return rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -45,18 +49,19 @@ class Board:
         else:
             answer = self._answer_of_main(what)
         if "mistake" in answer:
-            raise self._told_once(UserError(answer["mistake"]))
+            raise self._told_once((Late if answer["late"] else UserError)(answer["mistake"]))
         return answer["value"]
 
     def _answer(self, find: Callable[[], Any]) -> dict[str, Any]:
         try:
             return {"value": find()}
         except UserError as error:
-            return {"mistake": error.as_typed}
+            return {"mistake": error.as_typed, "late": isinstance(error, Late)}
         except dist.DistError:
             raise
         except Exception as error:  # of the system; the others must not wait for what never comes
-            return {"mistake": f"rank {self.rank} on {socket.gethostname()}: {type(error).__name__}: {error}"}
+            told = f"rank {self.rank} on {socket.gethostname()}: {type(error).__name__}: {error}"
+            return {"mistake": told, "late": False}
 
     def _all(self, what: str) -> list[Any]:
         """On rank 0: what all have found."""
@@ -91,9 +96,9 @@ class Board:
     def _missing(self, what: str) -> str:
         return listed(rank for rank in range(self.size) if not self.store.check([f"{what}/{rank}"]))
 
-    def _late(self, missing: str) -> UserError:
+    def _late(self, missing: str) -> Late:
         mend = "look at what it says there, and start all hosts with as many ranks and the same program"
-        return UserError(f"rank {missing} of {self.size} did not come within {self.timeout:g} s; {mend}")
+        return Late(f"rank {missing} of {self.size} did not come within {self.timeout:g} s; {mend}")
 
     def _told_once(self, error: UserError) -> UserError:
         """The first of each host prints it; the others wait, as their launcher ends all ranks with the first."""

@@ -10,8 +10,8 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 import eupmim_dist
 from eupmim_dist.errors import UserError, listed, short
 from eupmim_dist.parallel import descriptors
-from eupmim_dist.parallel.board import JOINED, STORE_SECONDS, Board
+from eupmim_dist.parallel.board import JOINED, STORE_SECONDS, Board, Late
 
 REACH_SECONDS = 10
 """How long one host tries to reach another."""
@@ -53,6 +53,8 @@ class Place:
 
 
 _joined: list[Place] = []
+_boards: list[Board] = []
+"""The one of this process, while all ranks are known to read it."""
 
 
 def join(rank: int, size: int, gpu: str | None, timeout: timedelta) -> dist.Store:
@@ -79,9 +81,11 @@ def join(rank: int, size: int, gpu: str | None, timeout: timedelta) -> dist.Stor
     # Of this attempt alone: torchrun keeps its store when it starts ranks again.
     store = dist.PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     board = Board(dist.PrefixStore("eupmim/network", store), rank, size, timeout)
+    _boards[:] = [board]
     try:
-        source = _source(board)
-        places = _fitting(board, lambda: _place(rank, source, gpu))
+        with _gone_for_good():
+            source = _source(board)
+            places = _fitting(board, lambda: _place(rank, source, gpu))
     except dist.DistError as error:
         raise _in_silence_but_for_one(
             ConnectionError(f"{endpoint}: {here} lost it while starting: rank 0 or its launcher has left; see its host")
@@ -91,6 +95,32 @@ def join(rank: int, size: int, gpu: str | None, timeout: timedelta) -> dist.Stor
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # that one, not all that begin so
     _joined[:] = places
     return store
+
+
+def have_met() -> bool:
+    """Whether the ranks can `tell` each other something: `join` may have refused them all the same."""
+    return bool(_boards)
+
+
+def tell(what: str, find: Callable[[], Any]) -> list[Any]:
+    """What `find` returns on each rank, in their order, through the store alone. `what` is told once; what is found
+    goes through JSON.
+
+    Raises UserError, on all ranks, where `find` does on one, or one does not come.
+    """
+    with _gone_for_good():
+        every: list[Any] = _boards[0].tell(what, find, list)
+        return every
+
+
+@contextmanager
+def _gone_for_good() -> Iterator[None]:
+    """Whoever is late once, or gone, is not waited for again."""
+    try:
+        yield
+    except (Late, dist.DistError):
+        _boards.clear()
+        raise
 
 
 def described() -> str:
@@ -192,7 +222,7 @@ def _fitting(board: Board, find: Callable[[], Place]) -> list[Place]:
                 return {"place": asdict(place)}
             door = stack.enter_context(_Door(place.address))
             stack.callback(door.shutdown)
-            return {"place": asdict(place), "door": door.server_address[1], "versions": _versions()}
+            return {"place": asdict(place), "door": door.server_address[1], "versions": versions_here()}
 
         def look_round() -> None:
             mine = places[board.rank]
@@ -238,7 +268,7 @@ def _reach(mine: Place, other: Place, port: int) -> None:
         ) from error
 
 
-def _versions() -> dict[str, str]:
+def versions_here() -> dict[str, str]:
     """What hosts must have alike; of this program its files too."""
     digest, here = sha256(), Path(eupmim_dist.__file__).parent
     for path in sorted(here.rglob("*.py")):

@@ -153,22 +153,29 @@ def is_replicated(name: str, rows: int, num_ranks: int, config: TablesConfig) ->
     return num_ranks > 1 and (rows < config.replicate_below or owner_of(name) is not None)
 
 
-def build_groups(
-    specs: Sequence[TableSpec], config: TablesConfig, seed: int, world: World, alone: Collection[str] = ()
-) -> list[TableGroup]:
-    """Places tables and creates this rank's rows with their initial values; no rank ever holds more.
+def by_kind(
+    specs: Sequence[TableSpec], config: TablesConfig, num_ranks: int, alone: Collection[str] = ()
+) -> dict[tuple[int, bool, str], list[TableSpec]]:
+    """Which tables share a tensor: those of one width and placement.
 
     A table in `alone`, or that is not trained, shares its tensor with no other; those of one table's features share one
     among them.
     """
     kinds: dict[tuple[int, bool, str], list[TableSpec]] = {}
     for spec in specs:
-        replicated = is_replicated(spec.name, spec.rows, world.size, config)
+        replicated = is_replicated(spec.name, spec.rows, num_ranks, config)
         owner = owner_of(spec.name)
         apart = spec.name if spec.name in alone or not spec.trained else "" if owner is None else owner + FEATURE_MARK
         kinds.setdefault((spec.dim, replicated, apart), []).append(spec)
+    return kinds
+
+
+def build_groups(
+    specs: Sequence[TableSpec], config: TablesConfig, seed: int, world: World, alone: Collection[str] = ()
+) -> list[TableGroup]:
+    """Places tables and creates this rank's rows with their initial values; no rank ever holds more."""
     groups = []
-    for (dim, replicated, _), members_of_kind in kinds.items():
+    for (dim, replicated, _), members_of_kind in by_kind(specs, config, world.size, alone).items():
         num_holders = 1 if replicated else world.size
         members: dict[str, Member] = {}
         offset = 0

@@ -41,9 +41,9 @@ def room_of(
     """
     network = without_memory(config, shape)
     specs = trained_or_not(config.model, store, network.tables()) if network else []
-    tables = sum(_table_bytes(spec, config, world, training) for spec in specs)
+    tables = sum(table_bytes(spec, config, world, training) for spec in specs)
     for feature in features_of(config.model, store, specs) if network else []:
-        tables += _table_bytes(feature.spec, config, world, training) + _feature_bytes(feature, config, world)
+        tables += table_bytes(feature.spec, config, world, training) + _feature_bytes(feature, config, world)
     if network and network.propagation() is not None:  # a layer's rows are made of the last one's
         tables += 2 * sum(-(-spec.rows // world.size) * spec.dim * FLOAT for spec in specs if spec.name in PROPAGATED)
     dense = sum(p.numel() for p in network.parameters()) * FLOAT * (4 if training else 1) if network else 0
@@ -87,7 +87,8 @@ def _feature_bytes(feature: Feature, config: Config, world: World) -> int:
     return own * columns * (KEY if feature.values is not None else FLOAT)
 
 
-def _table_bytes(spec: TableSpec, config: Config, world: World, training: bool) -> int:
+def table_bytes(spec: TableSpec, config: Config, world: World, training: bool) -> int:
+    """Of a rank's rows of a table, with the state of their optimizer where they are trained."""
     whole = is_replicated(spec.name, spec.rows, world.size, config.tables)
     rows = spec.rows if whole else -(-spec.rows // world.size)
     held = TABLE_OPTIMIZERS[config.tables.optimizer].held if training and spec.trained else 0

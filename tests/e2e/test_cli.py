@@ -21,7 +21,9 @@ import yaml
 from eupmim_dist import __version__
 from eupmim_dist.api import load
 from eupmim_dist.cli.app import app, main
+from eupmim_dist.config.load import load_config
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.doctor import estimate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,6 +111,16 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
 
 def losses_of(run_dir: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines_of(run_dir) if "loss" in line}
+
+
+def test_two_ranks_send_what_doctor_foretells(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "STEPS", 5)
+    config = load_config(place / "run" / "config.yaml", [f"data.dir={place / 'store'}"])
+    foretold = estimate.estimate(config, estimate.Plan(2, 2)).sent
+    [first, *_] = [line for line in lines_of(place / "run") if "loss" in line]  # of 5 steps
+    assert {kind: foretold[kind][0] for kind in ("replicated", "dense")} == {
+        kind: pytest.approx(first[f"bytes_sent/{kind}"], rel=1e-6) for kind in ("replicated", "dense")
+    }
 
 
 def test_a_run_directory_holds_what_is_promised(place: Path) -> None:

@@ -1,5 +1,6 @@
 """`eupmim-dist launch` starts what was asked for, reports one failure once, and leaves nothing running."""
 
+import json
 import os
 import re
 import shlex
@@ -67,18 +68,27 @@ def alive(pids):
     return running
 
 
-def test_two_launches_at_once_start_all_their_ranks(env, gpus, monkeypatch, capsys):
-    """One of them by the command that `launch` shows."""
+def test_two_launches_at_once_start_all_their_ranks(env, gpus, monkeypatch, capsys, tmp_path):
+    """One of them by the command that `launch` shows, the other with `doctor`, which finds nothing wrong."""
     gpus(0)
     monkeypatch.setattr(launch_module, "MODULE", "tests.e2e.ranks")
     launch_module.launch(["rank", "report"], **DEFAULTS | {"nproc": 2, "threads": 1}, cpu=True, dry_run=True)
     out, shown = capsys.readouterr()
     assert (out, "accelerate launch --num_processes 2" in shown) == ("", True)
-    first, second = start([*TWO_ON_CPU, "--", "rank", "report"], env), start(["sh", "-c", shown], env)
-    for process in (first, second):
-        code, out, err = finish(process)
-        assert code == 0, err
-        assert out == ["rank 0/2 cpu 2 1 no", "rank 1/2 cpu 2 1 no"]
+    small_store(tmp_path / "store")
+    asked = ["--set", f"data.dir={tmp_path}/store", "--run-dir", tmp_path / "run", "--json", tmp_path / "doctor.json"]
+    first, second = start([*TWO_ON_CPU, "--", "doctor", *map(str, asked)], env), start(["sh", "-c", shown], env)
+    code, out, err = finish(second)
+    assert code == 0, err
+    assert out == ["rank 0/2 cpu 2 1 no", "rank 1/2 cpu 2 1 no"]
+    code, out, err = finish(first)
+    assert code == 0, (out, err)
+    checks = {check["check"]: check for check in json.loads((tmp_path / "doctor.json").read_text())["checks"]}
+    assert {name for name, check in checks.items() if check["verdict"] == "FAIL"} == set(), checks
+    together = {"network", "clocks", "run directory", "exchange", "all-reduce", "all-gather", "all-to-all", "store"}
+    assert together <= checks.keys()
+    assert checks["world"]["found"] == "2 ranks on 1 host"
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_rank_needs_no_process_group_and_no_separator(env):

@@ -88,10 +88,14 @@ class Launch:
 
 
 def node(hosts, number, place, run, steps, port=29500):
-    """`eupmim-dist launch` on one of the hosts, one rank."""
+    """`eupmim-dist launch` of a training on one of the hosts, one rank."""
+    launch = command(hosts, number, training(place, run, steps), port)
+    return Launch(hosts[number], place / f"{run}-{number}.log", *launch)
+
+
+def command(hosts, number, subcommand, port=29500):
     meet = ["--nproc", 1, "--nnodes", len(hosts), "--node-rank", number, "--rdzv-endpoint", f"node0:{port}"]
-    command = [sys.executable, "-m", "eupmim_dist", "launch", *meet, "--", *training(place, run, steps)]
-    return Launch(hosts[number], place / f"{run}-{number}.log", *command)
+    return [sys.executable, "-m", "eupmim_dist", "launch", *meet, "--", *subcommand]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,32 @@ def test_three_hosts_of_which_the_first_comes_late(hosts, place, alone):
     launches.append(node(hosts, 0, place, "three", 20))
     assert [launch.ended() for launch in launches] == [0, 0, 0], [launch.told for launch in launches]
     assert losses(place / "three") == pytest.approx(alone, rel=1e-5)
+
+
+def test_doctor_tells_of_a_run_directory_that_is_not_shared_and_of_an_interface_that_leads_nowhere(hosts, place):
+    (place / "shared").mkdir()
+    hosts[1].run("mount", "-t", "tmpfs", "tmpfs", place / "shared")
+    doctor = ["doctor", "--set", f"data.dir={place / 'store'}", "--run-dir", place / "shared" / "run"]
+    launches = [
+        Launch(host, place / f"doctor-{number}.log", *command(hosts[:2], number, doctor))
+        for number, host in enumerate(hosts[:2])
+    ]
+    assert [launch.ended() for launch in launches] == [2, 2], [launch.told for launch in launches]
+    told = " ".join(launches[0].told.split())
+    assert "what rank 0 on node0 writes is not seen by rank 1 on node1" in told
+    assert "node0 eth0 10.77.0.1 (rank 0), node1 eth0 10.77.0.2 (rank 1)" in told
+    assert ", 1 FAIL" in told
+    wrong = ["env", "GLOO_SOCKET_IFNAME=a0"]
+    launches = [
+        Launch(
+            host, place / f"interface-{number}.log", *(wrong if number else []), *command(hosts[:2], number, doctor[:1])
+        )
+        for number, host in enumerate(hosts[:2])
+    ]
+    assert [launch.ended() for launch in launches] == [2, 2], [launch.told for launch in launches]
+    told = " ".join(launches[0].told.split())
+    assert "network FAIL rank 0 on node0 (10.77.0.1, eth0) does not reach rank 1 on node1 (10.66.0.2, a0)" in told
+    assert "clocks PASS" in told
 
 
 def test_a_wrong_port_is_told(place):

@@ -27,7 +27,7 @@ LAYERS = [
     ["training"],
     ["api", "stores", "convert"],
     ["auditing", "comparison", "recommending", "reporting", "tuning"],
-    ["bench"],
+    ["bench", "doctor"],
     ["cli"],
     ["__main__"],
 ]

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.runs import command_line
+from tests.stores import small_store
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 LAUNCHERS = [path for path in SCRIPTS if path.name not in ("common.sh", "collect_wheels.sh")]
@@ -195,6 +198,12 @@ def test_each_documented_command_starts_a_launcher(run, line, monkeypatch, capsy
 
         app([*shlex.split(options)[1:], "--dry-run", "--", *shlex.split(subcommand)], standalone_mode=False)
         assert "accelerate launch" in capsys.readouterr().err
+        return
+    if line.startswith("eupmim-dist doctor"):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("EUPMIM_TIMEOUT_SECONDS", "20")
+        small_store(tmp_path / "store")
+        assert command_line(f"{line.partition(' ')[2]} --set data.dir={tmp_path}/store --run-dir {tmp_path}/run") == 0
         return
     (tmp_path / "hosts").write_text("node0 slots=2\nnode1 slots=2\n")
     code, out, err = run(line.replace("HOSTFILE=hosts", f"HOSTFILE={tmp_path}/hosts"))

@@ -78,19 +78,19 @@ def test_another_version_is_refused_with_both_hosts(monkeypatch):
         network._fitting(board, lambda: TWO_HOSTS[board.rank])
 
     by_thread = {}
-    monkeypatch.setattr(network, "_versions", lambda: versions[by_thread[threading.get_ident()]])
+    monkeypatch.setattr(network, "versions_here", lambda: versions[by_thread[threading.get_ident()]])
     told = "rank 2 on node2 (127.0.0.2, eth0) has torch 2.12, rank 0 on node1 (127.0.0.1, eth0) has 2.13: "
     assert together(3, check) == [told + "install the same on all hosts"] * 3
 
 
 def test_hosts_have_the_same_versions_if_their_files_are_the_same(tmp_path, monkeypatch):
-    ours = network._versions()
+    ours = network.versions_here()
     assert ours["torch"] == torch.__version__
     monkeypatch.setattr(network.eupmim_dist, "__file__", str(tmp_path / "__init__.py"))
     (tmp_path / "a.py").write_text("1")
-    first = network._versions()
+    first = network.versions_here()
     (tmp_path / "a.py").write_text("2")
-    assert len({each["eupmim_dist"] for each in (ours, first, network._versions())}) == 3
+    assert len({each["eupmim_dist"] for each in (ours, first, network.versions_here())}) == 3
 
 
 def test_two_ranks_with_one_gpu_are_refused():
