@@ -25,8 +25,9 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.baselines import CUTOFF, cheap_baselines, choose_history, judge_of
 from eupmim_dist.evaluation.diversity import Variety
+from eupmim_dist.evaluation.explanations import check_explained, evaluate_explanations
 from eupmim_dist.evaluation.frames import Results
-from eupmim_dist.evaluation.protocols import PROTOCOLS, check_names, check_protocols
+from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS, check_names, check_protocols
 from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_of
 from eupmim_dist.evaluation.scorers.interface import check_baselines, check_room, make_scorer
 from eupmim_dist.export.source_settings import source_settings
@@ -228,8 +229,8 @@ def evaluate(
     Args:
         model: what `fit` or `load` gave, or a path as for `load`. Without one the `baselines` are evaluated on `data`.
         split: `valid` or `test`.
-        protocols: of `strict`, `comirec` and `seed` (README.md, Evaluating), `elmrec_sequential` and `elmrec_direct`
-            (docs/elmrec.md).
+        protocols: of `strict`, `comirec` and `seed` (README.md, Evaluating), `elmrec_sequential`, `elmrec_direct` and,
+            of a model that writes, `elmrec_explanation` (docs/elmrec.md), whose result has the texts: `result.texts`.
         top_n: the cut-offs N; those usual for each protocol if not given: 10, 20, 50, of ELMRec's 1, 5, 10.
         baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` and `next_id`. Those
             that may read more or less of a history read as many of its last items as give them the best recall on valid
@@ -249,7 +250,7 @@ def evaluate(
         cutoffs = None if top_n is None else cutoffs_of(top_n)
         if split not in ("valid", "test"):
             raise UserError(f"--split {split}: choose valid or test")
-        check_names(names)
+        check_names(names, [EXPLANATION])
         check_baselines(rivals)
         if model is None and not (rivals and data is not None):
             raise UserError("evaluate: give a run or checkpoint, or --baseline NAME with --data DIR")
@@ -259,15 +260,21 @@ def evaluate(
             setting = assemble.without_model(Config(), world, assemble.open_store(store_dir(data), world))
         else:
             setting = loaded(model, data, which, cpu)
-        check_protocols(names, setting.store)
+        if EXPLANATION in names:
+            check_explained(setting if isinstance(setting, Assembled) else None, setting.store, split)
+        ranked = [name for name in names if name != EXPLANATION]
+        check_protocols(ranked, setting.store)
         variety = variety_of(diversity, categories, setting.store, world)
         check_room(rivals, setting.store, world)
         results = Results()
         if isinstance(setting, Assembled):
             for protocol in names:
+                if protocol == EXPLANATION:
+                    results.append(evaluate_explanations(setting, split, progress=True))
+                    continue
                 wanted = cutoffs or PROTOCOLS[protocol].top_n
                 results.append(evaluate_model(setting, split, protocol, wanted, variety=variety, progress=True))
-        results.extend(results_of_baselines(rivals, setting, split, names, cutoffs, variety))
+        results.extend(results_of_baselines(rivals, setting, split, ranked, cutoffs, variety))
     return results
 
 

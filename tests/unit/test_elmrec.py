@@ -18,10 +18,12 @@ from eupmim_dist.data.prompts.batch import PromptBatch
 from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD, USER_WORD
 from eupmim_dist.data.prompts.templates import KINDS
 from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.generation.likeness import Likeness
 from eupmim_dist.evaluation.generation.search import answer_scores, beam_search
-from eupmim_dist.evaluation.generation.text import likeness, write_texts
+from eupmim_dist.evaluation.generation.text import write_texts
 from eupmim_dist.evaluation.generation.trie import Allowed, Trie, make_trie
 from eupmim_dist.evaluation.runner import evaluate_model, held_out_users, scorer_of
+from eupmim_dist.evaluation.scorers.interface import ListScorer
 from eupmim_dist.models.elmrec.config import ElmrecConfig
 from eupmim_dist.models.elmrec.model import Elmrec
 from eupmim_dist.models.interface import Rows
@@ -253,11 +255,10 @@ def test_the_scorer_gives_lists_of_items_that_users_have_not_had(run: Run) -> No
         own = run.store.items[run.store.offsets[user] :][:cut]
         assert len(set(row) - set(own.tolist()) - {NO_ROW}) == 5
     users, scorer = held_out_users(run, "valid").chunk(0), scorer_of(run)
-    candidates = Ragged(
-        torch.arange(len(users.batch)).repeat_interleave(3), torch.tensor([7, 90, 2]).repeat(len(users.batch))
-    )
-    lists = scorer.lists(users, users.seen, 5, candidates)  # type: ignore[attr-defined]
-    assert lists.shape == (len(users.batch), 1, 5)
+    candidates = Ragged(torch.arange(len(users)).repeat_interleave(3), torch.tensor([7, 90, 2]).repeat(len(users)))
+    assert isinstance(scorer, ListScorer)
+    _, lists = scorer.scored_lists(users, users.seen, 5, candidates)
+    assert lists.shape == (len(users), 1, 5)
     assert {tuple(sorted(row)) for row in lists[:, 0].tolist()} == {(NO_ROW, NO_ROW, 2, 7, 90)}
 
 
@@ -323,7 +324,8 @@ def test_free_text_is_what_transformers_writes(run: Run) -> None:
     model, task = model_of(run)
     batch = task.to_explain(np.array([3, 8, 20]), torch.tensor([5, 60, 121]))
     rows, end = rows_of(run, batch), task.vocabulary.end
-    found = write_texts(model, model.read(rows, batch), 3, end, 9)
+    found, sound = write_texts(model, model.read(rows, batch), 3, end, 9)
+    assert sound
     for sample in range(3):
         given = plain_input(model, run, batch, sample)
         states = model.t5.encoder(inputs_embeds=given[None])
@@ -334,6 +336,15 @@ def test_free_text_is_what_transformers_writes(run: Run) -> None:
 
 
 def test_likeness_is_that_of_counted_words() -> None:
+    def likeness(texts: list[str], references: list[str]) -> dict[str, float]:
+        sums = Likeness()
+        for text, reference in zip(texts, references, strict=True):
+            sums.add([text], [reference])
+        sums.add([], [])
+        metrics, number = sums.reduce(WORLD)
+        assert number == len(texts)
+        return metrics
+
     same = likeness(["the cat sat on the mat"] * 2, ["the cat sat on the mat"] * 2)
     assert same == pytest.approx(dict.fromkeys(["bleu_1", "bleu_4", "rouge_1", "rouge_2", "rouge_l"], 100.0))
     found = likeness(["a cat sat", "dogs bark here"], ["the cat sat", "dogs bark loudly here now"])

@@ -91,7 +91,7 @@ def test_a_name_is_one_word_to_its_last_digit_in_all_wordings(tokenizer: str, na
             strings = vocabulary._tokenizer.convert_ids_to_tokens(backend.encode(prompt.text).ids)
             expected.append(word_ids(strings, numbers))
             tokens.append(backend.encode(prompt.text).ids)
-        found, words = tokenise(vocabulary, prompts, 512, str)
+        found, words = tokenise(vocabulary, prompts, 512, lambda _: ("", ""))
         for row, (of_tokens, of_words) in enumerate(zip(tokens, expected, strict=True)):
             rest = [0] * (found.shape[1] - len(of_tokens))
             assert words[row].tolist() == of_words + rest, prompts[row].text
@@ -108,9 +108,11 @@ def test_long_texts_and_tokenizers_that_cannot_write_ids_are_told(tokenizer: str
     vocabulary = load_vocabulary(tokenizer)
     prompt = fill(SHORT, 4, range(1, 9))
     with pytest.raises(
-        UserError, match=r"^task.max_tokens: the prompt of user 4 has [0-9]+ tokens, and 12 may be; raise"
+        UserError, match=r"^task.max_tokens: the prompt of user 4 has [0-9]+ tokens, and 12 may be; raise it$"
     ):
-        tokenise(vocabulary, [fill(SHORT, 3, [1]), prompt], 12, lambda place: f"user {3 + place}")
+        tokenise(
+            vocabulary, [fill(SHORT, 3, [1]), prompt], 12, lambda place: (f"the prompt of user {3 + place}", "raise it")
+        )
     digitless = str(unigram_tokenizer(tmp_path / "digitless", left_out="7"))
     with pytest.raises(UserError, match=r"^task.tokenizer: .*digitless: has no token for the digit 7, and ids are"):
         load_vocabulary(digitless)
@@ -154,6 +156,17 @@ def answered(task: Prompts, batch: PromptBatch) -> list[int]:
     return [task.item_answers.index(row[row != NO_ROW].tolist()) for row in batch.answer]
 
 
+def left_out(task: Prompts, step: int) -> set[tuple[int, int]]:
+    users, items = task.predicted(step)
+    return set(zip(users.tolist(), items.tolist(), strict=True))
+
+
+def after(store: InteractionStore, user: int, target: int) -> list[int]:
+    """Training items from the target on."""
+    own = store.items[store.offsets[user] : store.offsets[user + 1] - 2].tolist()
+    return own[own.index(target) :]
+
+
 def test_sequential_prompts_are_of_training_items_in_order(store: InteractionStore) -> None:
     task, seen = task_of(store, mix=["sequential"]), Counter()
     for step in range(40):
@@ -161,7 +174,11 @@ def test_sequential_prompts_are_of_training_items_in_order(store: InteractionSto
         assert batch.answer is not None
         assert batch.num_predictions == int((batch.answer != NO_ROW).sum())
         assert task.targets(step).tolist() == answered(task, batch)
-        assert torch.equal(task.predicted(step)[0], batch.user)
+        assert left_out(task, step) == {
+            (user, item)
+            for user, target in zip(batch.user.tolist(), answered(task, batch), strict=True)
+            for item in after(store, user, target)
+        }
         for user, row, target in zip(batch.user.tolist(), batch.items, answered(task, batch), strict=True):
             own = store.items[store.offsets[user] : store.offsets[user + 1] - 2].tolist()
             items = [*row[row != NO_ROW].tolist(), target]
@@ -176,6 +193,7 @@ def test_direct_prompts_have_the_target_among_items_that_are_not_the_users(store
     task, places = task_of(store, mix=["direct"]), Counter()
     for step in range(40):
         batch = task.sample(step)
+        assert left_out(task, step) == set(zip(batch.user.tolist(), answered(task, batch), strict=True))
         for user, row, target in zip(batch.user.tolist(), batch.items.tolist(), answered(task, batch), strict=True):
             own = set(store.items[store.offsets[user] : store.offsets[user + 1] - 2].tolist())
             assert len(set(row)) == len(row)
