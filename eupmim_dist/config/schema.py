@@ -64,6 +64,10 @@ class TaskSection(Choice):
         """How many tokens there are of a task in words; 0 of one in ids."""
         return 0
 
+    def num_words(self) -> int:
+        """More than a text of such a task can tell apart of its users and items."""
+        return 0
+
 
 class ModelSection(Choice):
     """What every model of the family has."""
