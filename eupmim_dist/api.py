@@ -7,7 +7,7 @@ ranks call it alike; a mistake is a UserError, on all ranks. docs/python.md show
 import gc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,16 @@ from typing import Any
 import torch
 
 from eupmim_dist import assemble
-from eupmim_dist.arguments import ConfigLike, StoreLike, config_of, cutoffs_of, path_of, several, store_dir
+from eupmim_dist.arguments import (
+    ConfigLike,
+    StoreLike,
+    config_of,
+    cutoffs_of,
+    evaluated_by,
+    path_of,
+    several,
+    store_dir,
+)
 from eupmim_dist.checkpoint.changes import changed_settings
 from eupmim_dist.checkpoint.run_dir import Start
 from eupmim_dist.config.load import Overrides
@@ -220,6 +229,7 @@ def evaluate(
     baselines: str | Sequence[str] = (),
     diversity: float = 0.0,
     categories: Any = None,
+    overrides: str | Overrides = (),
     data: StoreLike | None = None,
     which: str = "best",
     cpu: bool = False,
@@ -239,6 +249,7 @@ def evaluate(
             metric diversity.
         diversity: above 0, lists are re-ranked for variety of `categories`: the strength of ComiRec's controllable
             aggregation.
+        overrides: settings of `evaluation` in place of the model's own, as for `fit`: `["evaluation.more_beams=15"]`.
         data, which, cpu: of a path, as for `load`.
 
     Returns a list of results (`results[0].metrics["recall@10"]`), the same on all ranks; `.frame()` is a table of them.
@@ -260,6 +271,7 @@ def evaluate(
             setting = assemble.without_model(Config(), world, assemble.open_store(store_dir(data), world))
         else:
             setting = loaded(model, data, which, cpu)
+        setting = replace(setting, config=evaluated_by(setting.config, overrides))
         if EXPLANATION in names:
             check_explained(setting if isinstance(setting, Assembled) else None, setting.store, split)
         ranked = [name for name in names if name != EXPLANATION]

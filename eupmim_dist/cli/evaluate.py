@@ -33,6 +33,10 @@ def evaluate(
             "beside the model, or alone with --data."
         ),
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of `evaluation`; may be repeated."),
+    ] = None,
     diversity: DiversityOption = 0.0,
     categories: CategoriesOption = None,
     texts: Annotated[
@@ -87,6 +91,7 @@ def evaluate(
             baselines=baselines,
             diversity=diversity,
             categories=categories,
+            overrides=set_ or (),
             data=data,
             which="last" if last else "best",
             cpu=cpu,

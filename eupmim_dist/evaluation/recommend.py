@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 import torch
 
-from eupmim_dist.config.registry import find
 from eupmim_dist.data.audience import Audience
 from eupmim_dist.data.batch import UserBatch
 from eupmim_dist.data.heldout import HeldOut, Ragged, held_out
@@ -31,7 +30,7 @@ from eupmim_dist.evaluation.runner import (
     varied_top_n,
 )
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
-from eupmim_dist.evaluation.scorers.interface import ListScorer
+from eupmim_dist.evaluation.scorers.interface import ListScorer, recommends
 from eupmim_dist.evaluation.topn import NO_ITEM
 from eupmim_dist.evaluation.why import Reasons, left_out, nearest
 from eupmim_dist.parallel.agreement import agreed
@@ -72,8 +71,8 @@ def check_wanted(trained: Assembled, wanted: Wanted) -> None:
     """Raises UserError for a model whose scorer gives neither interests nor lists, a list longer than the catalogue, or
     for what does not go together."""
     if not ranked_by_interests(trained):
-        name, build = trained.config.model.name, find("scorer", trained.model.scorer).build
-        if not (isinstance(build, type) and issubclass(build, ListScorer)):
+        name = trained.config.model.name
+        if not recommends(trained.model.scorer):
             # another list than `evaluate` judges would be recommended
             raise UserError(
                 f"model {name}: is ranked by {trained.model.scorer}, and items are recommended by interests or lists"

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
 from eupmim_dist.assemble import make_task, open_store
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.data.batch import NO_ROW
-from eupmim_dist.data.explanations import SCHEMA
 from eupmim_dist.data.prompts.batch import PromptBatch
 from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD, USER_WORD, fill, tokenise
 from eupmim_dist.data.prompts.templates import KINDS, SHORT, TEMPLATES
@@ -22,7 +20,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.world import World
 from eupmim_dist.tasks.prompts.task import Prompts
 from tests.oracles.prompts_plain import word_ids
-from tests.prompts import SETTINGS, unigram_tokenizer
+from tests.prompts import SETTINGS, unigram_tokenizer, with_explanations
 from tests.stores import small_store
 
 BATCH = 8
@@ -45,17 +43,6 @@ def task_of(store: InteractionStore, rank: int = 0, world_size: int = 1, **chang
     task = make_task(config, world, store)
     assert isinstance(task, Prompts)
     return task
-
-
-def with_explanations(directory: Path, texts: list[str]) -> InteractionStore:
-    """User n wrote texts[n] of his first item; and of his last one, which is held out."""
-    plain = small_store(directory / "plain", split_rule="leave_one_out")
-    first, last = plain.items[plain.offsets[:-1]], plain.items[plain.offsets[1:] - 1]
-    records = [(n, int(first[n]), "feature", text, "train") for n, text in enumerate(texts)]
-    records += [(n, int(last[n]), "feature", "held out", "train") for n in range(len(texts))]
-    records += [(1, int(first[1]), "", "hidden", "test")]
-    frame = pl.DataFrame(records, schema=SCHEMA, orient="row")
-    return small_store(directory / "store", split_rule="leave_one_out", explanations=frame)
 
 
 def test_there_are_as_many_wordings_as_the_authors_have() -> None:

@@ -122,6 +122,13 @@ def baselines() -> list[str]:
     return found
 
 
+def recommends(name: str) -> bool:
+    """Whether items are recommended by a scorer: by interests, or by the lists that it gives. Raises UserError for an
+    unknown name."""
+    scorer = find("scorer", name).build
+    return name == "interests" or (isinstance(scorer, type) and issubclass(scorer, ListScorer))
+
+
 def check_baselines(chosen: Sequence[str]) -> None:
     """Raises UserError for a name that is no baseline."""
     for name in chosen:
