@@ -39,7 +39,7 @@ def unigram_tokenizer(directory: Path, left_out: str = "") -> Path:
     return directory
 
 
-def with_explanations(directory: Path, texts: Sequence[str], **sizes: int) -> InteractionStore:
+def with_explanations(directory: Path, texts: Sequence[str], **sizes: Any) -> InteractionStore:
     """User n wrote texts[n] of his first item and, which is held out from training and for test, of his last two; and
     of the last one something for training."""
     plain = small_store(directory / "plain", split_rule="leave_one_out", **sizes)

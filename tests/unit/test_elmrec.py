@@ -99,7 +99,7 @@ def rows_of(run: Run, batch: PromptBatch) -> Rows:
 
 
 def plain_input(model: Elmrec, rows: tuple[Tensor, Tensor], batch: PromptBatch, sample: int) -> Tensor:
-    """What the encoder is given for a sample, without padding: [P + S, D], token by token. `rows` of all users, items."""
+    """What the encoder is given for a sample, without padding: [P + S, D], token by token. `rows` of users, items."""
     found, config = [*model.prompts[batch.kind]], model.config
     sequential = KINDS[batch.kind] == "sequential"
     for token, word in zip(batch.tokens[sample].tolist(), batch.word[sample].tolist(), strict=True):
