@@ -53,10 +53,12 @@ class Published(nn.Module):
         weights = (of_users[users] * of_items[items]).float().rsqrt()
         one, other = 1 + users, 1 + self.num_users + items
         ends = torch.stack([torch.cat([one, other]), torch.cat([other, one])])
-        return torch.sparse_coo_tensor(ends, weights.repeat(2), (len(self.nodes),) * 2).coalesce().to(self.nodes.device)
+        size = (len(self.nodes),) * 2
+        found = torch.sparse_coo_tensor(ends, weights.repeat(2), size, check_invariants=False)
+        return found.coalesce().to(self.nodes.device)
 
     def propagated(self) -> Tensor:
-        layers = [self.nodes]
+        layers: list[Tensor] = [self.nodes]
         for _ in range(self.num_layers):
             layers.append(torch.sparse.mm(self.adjacency, layers[-1]))
         return torch.stack(layers).mean(0)
@@ -110,10 +112,11 @@ class Published(nn.Module):
         self, texts: Sequence[str], kind: int, beams: int, returned: int, longest: int, cached: bool
     ) -> list[str]:
         """The best `returned` answers to each prompt, of `longest` tokens at most, as text."""
+        from transformers.modeling_outputs import BaseModelOutput  # late: few need transformers
+
         states, _ = self.read(texts, kind, repeated=beams)
-        read: Any = (states[::beams],)  # as transformers repeats them itself
         written = self.t5.generate(
-            encoder_outputs=read,
+            encoder_outputs=BaseModelOutput(states[::beams]),  # which transformers repeats itself
             num_beams=beams,
             num_return_sequences=returned,
             max_new_tokens=longest,
