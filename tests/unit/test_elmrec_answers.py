@@ -224,9 +224,9 @@ def test_what_makes_no_sense_is_refused_in_one_line(run: Run, tmp_path: Path) ->
         recommend(run, histories=[["i7", "i8"]])
     with pytest.raises(UserError, match=r"^protocol seed: has a list for each interest, and elmrec has none; use str"):
         evaluate(run, protocols="seed", top_n=5)
-    with pytest.raises(UserError, match=r"protocol elmrec_explanation: is of a model that writes, and here is no"):
+    with pytest.raises(UserError, match=r"^protocols elmrec_explanation: is of a model that writes, and here is no"):
         evaluate(data=run.store.path, baselines="popularity", protocols="elmrec_explanation")
-    with pytest.raises(UserError, match=r"train: is no setting of an evaluation; give one that is"):
+    with pytest.raises(UserError, match=r"^overrides train: is no setting of an evaluation; give one that is"):
         evaluate(run, overrides=["train.max_steps=3"])
     assert command_line(f"evaluate {tmp_path} --texts {tmp_path}/a.jsonl") == 2
 
