@@ -34,10 +34,10 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.baselines import CUTOFF, cheap_baselines, choose_history, judge_of
 from eupmim_dist.evaluation.diversity import Variety
-from eupmim_dist.evaluation.explanations import check_explained, evaluate_explanations
+from eupmim_dist.evaluation.explanations import ranked_of, results_of_model
 from eupmim_dist.evaluation.frames import Results
 from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS, check_names, check_protocols
-from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_of
+from eupmim_dist.evaluation.runner import evaluate_by, ranking_of
 from eupmim_dist.evaluation.scorers.interface import check_baselines, check_room, make_scorer
 from eupmim_dist.export.source_settings import source_settings
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
@@ -272,20 +272,13 @@ def evaluate(
         else:
             setting = loaded(model, data, which, cpu)
         setting = replace(setting, config=evaluated_by(setting.config, overrides))
-        if EXPLANATION in names:
-            check_explained(setting if isinstance(setting, Assembled) else None, setting.store, split)
-        ranked = [name for name in names if name != EXPLANATION]
+        ranked = ranked_of(names, setting, split)
         check_protocols(ranked, setting.store)
         variety = variety_of(diversity, categories, setting.store, world)
         check_room(rivals, setting.store, world)
         results = Results()
         if isinstance(setting, Assembled):
-            for protocol in names:
-                if protocol == EXPLANATION:
-                    results.append(evaluate_explanations(setting, split, progress=True))
-                    continue
-                wanted = cutoffs or PROTOCOLS[protocol].top_n
-                results.append(evaluate_model(setting, split, protocol, wanted, variety=variety, progress=True))
+            results.extend(results_of_model(setting, split, names, cutoffs, variety))
         results.extend(results_of_baselines(rivals, setting, split, ranked, cutoffs, variety))
     return results
 

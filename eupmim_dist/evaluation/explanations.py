@@ -3,6 +3,8 @@
 Records are written for in groups as users are in scorers/beams.py, so that texts are the same at any number of ranks.
 """
 
+from collections.abc import Sequence
+
 import polars as pl
 import torch
 
@@ -10,16 +12,17 @@ from eupmim_dist.data.heldout import grouped_range
 from eupmim_dist.data.manifest import EXPLANATIONS
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.generation.likeness import Likeness
 from eupmim_dist.evaluation.generation.text import write_texts
-from eupmim_dist.evaluation.protocols import EXPLANATION
-from eupmim_dist.evaluation.runner import Result, ranking_mode, ranking_of
+from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS
+from eupmim_dist.evaluation.runner import Result, evaluate_model, ranking_mode, ranking_of
 from eupmim_dist.evaluation.scorers.beams import GROUP, check_sound, drafts, writing
 from eupmim_dist.models.writing import Writer
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.tasks.asking import AskingTask
 from eupmim_dist.telemetry.progress import task_progress
-from eupmim_dist.train.state import Assembled
+from eupmim_dist.train.state import Assembled, Setup
 
 TEXTS = {"user": pl.String, "item": pl.String, "written": pl.String, "reference": pl.String}
 """Columns of the texts that were written; raw ids."""
@@ -38,6 +41,25 @@ def check_explained(trained: Assembled | None, store: InteractionStore, split: s
         )
     if explanations.filter(split=split).head(1).collect().is_empty():
         raise UserError(f"--protocol {EXPLANATION}: {store.path} has no explanations of its {split} split")
+
+
+def ranked_of(protocols: Sequence[str], setting: Setup, split: str) -> list[str]:
+    """Those of some protocols that rank. Raises UserError as `check_explained`, if the other one is among them."""
+    if EXPLANATION in protocols:
+        check_explained(setting if isinstance(setting, Assembled) else None, setting.store, split)
+    return [name for name in protocols if name != EXPLANATION]
+
+
+def results_of_model(
+    trained: Assembled, split: str, protocols: Sequence[str], cutoffs: Sequence[int] | None, variety: Variety | None
+) -> list[Result]:
+    """A result for each protocol, at its own cut-offs if None; collective."""
+    return [
+        evaluate_explanations(trained, split, progress=True)
+        if name == EXPLANATION
+        else evaluate_model(trained, split, name, cutoffs or PROTOCOLS[name].top_n, variety=variety, progress=True)
+        for name in protocols
+    ]
 
 
 def evaluate_explanations(trained: Assembled, split: str, *, progress: bool = False) -> Result:
