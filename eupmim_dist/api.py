@@ -7,7 +7,7 @@ ranks call it alike; a mistake is a UserError, on all ranks. docs/python.md show
 import gc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,16 @@ from typing import Any
 import torch
 
 from eupmim_dist import assemble
-from eupmim_dist.arguments import ConfigLike, StoreLike, config_of, cutoffs_of, path_of, several, store_dir
+from eupmim_dist.arguments import (
+    ConfigLike,
+    StoreLike,
+    config_of,
+    cutoffs_of,
+    evaluated_by,
+    path_of,
+    several,
+    store_dir,
+)
 from eupmim_dist.checkpoint.changes import changed_settings
 from eupmim_dist.checkpoint.run_dir import Start
 from eupmim_dist.config.load import Overrides
@@ -25,9 +34,10 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.baselines import CUTOFF, cheap_baselines, choose_history, judge_of
 from eupmim_dist.evaluation.diversity import Variety
+from eupmim_dist.evaluation.explanations import ranked_of, results_of_model
 from eupmim_dist.evaluation.frames import Results
-from eupmim_dist.evaluation.protocols import PROTOCOLS, check_names, check_protocols
-from eupmim_dist.evaluation.runner import evaluate_by, evaluate_model, ranking_of
+from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS, check_names, check_protocols
+from eupmim_dist.evaluation.runner import evaluate_by, ranking_of
 from eupmim_dist.evaluation.scorers.interface import check_baselines, check_room, make_scorer
 from eupmim_dist.export.source_settings import source_settings
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
@@ -219,6 +229,7 @@ def evaluate(
     baselines: str | Sequence[str] = (),
     diversity: float = 0.0,
     categories: Any = None,
+    overrides: str | Overrides = (),
     data: StoreLike | None = None,
     which: str = "best",
     cpu: bool = False,
@@ -228,8 +239,8 @@ def evaluate(
     Args:
         model: what `fit` or `load` gave, or a path as for `load`. Without one the `baselines` are evaluated on `data`.
         split: `valid` or `test`.
-        protocols: of `strict`, `comirec` and `seed` (README.md, Evaluating), `elmrec_sequential` and `elmrec_direct`
-            (docs/elmrec.md).
+        protocols: of `strict`, `comirec` and `seed` (README.md, Evaluating), `elmrec_sequential`, `elmrec_direct` and,
+            of a model that writes, `elmrec_explanation` (docs/elmrec.md), whose result has the texts: `result.texts`.
         top_n: the cut-offs N; those usual for each protocol if not given: 10, 20, 50, of ELMRec's 1, 5, 10.
         baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` and `next_id`. Those
             that may read more or less of a history read as many of its last items as give them the best recall on valid
@@ -238,6 +249,7 @@ def evaluate(
             metric diversity.
         diversity: above 0, lists are re-ranked for variety of `categories`: the strength of ComiRec's controllable
             aggregation.
+        overrides: settings of `evaluation` in place of the model's own, as for `fit`: `["evaluation.more_beams=15"]`.
         data, which, cpu: of a path, as for `load`.
 
     Returns a list of results (`results[0].metrics["recall@10"]`), the same on all ranks; `.frame()` is a table of them.
@@ -249,7 +261,7 @@ def evaluate(
         cutoffs = None if top_n is None else cutoffs_of(top_n)
         if split not in ("valid", "test"):
             raise UserError(f"--split {split}: choose valid or test")
-        check_names(names)
+        check_names(names, [EXPLANATION])
         check_baselines(rivals)
         if model is None and not (rivals and data is not None):
             raise UserError("evaluate: give a run or checkpoint, or --baseline NAME with --data DIR")
@@ -259,15 +271,15 @@ def evaluate(
             setting = assemble.without_model(Config(), world, assemble.open_store(store_dir(data), world))
         else:
             setting = loaded(model, data, which, cpu)
-        check_protocols(names, setting.store)
+        setting = replace(setting, config=evaluated_by(setting.config, overrides))
+        ranked = ranked_of(names, setting, split)
+        check_protocols(ranked, setting.store)
         variety = variety_of(diversity, categories, setting.store, world)
         check_room(rivals, setting.store, world)
         results = Results()
         if isinstance(setting, Assembled):
-            for protocol in names:
-                wanted = cutoffs or PROTOCOLS[protocol].top_n
-                results.append(evaluate_model(setting, split, protocol, wanted, variety=variety, progress=True))
-        results.extend(results_of_baselines(rivals, setting, split, names, cutoffs, variety))
+            results.extend(results_of_model(setting, split, names, cutoffs, variety))
+        results.extend(results_of_baselines(rivals, setting, split, ranked, cutoffs, variety))
     return results
 
 

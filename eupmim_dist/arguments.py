@@ -58,6 +58,18 @@ def config_of(config: ConfigLike, overrides: str | Overrides = (), beneath: Mapp
     return parse_config(values, source="configuration")
 
 
+def evaluated_by(config: Config, overrides: str | Overrides) -> Config:
+    """A configuration with other settings of `evaluation`. Raises UserError for one of another section."""
+    values: dict[str, Any] = {}
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    apply_overrides(values, overrides)
+    for section in values.keys() - {"evaluation"}:
+        raise UserError(
+            f"--set {section}: is no setting of an evaluation; give one that is, such as evaluation.more_beams=15"
+        )
+    return config_of(config, overrides) if values else config
+
+
 def _chosen(config: Config) -> dict[str, Any]:
     """What was set of it or is no default. An override of `model.name` is not to meet defaults of the former model."""
     values: dict[str, Any] = {}

@@ -60,6 +60,7 @@ def shape_of_data(config: Config, store: InteractionStore) -> DataShape:
         attributes={attribute.name: attribute.cardinality for attribute in store.attributes},
         history_length=config.task.history_length,
         num_tokens=config.task.num_tokens(),
+        num_words=config.task.num_words(),
     )
 
 

@@ -14,6 +14,7 @@ from eupmim_dist.checkpoint.origin import store_of
 from eupmim_dist.checkpoint.save import describe
 from eupmim_dist.checkpoint.state import model_tensors
 from eupmim_dist.config.load import apply_overrides, parse_config
+from eupmim_dist.config.registry import find
 from eupmim_dist.data.permute import PERMUTED
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
@@ -52,6 +53,12 @@ def export_vectors(
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"--what {kind}: choose from {', '.join(KINDS)}")
+    name = checkpoint.config.model.name
+    if (scorer := getattr(find("model", name).build, "scorer", "interests")) != "interests":
+        raise UserError(
+            f"model {name}: is ranked by {scorer}: no product of vectors says what it recommends, and there are none "
+            "to export; `recommend --all-users --out FILE` writes its lists"
+        )
     if format == "faiss":
         import_faiss()  # fails before the work that it would end
     store = store_of(checkpoint, data)

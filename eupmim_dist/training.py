@@ -268,7 +268,8 @@ def show_tested(run: Run, run_dir: Path, result: Result, trackers: Trackers = NO
     """
     main, step = run.world.is_main, run.progress.step + 1
     items, counts = popular_items(run.store, MOST_SHOWN) if main else (np.zeros(0, dtype=np.int64), np.zeros(0))
-    vectors = run.tables.lookup({"items": (ITEM_TABLE, torch.from_numpy(items))}).rows[0]["items"]
+    wanted = {"items": (ITEM_TABLE, torch.from_numpy(items))} if ITEM_TABLE in run.tables.shards else {}
+    rows = run.tables.lookup(wanted).rows[0]
     if not main:
         return
     told, top_n = result.tags(), run.config.evaluation.top_n
@@ -276,10 +277,12 @@ def show_tested(run: Run, run_dir: Path, result: Result, trackers: Trackers = NO
     with Board(run_dir, step) as board:  # few, by a name before others: its table of runs begins with these
         board.log(step, {f"final/{name}": value for name, value in told.items() if name.endswith(f"@{cutoff}")})
     trackers.log(step, told)
+    if not rows:
+        return
     titles = run.store.item_titles()
     about = {} if titles is None else {"title": [titles[item] or "" for item in items]}
     about |= {"item": [str(raw) for raw in run.store.raw_item_ids(items)], "interactions": [str(n) for n in counts]}
-    write_projector(run_dir, "items", vectors.detach().cpu().numpy(), about)
+    write_projector(run_dir, "items", rows["items"].detach().cpu().numpy(), about)
 
 
 def _take_weights(initial: Assembled, source: Checkpoint) -> list[str]:

@@ -1,11 +1,17 @@
 """Tokenizers, settings and models in small for tests of prompts."""
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from eupmim_dist.data.explanations import SCHEMA
+from eupmim_dist.data.store import InteractionStore
+from tests.stores import small_store
 
 SETTINGS: dict[str, Any] = {
     "task": {"name": "prompts", "history_length": 6, "num_negatives": 7},
@@ -31,3 +37,16 @@ def unigram_tokenizer(directory: Path, left_out: str = "") -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     fast.save_pretrained(directory)
     return directory
+
+
+def with_explanations(directory: Path, texts: Sequence[str], **sizes: Any) -> InteractionStore:
+    """User n wrote texts[n] of his first item and, which is held out from training and for test, of his last two; and
+    of the last one something for training."""
+    plain = small_store(directory / "plain", split_rule="leave_one_out", **sizes)
+    first, last = plain.items[plain.offsets[:-1]], plain.items[plain.offsets[1:] - 1]
+    before = plain.items[plain.offsets[1:] - 2]
+    records = [(n, int(first[n]), "feature", text, "train") for n, text in enumerate(texts)]
+    records += [(n, int(last[n]), "feature", "held out", "train") for n in range(len(texts))]
+    records += [(n, int(item[n]), "", text, "test") for n, text in enumerate(texts) for item in (before, last)]
+    frame = pl.DataFrame(records, schema=SCHEMA, orient="row")
+    return small_store(directory / "store", split_rule="leave_one_out", explanations=frame, **sizes)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from eupmim_dist.cli.bench_elmrec import elmrec
 from eupmim_dist.cli.bench_gpu import gpu
 from eupmim_dist.errors import UserError
 
@@ -20,6 +21,7 @@ def _group() -> None:
 
 
 bench.command()(gpu)
+bench.command()(elmrec)
 
 
 @bench.command()

@@ -18,7 +18,8 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="`strict`, `comirec`, `seed`, `elmrec_sequential` or `elmrec_direct`; several with commas or repeated."
+            help="`strict`, `comirec`, `seed`, `elmrec_sequential`, `elmrec_direct` or `elmrec_explanation`; several "
+            "with commas or repeated."
         ),
     ] = None,
     top_n: Annotated[
@@ -32,8 +33,16 @@ def evaluate(
             "beside the model, or alone with --data."
         ),
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of `evaluation`; may be repeated."),
+    ] = None,
     diversity: DiversityOption = 0.0,
     categories: CategoriesOption = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what elmrec_explanation wrote to this .jsonl, .parquet or .csv."),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file too.")] = None,
     last: LastOption = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there are GPUs.")] = False,
@@ -43,7 +52,8 @@ def evaluate(
     Every user of the split is ranked once against the whole catalogue. The protocols: `strict` (default) leaves out
     what the user already had and counts distinct items; `comirec` keeps the history among the candidates; `seed` is
     what the E-UPMiM authors' script measures, for comparison only; `elmrec_sequential` is `strict` at ELMRec's
-    cut-offs, and `elmrec_direct` ranks the target among the 99 negatives of each user that the store has.
+    cut-offs, and `elmrec_direct` ranks the target among the 99 negatives of each user that the store has;
+    `elmrec_explanation` compares what a model writes of items with what people wrote.
 
     **Examples**
 
@@ -61,7 +71,7 @@ def evaluate(
     """
     from eupmim_dist import api
     from eupmim_dist.cli.options import comma_separated, cutoffs
-    from eupmim_dist.cli.tables import print_results, write_results
+    from eupmim_dist.cli.tables import check_texts, print_results, write_results, write_texts
     from eupmim_dist.parallel.agreement import agreed
     from eupmim_dist.parallel.world import init_world, shutdown
 
@@ -71,6 +81,7 @@ def evaluate(
         baselines = comma_separated("--baseline", baseline or [])
         numbers = None if top_n is None else cutoffs(top_n)
         check_json(json_file)
+        check_texts(texts, protocols)
     with agreed(world):
         results = api.evaluate(
             run_or_checkpoint,
@@ -80,6 +91,7 @@ def evaluate(
             baselines=baselines,
             diversity=diversity,
             categories=categories,
+            overrides=set_ or (),
             data=data,
             which="last" if last else "best",
             cpu=cpu,
@@ -88,4 +100,5 @@ def evaluate(
         if world.is_main:
             print_results(results)
             write_results(results, json_file)
+            write_texts(results, texts)
     shutdown(world)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.baselines import quick_baselines
+from eupmim_dist.evaluation.scorers.interface import recommends
 from eupmim_dist.train.state import Assembled
 
 MOST_TRIED = 1000
@@ -20,7 +21,7 @@ def next_steps(trained: Assembled, run_dir: Path) -> list[str]:
     baselines = ",".join(quick_baselines(trained.store))
     lines = [f"{ours} evaluate {run} --baseline {baselines} --top-n {min(items, 10)}"]
     user = _some_user(trained.store)
-    if user is not None and trained.model.scorer == "interests":  # others recommend nothing
+    if user is not None and recommends(trained.model.scorer):
         lines.append(
             f"{ours} recommend {run} --user{'=' if user.startswith('-') else ' '}{shlex.quote(user)} --top-n 5"
         )

@@ -8,8 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from eupmim_dist.cli.options import write_json
+from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.baselines import histories_read
+from eupmim_dist.evaluation.protocols import EXPLANATION
 from eupmim_dist.evaluation.runner import Result
+from eupmim_dist.export.frame_files import check_file, frame_file
 
 
 def print_results(results: Sequence[Result]) -> None:
@@ -17,17 +20,21 @@ def print_results(results: Sequence[Result]) -> None:
     console, told = Console(), ""
     for protocol, split in dict.fromkeys((result.protocol, result.split) for result in results):
         rows = [result for result in results if (result.protocol, result.split) == (protocol, split)]
-        metrics, cutoffs = (list(dict.fromkeys(name.split("@")[part] for name in rows[0].metrics)) for part in (0, 1))
-        table = Table(title=f"{split} split, protocol {protocol}, {rows[0].users:,} users", title_justify="left")
-        for column in ("model", "N", *metrics):
+        metrics, cutoffs = (
+            list(dict.fromkeys(name.partition("@")[part] for name in rows[0].metrics)) for part in (0, 2)
+        )
+        title = f"{split} split, protocol {protocol}, {rows[0].users:,} {rows[0].counted}"
+        table = Table(title=title, title_justify="left")
+        at_cutoffs = cutoffs != [""]
+        for column in ("model", *["N"][:at_cutoffs], *metrics):
             table.add_column(column, justify="left" if column == "model" else "right")
         for cutoff in cutoffs:
-            names = [f"{metric}@{cutoff}" for metric in metrics]
+            names = [f"{metric}@{cutoff}".removesuffix("@") for metric in metrics]
             best = [max(row.metrics[name] for row in rows) for name in names]
             for row in rows:
                 bold = [len(rows) > 1 and row.metrics[name] == top for name, top in zip(names, best, strict=True)]
                 cells = [_cell(row.metrics[name], is_best) for name, is_best in zip(names, bold, strict=True)]
-                table.add_row(row.model, cutoff, *cells, end_section=len(rows) > 1 and row is rows[-1])
+                table.add_row(row.model, *[cutoff][:at_cutoffs], *cells, end_section=len(rows) > 1 and row is rows[-1])
         console.print(table)
         for row in rows:
             if row.interests is not None:
@@ -44,3 +51,22 @@ def write_results(results: Sequence[Result], file: Path | None) -> None:
     """The results as JSON, if asked for: an object, or a list where there are several."""
     content: Any = [result.as_dict() for result in results]
     write_json(file, content[0] if len(content) == 1 else content)
+
+
+def check_texts(file: Path | None, protocols: Sequence[str]) -> None:
+    """Raises UserError where texts could not be written to a file, or there will be none."""
+    if file is None:
+        return
+    if EXPLANATION not in protocols:
+        raise UserError(f"--texts {file}: there are texts of --protocol {EXPLANATION} alone; give it too")
+    check_file(file, "--texts")
+
+
+def write_texts(results: Sequence[Result], file: Path | None) -> None:
+    """What was written and what people wrote, if asked for."""
+    if file is None:
+        return
+    for result in results:
+        if result.texts is not None:
+            with frame_file(file, dict(result.texts.schema), "--texts") as write:
+                write(result.texts)

@@ -64,6 +64,10 @@ class TaskSection(Choice):
         """How many tokens there are of a task in words; 0 of one in ids."""
         return 0
 
+    def num_words(self) -> int:
+        """More than a text of such a task can tell apart of its users and items."""
+        return 0
+
 
 class ModelSection(Choice):
     """What every model of the family has."""
@@ -218,6 +222,10 @@ class EvaluationConfig(Section):
     """Under `strict`, leave out what the user had before the cut; off where people buy a thing twice."""
     batch_size: int = Field(1024, ge=1)
     """Users ranked at a time over all ranks together."""
+    more_beams: int = Field(10, ge=0, le=10_000)
+    """Of a model that writes its answers: beams beyond the items that are asked for."""
+    choose: Literal["exact", "beams"] = "exact"
+    """Of such a model, among candidates: the score of each one, exactly, or the best by beam search."""
 
     @property
     def cutoff(self) -> int:

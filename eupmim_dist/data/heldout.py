@@ -5,6 +5,7 @@ B users of this rank's part of a chunk.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -44,14 +45,23 @@ class HeldOut:
     targets are distinct. `negatives`: items that each has not had, in no order that means anything, where the store
     has some."""
 
-    batch: Batch
+    users: np.ndarray  # int64 [B], NO_ROW for somebody who is not in the store
+    ask: Callable[[], Batch]
     seen: Ragged
     targets: Ragged
     negatives: Ragged | None = None
 
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """What a model reads of them, made when somebody asks for it."""
+        return self.ask()
+
     def last_seen(self, number: int) -> Tensor:
         """The last items before the cut, oldest first, NO_ROW on the right: int64 [B, number]."""
-        counts = torch.bincount(self.seen.user, minlength=len(self.batch))
+        counts = torch.bincount(self.seen.user, minlength=len(self))
         return histories(self.seen.item.numpy(), counts.cumsum(0) - counts, counts, number)
 
 
@@ -60,7 +70,10 @@ ToRank = Callable[[np.ndarray, np.ndarray], Batch]
 
 
 class HeldOutUsers:
-    """The users of a split in chunks; each chunk is cut over the ranks, so each user belongs to one rank."""
+    """The users of a split in chunks; each chunk is cut over the ranks, so each user belongs to one rank.
+
+    `group` users of a chunk, counted from its first, are never parted.
+    """
 
     def __init__(
         self,
@@ -71,8 +84,9 @@ class HeldOutUsers:
         chunk_size: int,
         rank: int = 0,
         world_size: int = 1,
+        group: int = 1,
     ) -> None:
-        self.store, self.split, self.users = store, split, store.users(split)
+        self.store, self.split, self.users, self.group = store, split, store.users(split), group
         self.to_rank, self.chunk_size = to_rank, chunk_size
         self.rank, self.world_size = rank, world_size
 
@@ -82,11 +96,24 @@ class HeldOutUsers:
 
     def chunk(self, index: int) -> HeldOut:
         """This rank's part of a chunk; it may be empty."""
-        chosen = self.users[index * self.chunk_size : (index + 1) * self.chunk_size]
-        first, last = block_range(len(chosen), self.rank, self.world_size)
+        chosen = self._chosen(index)
+        first, last = grouped_range(len(chosen), self.group, self.rank, self.world_size)
         users = chosen[first:last]
         cuts, ends = self.store.evaluation_window(users, self.split)
         return held_out(self.store, users, cuts, ends, self.to_rank)
+
+    def block(self, index: int) -> int:
+        """The most users that any rank has of a chunk."""
+        return grouped_range(len(self._chosen(index)), self.group, 0, self.world_size)[1]
+
+    def _chosen(self, index: int) -> np.ndarray:
+        return self.users[index * self.chunk_size : (index + 1) * self.chunk_size]
+
+
+def grouped_range(total: int, group: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First and past-the-last of a rank's part, in whole groups of `group` but for the very last one."""
+    first, stop = block_range(-(-total // group), rank, world_size)
+    return min(first * group, total), min(stop * group, total)
 
 
 def held_out(
@@ -99,7 +126,8 @@ def held_out(
         ends_of_rows = (users + 1) * store.negatives.shape[1]
         negatives = Ragged.of(store.negatives.reshape(-1), ends_of_rows - store.negatives.shape[1], ends_of_rows)
     return HeldOut(
-        batch=to_rank(users, cuts),
+        users=users,
+        ask=partial(to_rank, users, cuts),
         seen=Ragged.of(store.items, starts, starts + cuts),
         targets=Ragged.of(store.items, starts + cuts, starts + ends).distinct(store.num_item_rows),
         negatives=negatives,

@@ -94,12 +94,13 @@ class Results(list[Result]):
     """Results of an evaluation, which show as a table."""
 
     def frame(self) -> pl.DataFrame:
-        """A row for each result and cut-off: model, protocol, split, users, top_n, and a column for each metric."""
+        """A row for each result and cut-off: model, protocol, split, users, top_n (null where there is none), and a
+        column for each metric."""
         rows: dict[tuple[Any, ...], dict[str, float]] = {}
         for result in self:
             for name, value in result.metrics.items():
                 metric, _, cutoff = name.partition("@")
-                key = (result.model, result.protocol, result.split, result.users, int(cutoff))
+                key = (result.model, result.protocol, result.split, result.users, int(cutoff) if cutoff else None)
                 rows.setdefault(key, {})[metric] = value
         columns = ("model", "protocol", "split", "users", "top_n")
         return pl.DataFrame([{**dict(zip(columns, key, strict=True)), **metrics} for key, metrics in rows.items()])

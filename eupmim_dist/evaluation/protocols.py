@@ -81,11 +81,16 @@ PROTOCOLS = {
 }
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises UserError for a name that is none."""
+EXPLANATION = "elmrec_explanation"
+"""Beside these: what a model writes of items, which is no ranking (explanations.py)."""
+
+
+def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Raises UserError for a name that is none of a protocol, nor of `others`."""
+    every = [*PROTOCOLS, *others]
     for name in names:
-        if name not in PROTOCOLS:
-            raise UserError(f"--protocol {name}: choose from {', '.join(PROTOCOLS)}")
+        if name not in every:
+            raise UserError(f"--protocol {name}: choose from {', '.join(every)}")
 
 
 def check_protocols(names: Sequence[str], store: InteractionStore, where: str = "--protocol ") -> None:

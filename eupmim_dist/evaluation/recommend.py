@@ -6,6 +6,7 @@ b users of a block, S lists each (1, or one for each of K interests), N items of
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,16 @@ from eupmim_dist.data.tables import has_titles, read_table
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.interest_lists import InterestListScorer
-from eupmim_dist.evaluation.runner import check_cutoffs, excluded_items, ranking_mode, ranking_of, varied_top_n
+from eupmim_dist.evaluation.runner import (
+    check_cutoffs,
+    excluded_items,
+    ranking_mode,
+    ranking_of,
+    scorer_of,
+    varied_top_n,
+)
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
+from eupmim_dist.evaluation.scorers.interface import ListScorer, recommends
 from eupmim_dist.evaluation.topn import NO_ITEM
 from eupmim_dist.evaluation.why import Reasons, left_out, nearest
 from eupmim_dist.parallel.agreement import agreed
@@ -59,13 +68,19 @@ class Block:
 
 
 def check_wanted(trained: Assembled, wanted: Wanted) -> None:
-    """Raises UserError for a model that is not ranked by interests, a list longer than the catalogue, or for what does
-    not go together."""
-    if trained.model.scorer != "interests":  # another list than `evaluate` judges would be recommended
+    """Raises UserError for a model whose scorer gives neither interests nor lists, a list longer than the catalogue, or
+    for what does not go together."""
+    if not ranked_by_interests(trained):
         name = trained.config.model.name
-        raise UserError(
-            f"model {name}: is ranked by {trained.model.scorer}, and items are recommended by interests only"
-        )
+        if not recommends(trained.model.scorer):
+            # another list than `evaluate` judges would be recommended
+            raise UserError(
+                f"model {name}: is ranked by {trained.model.scorer}, and items are recommended by interests or lists"
+            )
+        diverse = wanted.variety is not None and wanted.variety.strength
+        asked = {"--why": wanted.why, "--per-interest": wanted.per_interest, "--diversity": diverse}
+        for option in (option for option, given in asked.items() if given):
+            raise UserError(f"{option}: is of a model that ranks by interests, and {name} writes lists; leave it out")
     check_cutoffs([wanted.num], trained.store.num_item_rows)
     if wanted.why and trained.model.only_known_users:
         raise UserError(
@@ -84,8 +99,7 @@ def ranked_blocks(trained: Assembled, audience: Audience, wanted: Wanted) -> Gen
 
     Raises UserError if the model's vectors are not finite.
     """
-    ranking, size = ranking_of(trained), trained.config.evaluation.batch_size
-    scorer = (InterestListScorer if wanted.per_interest else InterestScorer)(InterestsConfig(), ranking)
+    scorer, size = _scorer(trained, wanted), trained.config.evaluation.batch_size
     if wanted.only is not None:
         scorer.only(torch.from_numpy(wanted.only))
     with task_progress("recommending", len(audience), trained.world.is_main) as advance:
@@ -96,11 +110,27 @@ def ranked_blocks(trained: Assembled, audience: Audience, wanted: Wanted) -> Gen
             advance(len(block.items))
 
 
+def ranked_by_interests(trained: Assembled) -> bool:
+    return trained.model.scorer == "interests"
+
+
+def _scorer(trained: Assembled, wanted: Wanted) -> InterestScorer | ListScorer:
+    if ranked_by_interests(trained):
+        kind = InterestListScorer if wanted.per_interest else InterestScorer
+        return kind(InterestsConfig(), ranking_of(trained))
+    scorer = scorer_of(trained)
+    assert isinstance(scorer, ListScorer), "check_wanted makes sure"
+    return scorer
+
+
 def _ranked(
-    trained: Assembled, scorer: InterestScorer, audience: Audience, first: int, stop: int, wanted: Wanted
+    trained: Assembled, scorer: InterestScorer | ListScorer, audience: Audience, first: int, stop: int, wanted: Wanted
 ) -> Block:
     users, number = _histories(trained, audience, first, stop), stop - first
     excluded = excluded_items(users.seen, number, wanted.exclude_seen, exclude_padding=True)
+    if isinstance(scorer, ListScorer):
+        written, ranked = (part.cpu() for part in scorer.scored_lists(users, excluded, wanted.num))
+        return Block(first, ranked.numpy(), written.numpy(), torch.zeros_like(ranked).numpy())
     ranked = varied_top_n(scorer, users, excluded, wanted.num, number, trained.world, wanted.variety)
     reasons, batch = None, users.batch
     assert isinstance(batch, UserBatch), "interests are of a history"
@@ -124,7 +154,8 @@ def _histories(trained: Assembled, audience: Audience, first: int, stop: int) ->
     items = given.items if len(given.items) else np.zeros(1, dtype=np.int64)  # where nobody had anything
     nothing = torch.zeros(0, dtype=torch.int64)
     return HeldOut(
-        batch=trained.task.to_rank_by(items, starts, stops - starts, users, attributes),
+        users=users,
+        ask=partial(trained.task.to_rank_by, items, starts, stops - starts, users, attributes),
         seen=Ragged.of(items, starts, stops),
         targets=Ragged(nothing, nothing),
     )

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -48,14 +49,22 @@ class Result:
     """How many of a history's last items a baseline read; None for others."""
     per_user: PerUser | None = field(default=None, repr=False, compare=False)
     """If asked for."""
+    texts: pl.DataFrame | None = field(default=None, repr=False, compare=False)
+    """Of what was written (explanations.py): `users` counts these then."""
+
+    @property
+    def counted(self) -> str:
+        """What `users` counts."""
+        return "users" if self.texts is None else "explanations"
 
     def tags(self) -> dict[str, float]:
         """The metrics by names for a log, such as `valid/strict/recall@10`."""
         return {f"{self.split}/{self.protocol}/{name}": value for name, value in self.metrics.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: all but `per_user`; `interests` and `history` where there are any."""
-        content = {name: getattr(self, name) for name in ("model", "protocol", "split", "users", "metrics")}
+        """For JSON: all but `per_user` and `texts`; `interests` and `history` where there are any."""
+        content: dict[str, Any] = {name: getattr(self, name) for name in ("model", "protocol", "split")}
+        content |= {self.counted: self.users, "metrics": self.metrics}
         content |= {} if self.history is None else {"history": self.history}
         return content | ({} if self.interests is None else {"interests": asdict(self.interests)})
 
@@ -87,6 +96,8 @@ def evaluate_scorer(
         raise UserError(f"{store.path}: split {users.split} has no users")
     if variety is not None and protocol.per_interest:
         raise UserError(f"--categories: protocol {protocol.name} has a list for each interest; use strict or comirec")
+    if protocol.per_interest and isinstance(scorer, ListScorer):
+        raise UserError(f"protocol {protocol.name}: has a list for each interest, and {name} has none; use strict")
     sums = MetricSums(protocol, cutoffs, store.num_item_rows, None if variety is None else variety.categories)
     used = (
         InterestSums(scorer, max(cutoffs)) if isinstance(scorer, InterestScorer) and not protocol.per_interest else None
@@ -96,10 +107,10 @@ def evaluate_scorer(
     with task_progress(description, len(users), progress and world.is_main) as advance:
         for index in range(len(users)):
             chunk = users.chunk(index)
-            block = -(-min(users.chunk_size, len(users.users) - index * users.chunk_size) // world.size)
+            block = users.block(index)
             excluded = excluded_items(
                 chunk.seen,
-                len(chunk.batch),
+                len(chunk),
                 protocol.exclude_history and exclude_seen,
                 protocol.exclude_padding,
             )
@@ -144,7 +155,7 @@ def varied_top_n(
     if isinstance(scorer, ListScorer):
         if variety is not None and variety.strength:
             raise UserError("--diversity: re-ranks by scores, and this model gives lists; leave it out")
-        return scorer.lists(users, excluded, num, candidates)
+        return scorer.scored_lists(users, excluded, num, candidates)[1]
     if variety is None or not variety.strength:
         return top_n(scorer, users, excluded, num, block, world, candidates)
     wanted = min(CANDIDATES * num, len(variety.categories) - 1)
@@ -198,7 +209,7 @@ def evaluate_by(
     return evaluate_scorer(
         scorer,
         name,
-        held_out_users(setup, split),
+        held_out_users(setup, split, scorer.group),
         PROTOCOLS[protocol],
         cutoffs,
         setup.world,
@@ -245,11 +256,12 @@ def ranking_of(setup: Setup, per_interest: bool = False) -> Ranking:
         model=None if assembled is None else assembled.model,
         tables=None if assembled is None else assembled.tables,
         task=setup.task,
+        evaluation=setup.config.evaluation,
     )
 
 
-def held_out_users(setup: Setup, split: str) -> HeldOutUsers:
-    """The split's users as the task has them."""
+def held_out_users(setup: Setup, split: str, group: int = 1) -> HeldOutUsers:
+    """The split's users as the task has them, in groups that one rank has together."""
     return HeldOutUsers(
         setup.store,
         split,
@@ -257,4 +269,5 @@ def held_out_users(setup: Setup, split: str) -> HeldOutUsers:
         chunk_size=setup.config.evaluation.batch_size,
         rank=setup.world.rank,
         world_size=setup.world.size,
+        group=group,
     )

@@ -59,7 +59,7 @@ def scored_top_n(
     if world.size > 1:
         scores, ids = (_to_owner(part, block, world) for part in (scores, ids))
         scores, ids = best_of(scores, ids, num)
-    number = len(users.batch)
+    number = len(users)
     return scores[:number], ids.masked_fill(scores == -torch.inf, NO_ITEM)[:number]
 
 

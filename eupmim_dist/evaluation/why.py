@@ -67,7 +67,7 @@ def _falls(scorer: InterestScorer, batch: UserBatch, ranked: Tensor) -> Tensor:
         position=last_position(history),
     )
     nobody = Ragged(batch.user.new_zeros(0), batch.user.new_zeros(0))
-    interests = scorer.query(HeldOut(without, nobody, nobody))  # [b * L, K, D]
+    interests = scorer.query(HeldOut(without.user.numpy(), lambda: without, nobody, nobody))  # [b * L, K, D]
     interests = interests.view(num, length, *interests.shape[1:])
     found = interests.flatten(1, 2) @ _rows(scorer, ranked).transpose(1, 2)  # [b, L * K, N]
     return found.view(num, length, interests.shape[2], ranked.shape[1]).amax(2).transpose(1, 2)

@@ -21,25 +21,25 @@ AHEAD = 4
 """Frames that may wait for the thread that writes Parquet."""
 
 
-def check_file(out: Path) -> None:
-    """Refuses an `--out` of another kind or that cannot be written, before the work whose result it is for."""
+def check_file(out: Path, option: str = "--out") -> None:
+    """Refuses an `option` of another kind or that cannot be written, before the work whose result it is for."""
     if out.suffix not in ENDINGS:
-        raise UserError(f"--out {out}: give a name that ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
-    check_out(out, f"--out {out}")
+        raise UserError(f"{option} {out}: give a name that ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+    check_out(out, f"{option} {out}")
     if out.exists() and not out.is_file():
-        raise UserError(f"--out {out}: is no file; give another name")
+        raise UserError(f"{option} {out}: is no file; give another name")
     if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no directory {out.parent}; make it first")
+        raise UserError(f"{option} {out}: there is no directory {out.parent}; make it first")
 
 
 @contextmanager
-def frame_file(out: Path, columns: dict[str, Any]) -> Iterator[Write]:
+def frame_file(out: Path, columns: dict[str, Any], option: str = "--out") -> Iterator[Write]:
     """Gives a function that appends a frame of these columns; `out` is there when the body succeeds, or as before.
 
     Raises UserError where it cannot be written.
     """
-    check_file(out)
-    with writing(f"--out {out}"):
+    check_file(out, option)
+    with writing(f"{option} {out}"):
         final = real(out)
         staging = beside(final)
         try:

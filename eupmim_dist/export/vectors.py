@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.recommend import whole_histories
 from eupmim_dist.evaluation.runner import ranking_mode, scorer_of
 from eupmim_dist.export.vector_files import Block, Vectors
@@ -23,10 +22,6 @@ def user_vectors(trained: Assembled) -> Vectors:
     """
     users = np.flatnonzero(np.diff(trained.store.offsets))
     model = trained.model
-    if model.scorer != "interests":
-        raise UserError(
-            f"model {trained.config.model.name}: is ranked by {model.scorer}, so it has no vectors of users"
-        )
     return Vectors("users", (len(users), model.num_interests, model.dim), _blocks(trained, users))
 
 

@@ -37,6 +37,8 @@ class DataShape:
     history_length: int
     num_tokens: int = 0
     """Of the vocabulary of a task in words; 0 of one in ids."""
+    num_words: int = 0
+    """More than a text of such a task can tell apart of its users and items (data/prompts/prompt.py)."""
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ class TokenCrossEntropy(Objective):
         super().__init__()
         if not isinstance(model, Writer):
             raise UserError(
-                "objective.name: token_cross_entropy is of a model that writes, such as elmrec; choose sampled_softmax "
-                "or full_softmax"
+                "objective.name: token_cross_entropy is of a model that writes; choose sampled_softmax or full_softmax"
             )
 
     def draw(self, batch: PromptBatch, step: int) -> Candidates:

@@ -130,7 +130,7 @@ def served(trained: Assembled, split: str, users: np.ndarray, num: int, labels: 
 
 def _ranked(trained: Assembled, scorer: InterestScorer, chunk: HeldOut, num: int) -> torch.Tensor:
     """Int64 [n, lists, num]."""
-    number, exclude_seen = len(chunk.batch), trained.config.evaluation.exclude_seen
+    number, exclude_seen = len(chunk), trained.config.evaluation.exclude_seen
     excluded = excluded_items(chunk.seen, number, exclude_seen, exclude_padding=True)
     num = min(num, trained.store.num_item_rows - 1)
     return top_n(scorer, chunk, excluded, num, number, trained.world).cpu()

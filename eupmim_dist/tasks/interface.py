@@ -71,8 +71,9 @@ class Task(ABC):
         """What the whole global batch of a step predicts, in the order of its slots: int64, NO_ROW for nothing."""
 
     def predicted(self, step: int) -> tuple[Tensor, Tensor]:
-        """The users and items of `targets`, int64 [n] each, NO_ROW for nothing: edges that the propagation of the step
-        leaves out, of a model that has one. Raises UserError where a task does not say it."""
+        """Users and items, int64 [n] each, NO_ROW for nothing: those of `targets`, and others that the model must not
+        know, edges that the propagation of the step leaves out, of a model that has one. Raises UserError where a task
+        does not say it."""
         raise UserError(
             f"model.mask_targets: {type(self).__name__} does not say whose items are its targets (predicted); set "
             "model.mask_targets=false"
@@ -109,7 +110,7 @@ class Task(ABC):
 
     def to_rank_by(
         self, items: np.ndarray, starts: np.ndarray, cuts: np.ndarray, users: np.ndarray, attributes: Tensor
-    ) -> UserBatch:
+    ) -> Batch:
         """The same of histories items[start:start + cut] that need not be the store's, nor need the users: NO_ROW."""
         history = histories(items, torch.from_numpy(starts), torch.from_numpy(cuts), self.history_length)
         trained = self.store.train_lengths(np.where(users == NO_ROW, 0, users)) > self.least

@@ -93,6 +93,8 @@ def _check_state(of_model: str, model: Model, of_objective: str, objective: Obje
 def _check_item_table(of_model: str, model: Model, tables: dict[str, TableSpec], store: InteractionStore) -> None:
     spec = tables.get(ITEM_TABLE)
     if spec is None:
+        if model.scorer != "interests":
+            return
         raise UserError(f"{of_model}: has no table {ITEM_TABLE}, which is what is ranked")
     found = spec.rows, spec.dim, spec.padding_row, spec.id_map
     if found != (expected := (store.num_item_rows, model.dim, 0, "items")):

@@ -25,7 +25,7 @@ def word_ids(tokens: list[str], number_of: dict[tuple[str, int], int]) -> list[i
     return words
 
 
-def log_probability(t5: Any, states: Tensor, mask: Tensor, answer: list[int]) -> float:
+def log_probability(t5: Any, states: Tensor, mask: Tensor, answer: list[int]) -> Tensor:
     """Of one answer to one prompt: what the encoder made of it [S, D], and where it may be looked at [S]."""
     tokens = torch.tensor([[t5.config.decoder_start_token_id, *answer[:-1]]])
     decoded = t5.decoder(
@@ -34,4 +34,4 @@ def log_probability(t5: Any, states: Tensor, mask: Tensor, answer: list[int]) ->
     if t5.config.scale_decoder_outputs:
         decoded = decoded * t5.config.d_model**-0.5
     scores = t5.lm_head(decoded)[0].log_softmax(1)
-    return float(scores[torch.arange(len(answer)), torch.tensor(answer)].sum())
+    return scores[torch.arange(len(answer)), torch.tensor(answer)].sum()

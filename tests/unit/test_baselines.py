@@ -161,8 +161,8 @@ def test_the_rule_of_the_next_id_is_that_of_an_audit(tmp_path: Path) -> None:
 def query_of(scorer: Scorer, store: InteractionStore, history: Tensor) -> Tensor:
     users = held_out_users(without_model(parse_config({}, "test"), WORLD, store), "test").chunk(0)
     user, place = (history != NO_ROW).nonzero(as_tuple=True)
-    batch = replace(users.batch, user=torch.zeros(len(history)))
-    held_out: HeldOut = replace(users, batch=batch, seen=Ragged(user, history[user, place]))
+    nobody = np.zeros(len(history), dtype=np.int64)
+    held_out: HeldOut = replace(users, users=nobody, seen=Ragged(user, history[user, place]))
     return scorer.query(held_out)
 
 
@@ -255,7 +255,7 @@ def test_baselines_read_the_same_whatever_the_model_beside_them_reads(store: Int
         config = parse_config({"task": {"history_length": length}}, "test")
         users = held_out_users(without_model(config, WORLD, store), "test").chunk(0)
         found.append(users.last_seen(10))
-        for row, user in zip(found[-1].tolist(), range(len(users.batch)), strict=True):
+        for row, user in zip(found[-1].tolist(), range(len(users)), strict=True):
             before = users.seen.item[users.seen.user == user].tolist()[-10:]
             assert row == before + [NO_ROW] * (10 - len(before))
         assert make_scorer("ease", ranking(store)).query(users).shape[1] == 10

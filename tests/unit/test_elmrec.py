@@ -18,10 +18,12 @@ from eupmim_dist.data.prompts.batch import PromptBatch
 from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD, USER_WORD
 from eupmim_dist.data.prompts.templates import KINDS
 from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.generation.likeness import Likeness
 from eupmim_dist.evaluation.generation.search import answer_scores, beam_search
-from eupmim_dist.evaluation.generation.text import likeness, write_texts
+from eupmim_dist.evaluation.generation.text import write_texts
 from eupmim_dist.evaluation.generation.trie import Allowed, Trie, make_trie
 from eupmim_dist.evaluation.runner import evaluate_model, held_out_users, scorer_of
+from eupmim_dist.evaluation.scorers.interface import ListScorer
 from eupmim_dist.models.elmrec.config import ElmrecConfig
 from eupmim_dist.models.elmrec.model import Elmrec
 from eupmim_dist.models.interface import Rows
@@ -31,7 +33,9 @@ from eupmim_dist.tasks.prompts.task import Prompts
 from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.oracles.prompts_plain import log_probability
-from tests.prompts import SETTINGS, unigram_tokenizer
+from tests.oracles.propagation_plain import propagated
+from tests.prompts import SETTINGS, unigram_tokenizer, with_explanations
+from tests.propagated import learnt, matrix_of, plain_rows
 from tests.runs import WORLD, logged, train_in
 from tests.stores import small_store
 
@@ -43,6 +47,14 @@ FEW = {"train": {"global_batch_size": 6, "learning_rate": 0.01, "max_steps": 8, 
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("elmrec")
     small_store(place / "store", split_rule="leave_one_out", num_items=130, shortest=4)
+    unigram_tokenizer(place / "tokenizer")
+    return place
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("explained")
+    with_explanations(place, [f"it {'is ' * (n % 4)}good" for n in range(40)])
     unigram_tokenizer(place / "tokenizer")
     return place
 
@@ -86,51 +98,103 @@ def rows_of(run: Run, batch: PromptBatch) -> Rows:
     return run.tables.lookup(run.model.uses(batch)).rows[0]
 
 
-def plain_input(model: Elmrec, run: Run, batch: PromptBatch, sample: int, rows_in_sequential: bool = False) -> Tensor:
-    """What the encoder is given for a sample, without padding: [P + S, D], token by token."""
-    found = [*model.prompts[batch.kind]]
-    ids = {"user": ("user", batch.user[sample]), "items": ("item", batch.items[sample])}
-    rows = run.tables.lookup(ids).rows[0]
+def plain_input(model: Elmrec, rows: tuple[Tensor, Tensor], batch: PromptBatch, sample: int) -> Tensor:
+    """What the encoder is given for a sample, without padding: [P + S, D], token by token. `rows` of users, items."""
+    found, config = [*model.prompts[batch.kind]], model.config
+    sequential = KINDS[batch.kind] == "sequential"
     for token, word in zip(batch.tokens[sample].tolist(), batch.word[sample].tolist(), strict=True):
         if token == NO_ROW:
             continue
-        vector = model.t5.shared.weight[token].clone()
-        if KINDS[batch.kind] == "sequential":
-            vector += model.config.alpha * model.places.weight[word]
-        if KINDS[batch.kind] != "sequential" or rows_in_sequential:
+        vector = model.t5.shared.weight[token]
+        if sequential or config.words == "places":
+            vector = vector + config.alpha * model.places.weight[word]
+        if config.words == "rows" and config.alpha and (not sequential or config.rows_in_sequential):
             if word == USER_WORD:
-                vector += model.config.alpha * rows["user"]
+                vector = vector + config.alpha * rows[0][batch.user[sample]]
             elif word >= FIRST_ITEM_WORD:
-                vector += model.config.alpha * rows["items"][word - FIRST_ITEM_WORD]
+                vector = vector + config.alpha * rows[1][batch.items[sample, word - FIRST_ITEM_WORD]]
         found.append(vector)
     return torch.stack(found)
 
 
-def plain_log_probability(model: Elmrec, given: Tensor, answer: list[int]) -> float:
+def rows_to_rank_by(run: Run) -> tuple[Tensor, Tensor]:
+    users, items = plain_rows(run)
+    return users.float(), items.float()
+
+
+def plain_log_probability(model: Elmrec, given: Tensor, answer: list[int]) -> Tensor:
     states = model.t5.encoder(inputs_embeds=given[None]).last_hidden_state[0]
     return log_probability(model.t5, states, torch.ones(len(states), dtype=torch.bool), answer)
 
 
-@pytest.mark.parametrize("changes", [{}, {"rows_in_sequential": True}, {"alpha": 0.0}])
-@torch.no_grad()
-def test_the_loss_is_that_of_each_sample_on_its_own(place: Path, changes: dict[str, Any]) -> None:
-    run = run_of(place, **changes)
+def masked(run: Run, batch: PromptBatch) -> set[tuple[int, int]]:
+    """The edges that a step must not know, worked out from its answers."""
+    task, found = run.task, set()
+    assert isinstance(task, Prompts)
+    assert batch.answer is not None
+    for user, answer in zip(batch.user.tolist(), batch.answer, strict=True):
+        own = run.store.items[run.store.offsets[user] : run.store.offsets[user + 1] - 2].tolist()
+        if KINDS[batch.kind] != "explanation":
+            item = task.item_answers.index(answer[answer != NO_ROW].tolist())
+            later = own[own.index(item) :] if KINDS[batch.kind] == "sequential" else [item]
+            found |= {(user, each) for each in later}
+    return found
+
+
+def padded_answers(task: Prompts, batch: PromptBatch, learn_padding: bool) -> list[list[int]]:
+    assert batch.answer is not None
+    width = batch.answer.shape[1]
+    own = [row[row != NO_ROW].tolist() for row in batch.answer]
+    return [[*row, *[task.vocabulary.padding] * (width - len(row))] if learn_padding else row for row in own]
+
+
+@pytest.mark.parametrize(
+    ("kind", "learn_padding", "changes"),
+    [
+        ("sequential", False, {}),
+        ("sequential", False, {"rows_in_sequential": True}),
+        ("direct", False, {}),
+        ("direct", False, {"mask_targets": False}),
+        ("direct", True, {"words": "places"}),
+        ("direct", False, {"alpha": 0.0}),
+        ("explanation", False, {}),
+        ("explanation", True, {}),
+    ],
+)
+def test_a_step_has_the_loss_and_the_gradient_of_each_sample_on_its_own(
+    explained: Path, kind: str, learn_padding: bool, changes: dict[str, Any]
+) -> None:
+    """With rows that were propagated without the edges to what is predicted, in two micro-batches."""
+    task_settings = {"mix": [kind], "learn_padding": learn_padding, "max_answer_tokens": 7}
+    config = config_of(explained, task=task_settings, **changes)
+    config.train.accumulation, config.tables.optimizer, config.tables.learning_rate = 2, "sgd", 1.0
+    run = assemble_run(config, WORLD, open_store(config.data.dir, WORLD))
     model, task = model_of(run)
-    model.eval()
-    objective = TokenCrossEntropy(TokenCrossEntropyConfig(), model, task)
-    for step in range(2):
-        batch, rows = task.sample(step), None
-        rows = rows_of(run, batch)
-        share = objective(model(rows, batch), rows, batch, Candidates(), None)["cross_entropy"]
-        total, tokens = 0.0, 0
-        assert batch.answer is not None
-        for sample, answer in enumerate(batch.answer):
-            own = answer[answer != NO_ROW].tolist()
-            given = plain_input(model, run, batch, sample, changes.get("rows_in_sequential", False))
-            total += plain_log_probability(model, given, own)
-            tokens += len(own)
-        assert len({len(row[row != NO_ROW]) for row in batch.tokens}) > 1, "some are padded"
-        assert float(share) == pytest.approx(-total / tokens, rel=1e-5)
+    run.dense.module.train()
+    batch = task.sample(0)
+    assert len({len(row[row != NO_ROW]) for row in batch.tokens}) > 1, "some are padded"
+    left, right = [rows.requires_grad_() for rows in learnt(run)] if run.tables.shards else (torch.zeros(0),) * 2
+    rows = left, right
+    if run.tables.shards:
+        left_out = set() if changes.get("mask_targets") is False else masked(run, batch)
+        rows = propagated(left, right, matrix_of(run.store, left_out), 4)
+    answers = padded_answers(task, batch, learn_padding)
+    of_samples = [
+        plain_log_probability(model, plain_input(model, (rows[0].float(), rows[1].float()), batch, sample), answer)
+        for sample, answer in enumerate(answers)
+    ]
+    expected = -torch.stack(of_samples).sum() / sum(map(len, answers))
+    named = [run.tables.shards[name] for name in run.tables.shards]
+    of_rows = torch.autograd.grad(expected, [left, right], allow_unused=True) if named else ()
+    before = learnt(run) if named else ()
+    outcome = train_step(run, 0, prepare_step(run, 0))
+    assert float(outcome.shares["cross_entropy"]) == pytest.approx(expected.item(), rel=1e-5)
+    for was, now, gradient in zip(before, learnt(run) if named else (), of_rows, strict=True):
+        moved = torch.zeros_like(was) if gradient is None else gradient
+        assert torch.allclose(was - now, moved, rtol=1e-4, atol=1e-6)
+    assert bool(named) == ("words" not in changes and "alpha" not in changes)
+    if kind != "sequential" and named:
+        assert any(gradient is not None and gradient.abs().max() > 1e-4 for gradient in of_rows)
 
 
 @torch.no_grad()
@@ -165,10 +229,11 @@ def test_every_parameter_has_a_gradient_from_any_batch(run: Run) -> None:
     model.zero_grad(set_to_none=True)
 
 
+@torch.no_grad()
 def exhaustive(run: Run, batch: PromptBatch, sample: int, items: list[int]) -> list[tuple[float, int]]:
     model, task = model_of(run)
-    given = plain_input(model, run, batch, sample)
-    scored = [(plain_log_probability(model, given, task.item_answers[item]), item) for item in items]
+    given = plain_input(model, rows_to_rank_by(run), batch, sample)
+    scored = [(float(plain_log_probability(model, given, task.item_answers[item])), item) for item in items]
     return sorted(scored, key=lambda pair: (-pair[0], pair[1]))
 
 
@@ -253,11 +318,10 @@ def test_the_scorer_gives_lists_of_items_that_users_have_not_had(run: Run) -> No
         own = run.store.items[run.store.offsets[user] :][:cut]
         assert len(set(row) - set(own.tolist()) - {NO_ROW}) == 5
     users, scorer = held_out_users(run, "valid").chunk(0), scorer_of(run)
-    candidates = Ragged(
-        torch.arange(len(users.batch)).repeat_interleave(3), torch.tensor([7, 90, 2]).repeat(len(users.batch))
-    )
-    lists = scorer.lists(users, users.seen, 5, candidates)  # type: ignore[attr-defined]
-    assert lists.shape == (len(users.batch), 1, 5)
+    candidates = Ragged(torch.arange(len(users)).repeat_interleave(3), torch.tensor([7, 90, 2]).repeat(len(users)))
+    assert isinstance(scorer, ListScorer)
+    _, lists = scorer.scored_lists(users, users.seen, 5, candidates)
+    assert lists.shape == (len(users), 1, 5)
     assert {tuple(sorted(row)) for row in lists[:, 0].tolist()} == {(NO_ROW, NO_ROW, 2, 7, 90)}
 
 
@@ -323,9 +387,10 @@ def test_free_text_is_what_transformers_writes(run: Run) -> None:
     model, task = model_of(run)
     batch = task.to_explain(np.array([3, 8, 20]), torch.tensor([5, 60, 121]))
     rows, end = rows_of(run, batch), task.vocabulary.end
-    found = write_texts(model, model.read(rows, batch), 3, end, 9)
+    found, sound = write_texts(model, model.read(rows, batch), 3, end, 9)
+    assert sound
     for sample in range(3):
-        given = plain_input(model, run, batch, sample)
+        given = plain_input(model, rows_to_rank_by(run), batch, sample)
         states = model.t5.encoder(inputs_embeds=given[None])
         expected = model.t5.generate(encoder_outputs=states, max_new_tokens=9, num_beams=1, do_sample=False)[
             0, 1:
@@ -334,6 +399,15 @@ def test_free_text_is_what_transformers_writes(run: Run) -> None:
 
 
 def test_likeness_is_that_of_counted_words() -> None:
+    def likeness(texts: list[str], references: list[str]) -> dict[str, float]:
+        sums = Likeness()
+        for text, reference in zip(texts, references, strict=True):
+            sums.add([text], [reference])
+        sums.add([], [])
+        metrics, number = sums.reduce(WORLD)
+        assert number == len(texts)
+        return metrics
+
     same = likeness(["the cat sat on the mat"] * 2, ["the cat sat on the mat"] * 2)
     assert same == pytest.approx(dict.fromkeys(["bleu_1", "bleu_4", "rouge_1", "rouge_2", "rouge_l"], 100.0))
     found = likeness(["a cat sat", "dogs bark here"], ["the cat sat", "dogs bark loudly here now"])

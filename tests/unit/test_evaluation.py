@@ -206,7 +206,7 @@ class FewLevels(Scorer):
     item_ids = torch.arange(61)
 
     def query(self, users: HeldOut) -> Tensor:
-        return torch.arange(len(users.batch.user))
+        return torch.arange(len(users))
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
         return ((7 * torch.arange(start, stop) + query[:, None]) % 4)[:, None].float()
@@ -247,7 +247,7 @@ def test_candidates_are_ranked_in_no_order_but_the_scores_whatever_the_blocks(
         assert chunk.negatives is not None
         turned = Ragged(chunk.negatives.user.flip(0), chunk.negatives.item.flip(0))
         both = [_candidates(replace(chunk, negatives=some), 61) for some in (chunk.negatives, turned)]
-        number, scorer = len(chunk.batch), FewLevels() if exact else Doubles()
+        number, scorer = len(chunk), FewLevels() if exact else Doubles()
         lists = [topn.top_n(scorer, chunk, chunk.seen, 20, number, WORLD, some) for some in both]
         assert torch.equal(*lists)
         for user in range(number):

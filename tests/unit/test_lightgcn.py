@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from eupmim_dist.assemble import load_trained
@@ -19,9 +18,8 @@ from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.recommending import recommend
 from eupmim_dist.tasks.interface import Task
-from eupmim_dist.train.state import Assembled
 from eupmim_dist.train.step import prepare_step, train_step
-from tests.oracles.propagation_plain import adjacency, clean_edges, propagated
+from tests.propagated import plain_rows
 from tests.runs import WORLD, config_of, logged, start, train_in
 from tests.stores import small_store
 
@@ -41,18 +39,6 @@ def settings_of(tmp_path: Path, **changes: Any) -> Config:
         values.setdefault(section, {})[name] = value
     whole = {section: values.pop(section) for section in ("model", "objective")}  # in place of another model's
     return config_of(tmp_path, **whole, **{f"{s}__{name}": v for s, part in values.items() for name, v in part.items()})
-
-
-def plain_rows(trained: Assembled, left_out: set[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
-    """Those of all users and items after propagation, float64."""
-    store = trained.store
-    sequences = [part.tolist() for part in np.split(store.items, store.offsets[1:-1])]
-    matrix = adjacency(clean_edges(sequences), left_out or set(), store.num_users, store.num_item_rows)
-    learnt = {}
-    for name in ("user", "item"):
-        shard = trained.tables.shards[name]
-        learnt[name] = shard.weight[shard.ids().argsort()].double()
-    return propagated(learnt["user"], learnt["item"], matrix, 4)
 
 
 def test_a_step_is_that_of_the_formula(tmp_path: Path) -> None:

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
 from eupmim_dist.assemble import make_task, open_store
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.data.batch import NO_ROW
-from eupmim_dist.data.explanations import SCHEMA
 from eupmim_dist.data.prompts.batch import PromptBatch
 from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD, USER_WORD, fill, tokenise
 from eupmim_dist.data.prompts.templates import KINDS, SHORT, TEMPLATES
@@ -22,7 +20,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.world import World
 from eupmim_dist.tasks.prompts.task import Prompts
 from tests.oracles.prompts_plain import word_ids
-from tests.prompts import SETTINGS, unigram_tokenizer
+from tests.prompts import SETTINGS, unigram_tokenizer, with_explanations
 from tests.stores import small_store
 
 BATCH = 8
@@ -45,17 +43,6 @@ def task_of(store: InteractionStore, rank: int = 0, world_size: int = 1, **chang
     task = make_task(config, world, store)
     assert isinstance(task, Prompts)
     return task
-
-
-def with_explanations(directory: Path, texts: list[str]) -> InteractionStore:
-    """User n wrote texts[n] of his first item; and of his last one, which is held out."""
-    plain = small_store(directory / "plain", split_rule="leave_one_out")
-    first, last = plain.items[plain.offsets[:-1]], plain.items[plain.offsets[1:] - 1]
-    records = [(n, int(first[n]), "feature", text, "train") for n, text in enumerate(texts)]
-    records += [(n, int(last[n]), "feature", "held out", "train") for n in range(len(texts))]
-    records += [(1, int(first[1]), "", "hidden", "test")]
-    frame = pl.DataFrame(records, schema=SCHEMA, orient="row")
-    return small_store(directory / "store", split_rule="leave_one_out", explanations=frame)
 
 
 def test_there_are_as_many_wordings_as_the_authors_have() -> None:
@@ -91,7 +78,7 @@ def test_a_name_is_one_word_to_its_last_digit_in_all_wordings(tokenizer: str, na
             strings = vocabulary._tokenizer.convert_ids_to_tokens(backend.encode(prompt.text).ids)
             expected.append(word_ids(strings, numbers))
             tokens.append(backend.encode(prompt.text).ids)
-        found, words = tokenise(vocabulary, prompts, 512, str)
+        found, words = tokenise(vocabulary, prompts, 512, lambda _: ("", ""))
         for row, (of_tokens, of_words) in enumerate(zip(tokens, expected, strict=True)):
             rest = [0] * (found.shape[1] - len(of_tokens))
             assert words[row].tolist() == of_words + rest, prompts[row].text
@@ -108,9 +95,11 @@ def test_long_texts_and_tokenizers_that_cannot_write_ids_are_told(tokenizer: str
     vocabulary = load_vocabulary(tokenizer)
     prompt = fill(SHORT, 4, range(1, 9))
     with pytest.raises(
-        UserError, match=r"^task.max_tokens: the prompt of user 4 has [0-9]+ tokens, and 12 may be; raise"
+        UserError, match=r"^task.max_tokens: the prompt of user 4 has [0-9]+ tokens, and 12 may be; raise it$"
     ):
-        tokenise(vocabulary, [fill(SHORT, 3, [1]), prompt], 12, lambda place: f"user {3 + place}")
+        tokenise(
+            vocabulary, [fill(SHORT, 3, [1]), prompt], 12, lambda place: (f"the prompt of user {3 + place}", "raise it")
+        )
     digitless = str(unigram_tokenizer(tmp_path / "digitless", left_out="7"))
     with pytest.raises(UserError, match=r"^task.tokenizer: .*digitless: has no token for the digit 7, and ids are"):
         load_vocabulary(digitless)
@@ -154,6 +143,17 @@ def answered(task: Prompts, batch: PromptBatch) -> list[int]:
     return [task.item_answers.index(row[row != NO_ROW].tolist()) for row in batch.answer]
 
 
+def left_out(task: Prompts, step: int) -> set[tuple[int, int]]:
+    users, items = task.predicted(step)
+    return set(zip(users.tolist(), items.tolist(), strict=True))
+
+
+def after(store: InteractionStore, user: int, target: int) -> list[int]:
+    """Training items from the target on."""
+    own = store.items[store.offsets[user] : store.offsets[user + 1] - 2].tolist()
+    return own[own.index(target) :]
+
+
 def test_sequential_prompts_are_of_training_items_in_order(store: InteractionStore) -> None:
     task, seen = task_of(store, mix=["sequential"]), Counter()
     for step in range(40):
@@ -161,7 +161,11 @@ def test_sequential_prompts_are_of_training_items_in_order(store: InteractionSto
         assert batch.answer is not None
         assert batch.num_predictions == int((batch.answer != NO_ROW).sum())
         assert task.targets(step).tolist() == answered(task, batch)
-        assert torch.equal(task.predicted(step)[0], batch.user)
+        assert left_out(task, step) == {
+            (user, item)
+            for user, target in zip(batch.user.tolist(), answered(task, batch), strict=True)
+            for item in after(store, user, target)
+        }
         for user, row, target in zip(batch.user.tolist(), batch.items, answered(task, batch), strict=True):
             own = store.items[store.offsets[user] : store.offsets[user + 1] - 2].tolist()
             items = [*row[row != NO_ROW].tolist(), target]
@@ -176,6 +180,7 @@ def test_direct_prompts_have_the_target_among_items_that_are_not_the_users(store
     task, places = task_of(store, mix=["direct"]), Counter()
     for step in range(40):
         batch = task.sample(step)
+        assert left_out(task, step) == set(zip(batch.user.tolist(), answered(task, batch), strict=True))
         for user, row, target in zip(batch.user.tolist(), batch.items.tolist(), answered(task, batch), strict=True):
             own = set(store.items[store.offsets[user] : store.offsets[user + 1] - 2].tolist())
             assert len(set(row)) == len(row)

@@ -3,11 +3,12 @@
 B samples of this rank, S tokens of a prompt, n items that it names, T tokens of an answer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
-from eupmim_dist.data.batch import Batch
+from eupmim_dist.data.batch import NO_ROW, Batch
 
 
 @dataclass(frozen=True)
@@ -24,3 +25,8 @@ class PromptBatch(Batch):
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def trimmed(self) -> Self:
+        """Without the columns in which nothing but padding is left."""
+        longest = int((self.tokens != NO_ROW).sum(1).max()) if len(self) else 0
+        return replace(self, tokens=self.tokens[:, :longest], word=self.word[:, :longest])

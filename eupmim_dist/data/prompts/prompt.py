@@ -39,20 +39,18 @@ def fill(template: str, user: int, items: Sequence[int]) -> Prompt:
 
 
 def tokenise(
-    vocabulary: Vocabulary, prompts: Sequence[Prompt], most: int, told: Callable[[int], str]
+    vocabulary: Vocabulary, prompts: Sequence[Prompt], most: int, told: Callable[[int], tuple[str, str]]
 ) -> tuple[Tensor, Tensor]:
     """Tokens of texts, and the word that each is of, a name being one word from its first letter to its last digit,
     whatever comes next: int64 [S, T] each, NO_ROW and NO_WORD past the end.
 
-    Raises UserError for a text of more than `most` tokens; `told` says whose text that is by its place.
+    Raises UserError for a text of more than `most` tokens; `told` says by its place what text that is, and the mend.
     """
     tokenised = [_tokenise(vocabulary, prompt) for prompt in prompts]
     for place, (tokens, _) in enumerate(tokenised):
         if len(tokens) > most:
-            raise UserError(
-                f"task.max_tokens: the prompt of {told(place)} has {len(tokens):,} tokens, and {most:,} may be; raise "
-                "it, or lower task.history_length or task.num_negatives"
-            )
+            what, mend = told(place)
+            raise UserError(f"task.max_tokens: {what} has {len(tokens):,} tokens, and {most:,} may be; {mend}")
     words = padded([words for _, words in tokenised])
     return padded([tokens for tokens, _ in tokenised]), words.clamp(min=NO_WORD)
 

@@ -13,13 +13,16 @@ PLAIN = "plain"
 DIGITS = "0123456789"
 MOST_PARTS = 1 << 17
 """Of texts, kept with their tokens."""
+SAMPLE = "Which item would user_12 take ? item_3456 , item_7 ."
+INSTALL = 'pip install "eupmim-dist[elmrec]"'
+"""What installs the packages that models in words need."""
 
 
 class Vocabulary:
     """Texts -> tokens that end with the token for the end of a text.
 
     A text is cut at spaces and each part is cut into tokens on its own, as T5's tokenizers do by themselves: names come
-    again and again, and their tokens are looked up.
+    again and again, and their tokens are looked up. A tokenizer that does otherwise is refused.
     """
 
     def __init__(self, name: str, tokenizer: Any) -> None:
@@ -30,7 +33,7 @@ class Vocabulary:
         if tokenizer.eos_token_id is None:
             raise UserError(f"task.tokenizer: {name}: has no token for the end of a text (eos_token); use one that has")
         self.end: int = tokenizer.eos_token_id
-        self.padding: int = tokenizer.pad_token_id or 0
+        self.padding: int | None = tokenizer.pad_token_id
         self._parts: dict[str, Part] = {}
         for digit in DIGITS:
             if not (tokens := self.part(digit).tokens) or tokenizer.unk_token_id in tokens:
@@ -38,6 +41,12 @@ class Vocabulary:
                     f"task.tokenizer: {name}: has no token for the digit {digit}, and ids are written in digits; use "
                     "one that has, such as t5-small's"
                 )
+        whole = tokenizer.backend_tokenizer.encode(SAMPLE, add_special_tokens=False).ids
+        if [token for text in SAMPLE.split() for token in self.part(text).tokens] != whole:
+            raise UserError(
+                f"task.tokenizer: {name}: cuts words otherwise within a text than alone, as those do whose tokens hold "
+                "the space before a word (GPT's); use one such as t5-small's"
+            )
 
     def __len__(self) -> int:
         """One more than the largest token."""
@@ -55,6 +64,14 @@ class Vocabulary:
     def tokens(self, text: str) -> list[int]:
         """Of a text, with the end."""
         return [*(token for part in text.split() for token in self.part(part).tokens), self.end]
+
+    def check_words(self) -> None:
+        """Raises UserError for a vocabulary that cannot write what people write."""
+        if self.name == PLAIN:
+            raise UserError(
+                "task.tokenizer: plain knows no words but those of the prompts, and explanations need others; use one "
+                "such as t5-small's"
+            )
 
     def decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
@@ -103,5 +120,5 @@ def import_transformers(key: str) -> Any:
     try:
         import transformers
     except ImportError:
-        raise UserError(f'{key}: transformers is not installed; `pip install "eupmim-dist[elmrec]"`') from None
+        raise UserError(f"{key}: transformers is not installed; `{INSTALL}`") from None
     return transformers

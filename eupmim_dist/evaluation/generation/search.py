@@ -49,7 +49,7 @@ def beam_search(
         score, node, parent = score[:, :alive], node[:, :alive], place[:, :alive] // len(column)
         follows = follows.gather(1, parent[..., None].expand(-1, -1, follows.shape[2]))
     scores, items = (torch.cat(parts, dim=1) for parts in zip(*ended, strict=True))
-    by_item = items.argsort(dim=1)  # of equal scores the smaller id comes first
+    by_item = items.argsort(dim=1)  # of equal scores, among those that were kept, the smaller id comes first
     scores, items, _ = _best(scores.gather(1, by_item), items.gather(1, by_item), num_beams)
     missing = num_beams - scores.shape[1]
     scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
@@ -61,7 +61,8 @@ def beam_search(
 def answer_scores(writer: Writer, draft: Draft, trie: Trie, candidates: Tensor) -> Tensor:
     """The score of each candidate, int64 [B, C], NO_ROW for none: float32 [B, C], minus infinity there.
 
-    All tokens of all of them are written in one pass, what candidates have in common once.
+    All tokens of all of them are written in one pass, what candidates have in common once: that takes the scores of V
+    tokens at up to C times D nodes of each prompt, float32, and once more while they are normalised.
     """
     device, number = trie.token.device, len(candidates)
     path = torch.where((candidates != NO_ROW)[..., None], trie.path[candidates.clamp(min=0)], NO_NODE)  # [B, C, D]
@@ -74,7 +75,7 @@ def answer_scores(writer: Writer, draft: Draft, trie: Trie, candidates: Tensor) 
     starts = counts.cumsum(0) - counts
     nodes = torch.full((number, int(counts.max()) if number else 1), NO_NODE, device=device)
     nodes[keys // len(trie), torch.arange(len(keys), device=device) - starts[keys // len(trie)]] = keys % len(trie)
-    line = trie.line()[nodes.clamp(min=0)]  # [B, M, D + 1]
+    line = trie.line[nodes.clamp(min=0)]  # [B, M, D + 1]
     follows = torch.zeros(*nodes.shape, nodes.shape[1], dtype=torch.bool, device=device)
     for level in line.unbind(2):
         follows |= (level[..., None] == nodes[:, None]) & (nodes >= 0)[:, None]

@@ -5,6 +5,7 @@ I item rows, D tokens of the longest answer, N nodes: the root 0, then level by 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class Trie:
     def __len__(self) -> int:
         return len(self.token)
 
+    @cached_property
     def line(self) -> Tensor:
         """The nodes from the root to each node, itself included, NO_NODE past the end: int64 [N, D + 1]."""
         line = torch.full((len(self), self.path.shape[1] + 1), NO_NODE, device=self.token.device)
@@ -93,11 +95,15 @@ class Allowed:
         path = trie.path[items.item.to(device)]
         keys = items.user.to(device)[:, None] * self.num_nodes + path
         if these:
-            self.keys = keys[path != NO_NODE].unique()
+            self.keys = keys[path != NO_NODE].unique()  # ascending
         else:
             found, counts = keys[path != NO_NODE].unique(return_counts=True)
             self.keys = found[counts == trie.num_items[found % self.num_nodes]]
 
     def __call__(self, user: Tensor, node: Tensor) -> Tensor:
         """Of int64 [...] each: bool [...]."""
-        return torch.isin(user * self.num_nodes + node, self.keys, invert=not self.these)
+        wanted = user * self.num_nodes + node
+        if not len(self.keys):
+            return torch.full_like(wanted, not self.these, dtype=torch.bool)
+        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        return (self.keys[place] == wanted) == self.these

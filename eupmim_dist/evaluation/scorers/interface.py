@@ -8,12 +8,13 @@ b users of this rank, G of all ranks, S lists per user.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from eupmim_dist.config.registry import build, find, names
+from eupmim_dist.config.schema import EvaluationConfig
 from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
@@ -38,6 +39,7 @@ class Ranking:
     tables: ShardedTables | None = None
     task: Task | None = None
     """What the users to rank for come from."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 class Scorer(ABC):
@@ -46,6 +48,8 @@ class Scorer(ABC):
     item_ids: Tensor
     """Int64, ascending; every item is one rank's."""
 
+    group = 1
+    """Users of a chunk that one rank has to have together."""
     history: int | None = None
     """Of a baseline that may read more or less of a history: how many of its last items (evaluation/baselines.py)."""
 
@@ -85,9 +89,15 @@ class ListScorer(Scorer):
     """Gives each user a list by itself, without scores for the catalogue."""
 
     @abstractmethod
-    def lists(self, users: HeldOut, excluded: Ragged, num: int, candidates: Ragged | None = None) -> Tensor:
+    def scored_lists(
+        self, users: HeldOut, excluded: Ragged, num: int, candidates: Ragged | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The best `num` items for this rank's users, without the excluded ones or of the candidates alone, best first:
-        int64 [b, 1, N], NO_ROW past the end. Collective."""
+        scores float32 [b, 1, N], minus infinity past the end, and items int64 [b, 1, N], NO_ROW there. Collective."""
+
+    @abstractmethod
+    def only(self, items: Tensor) -> None:
+        """Ranks none but these items, int64."""
 
     def query(self, users: HeldOut) -> Tensor:
         raise NotImplementedError("it gives lists")
@@ -110,6 +120,13 @@ def baselines() -> list[str]:
             if not find("scorer", name).config.trained:
                 found.append(name)
     return found
+
+
+def recommends(name: str) -> bool:
+    """Whether items are recommended by a scorer: by interests, or by the lists that it gives. Raises UserError for an
+    unknown name."""
+    scorer = find("scorer", name).build
+    return name == "interests" or (isinstance(scorer, type) and issubclass(scorer, ListScorer))
 
 
 def check_baselines(chosen: Sequence[str]) -> None:

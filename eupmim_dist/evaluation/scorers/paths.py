@@ -14,7 +14,6 @@ from torch import Tensor
 
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ScorerSection
-from eupmim_dist.data.batch import UserBatch
 from eupmim_dist.data.blocks import block_range, spans
 from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.store import InteractionStore
@@ -96,8 +95,7 @@ class Paths(Cooccurrence):
 
     def starts(self, users: HeldOut) -> Ragged:
         """The items where each user's paths begin."""
-        assert isinstance(users.batch, UserBatch)
-        user = users.batch.user.numpy()
+        user = users.users
         begin, number = self.store.offsets[user], self.store.train_lengths(user)
         trained, seen = Ragged.of(self.store.items, begin, begin + number), users.seen
         only_seen = torch.from_numpy(number == 0)[seen.user]

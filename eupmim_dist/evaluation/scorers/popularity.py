@@ -29,7 +29,7 @@ class Popularity(Scorer):
         self.counts = torch.from_numpy(counts[first:last]).double().to(world.device)
 
     def query(self, users: HeldOut) -> Tensor:
-        return torch.zeros(len(users.batch), 1, device=self.device)
+        return torch.zeros(len(users), 1, device=self.device)
 
     def scores(self, query: Tensor, start: int, stop: int) -> Tensor:
         return self.counts[start:stop].repeat(len(query), 1, 1)

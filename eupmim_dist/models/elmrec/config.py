@@ -31,7 +31,10 @@ class ElmrecConfig(PropagationSection):
     num_prompts: int = Field(3, ge=1, le=512)
     """Vectors that are learned for each kind of prompt, and read before it."""
     alpha: float = Field(1.0, ge=0)
-    """Factor of what is added to the embedding of each token of a user's or item's name; 0 is POD, without any."""
+    """Factor of what is added to the embedding of each token of a user's or item's name; 0: nothing is added."""
+    words: Literal["rows", "places"] = "rows"
+    """What is added in direct and explanation prompts: the rows of users and items, or, as in POD, the vector of the
+    place among the names of the prompt, which is what sequential prompts have; then there are no rows and no graph."""
     sigma: float = Field(1.0, gt=0)
     """Standard deviation of the initial rows of users and items. The authors have 5 or 6, and alpha 5 to 11, beside a
     pretrained T5; one of random weights does not find its own tokens beside so much."""
@@ -49,11 +52,14 @@ class ElmrecConfig(PropagationSection):
     def _heads_share(self) -> "ElmrecConfig":
         if self.t5 is None and self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} cannot be shared by num_heads {self.num_heads}; use a multiple")
+        if self.rows_in_sequential and not self.propagates:
+            raise ValueError("rows_in_sequential: there are no rows with alpha 0 or words places; leave it out")
         return self
 
     @property
     def propagates(self) -> bool:
-        return self.alpha > 0
+        """Whether there are rows, which are always propagated."""
+        return self.alpha > 0 and self.words == "rows"
 
     def summary(self) -> str:
         return f"an answer in words, by a T5 of width {self.dim}{self.told()}"

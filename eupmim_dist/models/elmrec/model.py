@@ -3,7 +3,8 @@
 A T5 reads a prompt and writes the answer. To the embedding of a token that is part of a user's or item's name, alpha
 times a vector of the whole word is added: in sequential prompts that of its place, in the others the row of the user
 or item. Prompt vectors of the kind come first. Otherwise than in the authors' code, tokens of no name get nothing of
-the rows (there, one more trained row), padding is not looked at, and a name ends where its digits do.
+the rows (there, one more trained row), padding is not looked at, and a name ends where its digits do. Kept from it:
+where places are added, all tokens of no name have one vector, which is learnt.
 
 B samples of this rank, S tokens of a prompt, P prompt vectors, T tokens of an answer, V tokens there are, D dim.
 """
@@ -42,10 +43,13 @@ class Elmrec(Writer):
         self.t5 = build_t5(config, shape.num_tokens)
         self.start_token = self.t5.config.decoder_start_token_id
         self.prompts = nn.Parameter(torch.randn(len(KINDS), config.num_prompts, config.dim))
-        self.places = nn.Embedding(FIRST_ITEM_WORD + shape.history_length, config.dim)  # by word, NO_WORD included
+        longest = shape.num_words if config.words == "places" else FIRST_ITEM_WORD + shape.history_length
+        self.places = nn.Embedding(longest, config.dim)  # by word, NO_WORD included
         nn.init.normal_(self.places.weight, std=config.position_std)
 
     def tables(self) -> list[TableSpec]:
+        if not self.config.propagates:
+            return []
         of, dim, std = self.shape, self.dim, self.config.sigma
         return [
             TableSpec(USER_TABLE, of.num_users, dim, id_map="users", init_std=std),
@@ -85,7 +89,7 @@ class Elmrec(Writer):
         return self._logits(states), draft
 
     def _adds_rows(self, batch: PromptBatch) -> bool:
-        return self.config.alpha > 0 and (batch.kind != SEQUENTIAL or self.config.rows_in_sequential)
+        return self.config.propagates and (batch.kind != SEQUENTIAL or self.config.rows_in_sequential)
 
     def _read(self, rows: Rows, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         """What the encoder makes of prompts, [B, P + S, D], and where they are not padding, bool [B, P + S]."""
@@ -97,8 +101,8 @@ class Elmrec(Writer):
 
     def _words(self, rows: Rows, batch: PromptBatch) -> Tensor:
         """What is added for the word that each token is of: [B, S, D]."""
-        # DDP waits for a gradient of every parameter.
-        added = self.places(batch.word) if batch.kind == SEQUENTIAL else 0.0 * self.places.weight.sum()
+        placed = batch.kind == SEQUENTIAL or self.config.words == "places"
+        added = self.places(batch.word) if placed else 0.0 * self.places.weight.sum()  # DDP waits for all gradients
         if self._adds_rows(batch):
             user = rows["user"][:, None]
             of_word = torch.cat([torch.zeros_like(user), user, rows["items"]], dim=1)

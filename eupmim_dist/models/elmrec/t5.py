@@ -47,6 +47,8 @@ def _taken(transformers: Any, config: ElmrecConfig, name: str, num_tokens: int) 
         ) from None
     if sizes.model_type != "t5":
         raise UserError(f"model.t5: {name}: is a {sizes.model_type}; give a T5")
+    if sizes.decoder_start_token_id is None:
+        raise UserError(f"model.t5: {name}: its config.json has no decoder_start_token_id; set it, 0 in T5's")
     if sizes.d_model != config.dim:
         raise UserError(
             f"model.dim: {config.dim}, and {name} has d_model {sizes.d_model}; set model.dim={sizes.d_model}"

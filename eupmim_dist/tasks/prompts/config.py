@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from eupmim_dist.config.schema import TaskSection
+from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD
 from eupmim_dist.data.prompts.templates import PromptKind
 from eupmim_dist.data.prompts.vocabulary import PLAIN, load_vocabulary
 
@@ -31,3 +32,6 @@ class PromptsConfig(TaskSection):
 
     def num_tokens(self) -> int:
         return len(load_vocabulary(self.tokenizer))
+
+    def num_words(self) -> int:
+        return FIRST_ITEM_WORD + self.max_tokens  # a name has a token of its own

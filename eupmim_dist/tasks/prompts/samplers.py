@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.data.batch import NO_ROW, histories
+from eupmim_dist.data.blocks import spans
 from eupmim_dist.data.counter import permute, random_bits, random_integers, stream_key
 from eupmim_dist.data.manifest import EXPLANATIONS
 from eupmim_dist.data.prompts.templates import TEMPLATES, PromptKind
-from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.training_data import training_interactions
 from eupmim_dist.errors import UserError
+from eupmim_dist.tasks.interface import Task
 from eupmim_dist.tasks.users import TrainingUsers
 
 
@@ -35,8 +36,9 @@ class Sampler(ABC):
 
     kind: PromptKind
 
-    def __init__(self, store: InteractionStore, seed: int, size: int) -> None:
-        self.store, self.seed, self.size = store, stream_key(seed, "prompts", self.kind), size
+    def __init__(self, task: Task) -> None:
+        self.task, self.store = task, task.store
+        self.seed, self.size = stream_key(task.seed, "prompts", self.kind), task.global_batch_size
 
     @abstractmethod
     def ask(self, turn: int, first: int, stop: int) -> Asked:
@@ -45,6 +47,10 @@ class Sampler(ABC):
     @abstractmethod
     def answers(self, turn: int) -> Tensor:
         """The answers in all slots of a turn, int64 [G]: items, or records of explanations."""
+
+    @abstractmethod
+    def predicted(self, turn: int) -> tuple[Tensor, Tensor]:
+        """Users and items, int64 [n] each, whose edges the propagation of a turn leaves out."""
 
     def counters(self, turn: int, first: int, stop: int) -> Tensor:
         return torch.arange(first, stop) + turn * self.size
@@ -60,18 +66,15 @@ class Sampler(ABC):
 class OfUsers(Sampler):
     """A kind whose samples go through the users who have two training items or more."""
 
-    def __init__(self, store: InteractionStore, seed: int, size: int) -> None:
-        super().__init__(store, seed, size)
-        self.training = TrainingUsers(store, self.seed, size, 1)
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.training = TrainingUsers(self.store, self.seed, self.size, 1)
 
     def users(self, turn: int, first: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Users, where their items begin in the store, and how many of these may be trained on: [S] each."""
         chosen = self.training.chosen(turn, first, stop)
         user = self.training.users[chosen]
-        return user, torch.from_numpy(self.store.offsets[user.numpy()].astype("int64")), self.training.lengths[chosen]
-
-    def items_at(self, places: Tensor) -> Tensor:
-        return torch.from_numpy(self.store.items[places.numpy()].astype("int64"))
+        return user, self.task.starts(user), self.training.lengths[chosen]
 
 
 class Sequential(OfUsers):
@@ -80,19 +83,22 @@ class Sequential(OfUsers):
 
     kind = "sequential"
 
-    def __init__(self, store: InteractionStore, seed: int, size: int, history_length: int) -> None:
-        super().__init__(store, seed, size)
-        self.history_length = history_length
-
     def ask(self, turn: int, first: int, stop: int) -> Asked:
         counters = self.counters(turn, first, stop)
         user, begin, from_, to = self._parts(turn, first, stop)
-        history = histories(self.store.items, begin + from_, to - from_, self.history_length)
+        history = histories(self.store.items, begin + from_, to - from_, self.task.history_length)
         return Asked(user, history, self.templates(counters))
 
     def answers(self, turn: int) -> Tensor:
         _, begin, _, to = self._parts(turn, 0, self.size)
-        return self.items_at(begin + to)
+        return self.task.items_at(begin + to)
+
+    def predicted(self, turn: int) -> tuple[Tensor, Tensor]:
+        """The answer and what the user had after it, which he will not have had either where he is asked in earnest."""
+        _, _, _, to = self._parts(turn, 0, self.size)
+        user, begin, length = self.users(turn, 0, self.size)
+        slot, places = spans((begin + to).numpy(), (begin + length).numpy())
+        return user[slot], self.task.items_at(torch.from_numpy(places))
 
     def _parts(self, turn: int, first: int, stop: int) -> tuple[Tensor, ...]:
         """Users, where their items begin, and first and last place of the parts."""
@@ -107,8 +113,8 @@ class Direct(OfUsers):
 
     kind = "direct"
 
-    def __init__(self, store: InteractionStore, seed: int, size: int, num_negatives: int) -> None:
-        super().__init__(store, seed, size)
+    def __init__(self, task: Task, num_negatives: int) -> None:
+        super().__init__(task)
         self.num_negatives = num_negatives
 
     def ask(self, turn: int, first: int, stop: int) -> Asked:
@@ -122,8 +128,11 @@ class Direct(OfUsers):
         _, begin, length = self.users(turn, 0, self.size)
         return self._positives(self.counters(turn, 0, self.size), begin, length)
 
+    def predicted(self, turn: int) -> tuple[Tensor, Tensor]:
+        return self.users(turn, 0, self.size)[0], self.answers(turn)
+
     def _positives(self, counters: Tensor, begin: Tensor, length: Tensor) -> Tensor:
-        return self.items_at(begin + self.drawn("positive", counters, length))
+        return self.task.items_at(begin + self.drawn("positive", counters, length))
 
     def _others(self, counters: Tensor, begin: Tensor, length: Tensor) -> Tensor:
         """The first of a random order of all items that are not the user's: [S, C - 1], NO_ROW past the end."""
@@ -157,8 +166,9 @@ class Explanation(Sampler):
 
     kind = "explanation"
 
-    def __init__(self, store: InteractionStore, seed: int, size: int) -> None:
-        super().__init__(store, seed, size)
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        store = self.store
         if (explanations := store.explanations()) is None:
             raise UserError(
                 f"task.mix: explanation, and {store.path} has no {EXPLANATIONS}; prepare it from data with an "
@@ -183,8 +193,13 @@ class Explanation(Sampler):
     def answers(self, turn: int) -> Tensor:
         return self._records(turn)
 
+    def predicted(self, turn: int) -> tuple[Tensor, Tensor]:
+        """A sentence is none."""
+        return (torch.zeros(0, dtype=torch.int64),) * 2
+
     def _records(self, turn: int) -> Tensor:
         counters = self.counters(turn, 0, self.size)
         epoch, place = counters // len(self.texts), counters % len(self.texts)
-        keys = torch.tensor([stream_key(self.seed, "records", each) for each in epoch.tolist()])
-        return permute(keys, place, len(self.texts))
+        first = int(epoch[0])  # of consecutive ones
+        keys = torch.tensor([stream_key(self.seed, "records", each) for each in range(first, int(epoch[-1]) + 1)])
+        return permute(keys[epoch - first], place, len(self.texts))

@@ -16,12 +16,20 @@ from eupmim_dist.data.prompts.batch import PromptBatch
 from eupmim_dist.data.prompts.prompt import fill, padded, tokenise
 from eupmim_dist.data.prompts.templates import KINDS, SHORT, TEMPLATES, PromptKind
 from eupmim_dist.data.prompts.vocabulary import load_vocabulary
-from eupmim_dist.tasks.interface import Setting, Task
+from eupmim_dist.errors import UserError, shown
+from eupmim_dist.tasks.asking import AskingTask
+from eupmim_dist.tasks.interface import Setting
 from eupmim_dist.tasks.prompts.config import PromptsConfig
-from eupmim_dist.tasks.prompts.samplers import Asked, Direct, Explanation, OfUsers, Sampler, Sequential, shuffled
+from eupmim_dist.tasks.prompts.samplers import Asked, Direct, Explanation, Sampler, Sequential, shuffled
+
+TOO_LONG: dict[PromptKind, str] = {
+    "sequential": "lower task.history_length, or raise it",
+    "direct": "lower task.num_negatives, or raise it",
+    "explanation": "raise it",
+}
 
 
-class Prompts(Task):
+class Prompts(AskingTask):
     """Each step is of one kind, by its number alone; sampling within it is a pure function of (seed, step, slot)."""
 
     least = 1
@@ -30,19 +38,25 @@ class Prompts(Task):
         super().__init__(config, setting)
         self.config = config
         self.vocabulary = load_vocabulary(config.tokenizer)
+        self.max_answer_tokens = config.max_answer_tokens
+        if config.learn_padding and self.vocabulary.padding is None:
+            raise UserError(
+                f"task.learn_padding: {config.tokenizer} has no token for padding; use another task.tokenizer"
+            )
+        if setting.zero_untrained:
+            raise UserError("task prompts: names users whose rows the model has not (TableSpec.untrained); use table")
 
     @cached_property
     def samplers(self) -> dict[PromptKind, Sampler]:
         """Of the kinds in the mix. Raises UserError where the store has not what one needs."""
-        self.training  # noqa: B018 (raises where there is nobody)
-        config, common = self.config, (self.store, self.seed, self.global_batch_size)
         made: dict[PromptKind, Sampler] = {}
-        if "explanation" in config.mix:
-            made["explanation"] = Explanation(*common)
-        if "sequential" in config.mix:
-            made["sequential"] = Sequential(*common, self.history_length)
-        if "direct" in config.mix:
-            made["direct"] = Direct(*common, config.num_negatives)
+        if "explanation" in self.config.mix:
+            made["explanation"] = Explanation(self)
+            self.vocabulary.check_words()
+        if len(self.training) and "sequential" in self.config.mix:  # raises where there is nobody
+            made["sequential"] = Sequential(self)
+        if "direct" in self.config.mix:
+            made["direct"] = Direct(self, self.config.num_negatives)
         return made
 
     def kind_of(self, step: int) -> tuple[PromptKind, int]:
@@ -59,41 +73,46 @@ class Prompts(Task):
         width = max(len(tokens) for tokens in answers)
         answer = padded(answers[self.first_slot : self.last_slot], width)
         if self.config.learn_padding:
+            assert self.vocabulary.padding is not None, "made sure when the task was made"
             answer = torch.where(answer == NO_ROW, self.vocabulary.padding, answer)
         learned = len(answers) * width if self.config.learn_padding else sum(len(tokens) for tokens in answers)
         return self._batch(kind, asked, learned, self.capacity, answer)
 
     def targets(self, step: int) -> Tensor:
-        return self.predicted(step)[1]
+        """The items that are answers; an explanation predicts none: NO_ROW."""
+        kind, turn = self.kind_of(step)
+        answers = self.samplers[kind].answers(turn)
+        return torch.full_like(answers, NO_ROW) if kind == "explanation" else answers
 
     def predicted(self, step: int) -> tuple[Tensor, Tensor]:
-        """The users and items of `targets`, int64 [G] each; an explanation predicts no item: NO_ROW."""
+        """Those of `targets`, and what the user of a sequential prompt had later."""
         kind, turn = self.kind_of(step)
-        sampler = self.samplers[kind]
-        answers = sampler.answers(turn)
-        if not isinstance(sampler, OfUsers):
-            return (torch.full_like(answers, NO_ROW),) * 2
-        return sampler.users(turn, 0, self.global_batch_size)[0], answers
+        return self.samplers[kind].predicted(turn)
 
-    def to_rank(self, users: np.ndarray, cuts: np.ndarray) -> PromptBatch:
-        """Sequential prompts in the short wording: what comes after what users [B] had before the cuts [B]?"""
-        starts = torch.from_numpy(self.store.offsets[users].astype(np.int64))
-        history = histories(self.store.items, starts, torch.from_numpy(cuts), self.history_length)
+    def to_rank_by(
+        self, items: np.ndarray, starts: np.ndarray, cuts: np.ndarray, users: np.ndarray, attributes: Tensor
+    ) -> PromptBatch:
+        """Sequential prompts in the short wording: what comes after what users had? Raises UserError for somebody who
+        is not in the store: there is no name to ask by."""
+        if (users == NO_ROW).any():
+            raise UserError(
+                "--history: a user is asked for by his name in the store, which somebody new has not; name users of "
+                "the store, or use another model"
+            )
+        history = histories(items, torch.from_numpy(starts), torch.from_numpy(cuts), self.history_length)
         return self._short("sequential", users, history)
 
     def to_choose(self, users: np.ndarray, candidates: Tensor) -> PromptBatch:
-        """Direct prompts in the short wording: which of the candidates [B, C], NO_ROW for none, in an order that does
-        not say which one is meant."""
+        """Direct prompts in the short wording."""
         keys = torch.from_numpy(users.astype(np.int64)) + stream_key(self.seed, "choose")
         return self._short("direct", users, shuffled(candidates, keys))
 
     def to_explain(self, users: np.ndarray, items: Tensor) -> PromptBatch:
-        """Explanation prompts in the short wording, of an item [B] each."""
+        """Explanation prompts in the short wording."""
         return self._short("explanation", users, items[:, None])
 
     @cached_property
     def item_answers(self) -> list[list[int]]:
-        """The tokens that an item is answered with, by its id; the first of them, of padding, is never the answer."""
         return [self.vocabulary.tokens(str(item)) for item in range(self.store.num_item_rows)]
 
     @cached_property
@@ -120,10 +139,13 @@ class Prompts(Task):
             fill(SHORT if template == NO_ROW else TEMPLATES[kind][template], user, [i for i in items if i != NO_ROW])
             for user, items, template in zip(users, asked.items.tolist(), asked.template.tolist(), strict=True)
         ]
-        of_user = f"{self.store.path}: user "
-        tokens, word = tokenise(
-            self.vocabulary, prompts, self.config.max_tokens, lambda place: f"{of_user}{users[place]}"
-        )
+
+        def told(place: int) -> tuple[str, str]:
+            [raw] = self.store.raw_user_ids(asked.user[place : place + 1].numpy())
+            mend = TOO_LONG[kind] if answer is not None or kind != "direct" else "raise it"  # or the store's negatives
+            return f"the {kind} prompt of user {shown(users[place] if raw is None else raw)} of {self.store.path}", mend
+
+        tokens, word = tokenise(self.vocabulary, prompts, self.config.max_tokens, told)
         return PromptBatch(
             num_predictions=num_predictions,
             capacity=capacity,

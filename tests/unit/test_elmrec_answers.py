@@ -1,0 +1,269 @@
+"""What a trained ELMRec is used for: lists at any number of ranks, explanations, recommendations; what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sacrebleu
+import torch
+from rouge_score import rouge_scorer
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from eupmim_dist.api import evaluate
+from eupmim_dist.assemble import assemble_run, load_trained, open_store
+from eupmim_dist.bench.elmrec import measure_elmrec
+from eupmim_dist.bench.published import Published, texts_of
+from eupmim_dist.checkpoint.layout import open_checkpoint
+from eupmim_dist.config.load import parse_config
+from eupmim_dist.convert import export_vectors
+from eupmim_dist.data.heldout import HeldOutUsers, grouped_range
+from eupmim_dist.data.prompts.templates import KINDS
+from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.explanations import evaluate_explanations
+from eupmim_dist.evaluation.runner import _candidates, evaluate_model, excluded_items, scorer_of
+from eupmim_dist.evaluation.scorers import beams
+from eupmim_dist.evaluation.scorers.beams import BeamScorer
+from eupmim_dist.models.elmrec.model import Elmrec
+from eupmim_dist.recommending import recommend
+from eupmim_dist.tasks.prompts.task import Prompts
+from eupmim_dist.train.skipped import Diverged
+from eupmim_dist.train.state import Run
+from eupmim_dist.train.step import prepare_step, train_step
+from tests.prompts import SETTINGS, unigram_tokenizer, with_explanations
+from tests.runs import WORLD, command_line, train_in
+from tests.stores import negatives
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MOST = 16
+TEXTS = [f"{'so ' * (n % 3)}good" for n in range(29)] + ["so long that not all of it is learnt"]
+ITEMS = 40
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("answers")
+    with_explanations(place, TEXTS, num_items=ITEMS, num_users=45, negatives=negatives(45, ITEMS, 12))
+    unigram_tokenizer(place / "tokenizer")
+    return place
+
+
+def run_of(place: Path, steps: int = 0, mix: list[str] | None = None, **model: Any) -> Run:
+    kinds = mix or ["sequential", "direct"]
+    values = {
+        "data": {"dir": str(place / "store")},
+        "task": SETTINGS["task"] | {"tokenizer": str(place / "tokenizer"), "mix": kinds, "max_answer_tokens": MOST},
+        "model": SETTINGS["model"] | model,
+        "objective": SETTINGS["objective"],
+        "train": {"global_batch_size": 8, "learning_rate": 0.02, "l2": 0.0, "max_steps": 2},
+        "evaluation": {"metric": "recall@5", "top_n": [5], "batch_size": 40, "every": 2},
+    }
+    config = parse_config(values, "test")
+    run = assemble_run(config, WORLD, open_store(config.data.dir, WORLD))
+    run.dense.module.train()
+    for step in range(steps):
+        train_step(run, step, prepare_step(run, step))
+    run.model.eval()
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Run:
+    return run_of(place, steps=4)
+
+
+@pytest.fixture(scope="module")
+def teller(place: Path) -> Run:
+    return run_of(place, steps=60, mix=["explanation"])
+
+
+def beam_scorer(run: Run, **settings: Any) -> BeamScorer:
+    before = run.config.evaluation
+    run.config.evaluation = before.model_copy(update=settings)
+    scorer = scorer_of(run)
+    run.config.evaluation = before
+    assert isinstance(scorer, BeamScorer)
+    return scorer
+
+
+def lists_of(run: Run, scorer: BeamScorer, world_size: int, direct: bool) -> tuple[Tensor, Tensor]:
+    """Scores and items of all test users as so many ranks have them, one after another."""
+    found = []
+    for index in range(2):
+        for rank in range(world_size):
+            users = HeldOutUsers(
+                run.store,
+                "test",
+                run.task.to_rank,
+                chunk_size=40,
+                rank=rank,
+                world_size=world_size,
+                group=scorer.group,
+            )
+            chunk = users.chunk(index)
+            candidates = _candidates(chunk, ITEMS + 1) if direct else None
+            excluded = excluded_items(chunk.seen, len(chunk), True, True)
+            assert len(chunk) <= users.block(index)
+            found.append(scorer.scored_lists(chunk, excluded, 5, candidates))
+    scores, items = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return scores, items
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_lists_are_the_same_at_any_number_of_ranks_to_the_last_bit(
+    run: Run, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = beam_scorer(run)
+    scores, items = lists_of(run, scorer, 1, direct)
+    assert len(items) == len(run.store.users("test"))
+    for world_size in (2, 3, 5):
+        again = lists_of(run, scorer, world_size, direct)
+        assert torch.equal(again[0], scores)
+        assert torch.equal(again[1], items)
+    monkeypatch.setattr(beams, "MOST_SCORES", 1)  # one user at a time
+    alone = lists_of(run, scorer, 1, direct)
+    assert torch.allclose(alone[0], scores, atol=1e-4)
+
+
+def test_candidates_may_be_chosen_by_beams(run: Run) -> None:
+    exact = lists_of(run, beam_scorer(run), 1, True)
+    by_beams = lists_of(run, beam_scorer(run, choose="beams", more_beams=30), 1, True)
+    assert torch.allclose(*(lists[0] for lists in (exact, by_beams)), atol=1e-4)
+    few = lists_of(run, beam_scorer(run, choose="beams", more_beams=0), 1, True)
+    assert (few[1] > 0).all()
+    assert (few[0] <= exact[0] + 1e-4).all()
+
+
+def test_what_is_not_a_number_ends_an_evaluation(place: Path) -> None:
+    """With lists of some order, it would be a figure like any other."""
+    run = run_of(place)
+    assert isinstance(run.model, Elmrec)
+    with torch.no_grad():
+        run.model.t5.decoder.final_layer_norm.weight[0] = torch.nan
+    for protocol in ("strict", "elmrec_direct"):
+        with pytest.raises(Diverged, match=r"^Elmrec: what it writes has scores that are no numbers; its training has"):
+            evaluate_model(run, "test", protocol, [5])
+    with pytest.raises(Diverged, match=r"^Elmrec: what it writes"):
+        evaluate_explanations(run, "test")
+
+
+def test_every_explanation_is_written_once_and_judged_as_kept_libraries_do(teller: Run) -> None:
+    result = evaluate_explanations(teller, "test")
+    assert result.texts is not None
+    assert result.users == len(result.texts) == 2 * len(TEXTS)
+    assert result.as_dict()["explanations"] == result.users
+    store = teller.store
+    asked = {(f"u{n}", f"i{item}") for n in range(30) for item in store.items[: store.offsets[n + 1]][-2:]}
+    assert set(zip(result.texts["user"], result.texts["item"], strict=True)) == asked
+    assert isinstance(teller.task, Prompts)
+    written, references = result.texts["written"].to_list(), result.texts["reference"].to_list()
+    for user, reference in zip(result.texts["user"], references, strict=True):
+        text = TEXTS[int(user[1:])]
+        assert reference == text if user != "u29" else (text.startswith(reference) and 8 < len(reference) < len(text))
+    assert any(written)
+    users, items = (store.users_of_raw_ids(result.texts["user"]), [int(i[1:]) for i in result.texts["item"]])
+    alone = teller.task.to_explain(np.array(users[:1]), torch.tensor(items[:1]))
+    rows = teller.tables.lookup(teller.model.uses(alone)).rows[0]
+    assert isinstance(teller.model, Elmrec)
+    states = teller.model._read(rows, alone)[0]
+    generated = teller.model.t5.generate(
+        encoder_outputs=BaseModelOutput(states), max_new_tokens=MOST - 1, num_beams=1, do_sample=False, eos_token_id=1
+    )
+    assert written[0] == teller.task.vocabulary.decode(generated[0].tolist())
+    for order in (1, 4):
+        bleu = sacrebleu.BLEU(tokenize="none", smooth_method="none", max_ngram_order=order, force=True)
+        assert result.metrics[f"bleu_{order}"] == pytest.approx(bleu.corpus_score(written, [references]).score)
+    rouge = rouge_scorer.RougeScorer(["rougeL"])
+    found = [rouge.score(*pair)["rougeL"].fmeasure for pair in zip(references, written, strict=True)]
+    assert result.metrics["rouge_l"] == pytest.approx(100 * np.mean(found))
+    assert result.metrics["rouge_l"] > 0
+    assert evaluate(teller, protocols="elmrec_explanation").frame()["top_n"].to_list() == [None]
+
+
+@pytest.mark.parametrize(("total", "world_size"), [(0, 3), (16, 3), (17, 2), (60, 4), (33, 1)])
+def test_groups_are_one_ranks_and_everything_is_somebodys(total: int, world_size: int) -> None:
+    parts = [grouped_range(total, 16, rank, world_size) for rank in range(world_size)]
+    assert [place for first, stop in parts for place in range(first, stop)] == list(range(total))
+    assert all(first % 16 == 0 or first == total for first, _ in parts)
+
+
+def test_the_best_of_all_items_are_recommended(run: Run) -> None:
+    run.config.evaluation.more_beams = 50  # so that nothing is missed
+    found = recommend(run, ["u3", "u9"], 5)
+    run.config.evaluation.more_beams = 10
+    assert found["user"].to_list() == ["u3"] * 5 + ["u9"] * 5
+    users = np.array([3, 9])
+    every = torch.arange(1, ITEMS + 1).expand(2, -1)
+    prompts = run.task.to_rank(users, run.store.lengths(users))
+    model, trie = run.model, beam_scorer(run).trie
+    assert isinstance(model, Elmrec)
+    with torch.no_grad():
+        rows = run.tables.lookup(model.uses(prompts)).rows[0]
+        scores = beams.answer_scores(model, model.read(rows, prompts), trie, every)
+    for n, user in enumerate(users.tolist()):
+        own = run.store.items[run.store.offsets[user] : run.store.offsets[user + 1]].tolist()
+        allowed = [item for item in range(1, ITEMS + 1) if item not in own]
+        best = sorted(allowed, key=lambda item: -float(scores[n, item - 1]))[:5]
+        assert found["item"].to_list()[5 * n : 5 * n + 5] == [f"i{item}" for item in best]
+        assert found["score"].to_list()[5 * n : 5 * n + 5] == pytest.approx(
+            [float(scores[n, item - 1]) for item in best], abs=1e-4
+        )
+    few = recommend(run, "u3", 5, items=["i1", "i2", "i3", "i4"], exclude_seen=False)
+    assert sorted(few["item"].to_list()) == ["i1", "i2", "i3", "i4"]
+    history = recommend(run, "u3", 3, histories=[["i7", "i8"]])
+    assert len(history) == 3
+    assert not set(history["item"]) & {"i7", "i8"}
+
+
+def test_what_makes_no_sense_is_refused_in_one_line(run: Run, tmp_path: Path) -> None:
+    for option, told in (("why", "why"), ("per_interest", "per_interest")):
+        with pytest.raises(UserError, match=f"^{told}: is of a model that ranks by interests, and elmrec writes lists"):
+            recommend(run, "u3", 5, **{option: True})
+    with pytest.raises(UserError, match=r"histories: a user is asked for by his name in the store"):
+        recommend(run, histories=[["i7", "i8"]])
+    with pytest.raises(UserError, match=r"^protocol seed: has a list for each interest, and elmrec has none; use str"):
+        evaluate(run, protocols="seed", top_n=5)
+    with pytest.raises(UserError, match=r"^protocols elmrec_explanation: is of a model that writes, and here is no"):
+        evaluate(data=run.store.path, baselines="popularity", protocols="elmrec_explanation")
+    with pytest.raises(UserError, match=r"^overrides train: is no setting of an evaluation; give one that is"):
+        evaluate(run, overrides=["train.max_steps=3"])
+    assert command_line(f"evaluate {tmp_path} --texts {tmp_path}/a.jsonl") == 2
+
+
+@pytest.mark.parametrize("changes", [{"alpha": 0.0}, {"words": "places"}])
+def test_without_rows_there_are_no_tables_and_all_else_works(
+    place: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = run_of(place, **changes).config
+    trained = train_in(config, tmp_path / "run")
+    assert not trained.tables.shards
+    again = load_trained(tmp_path / "run", WORLD)
+    lists = [evaluate_model(each, "test", "elmrec_direct", [5]).metrics for each in (trained, again)]
+    assert lists[0] == lists[1]
+    with pytest.raises(UserError, match=r"^model elmrec: is ranked by beams: no product of vectors says what it re"):
+        export_vectors(open_checkpoint(tmp_path / "run/checkpoints/step-000000002"), tmp_path / "vectors")
+
+
+def test_the_published_procedure_that_is_measured_computes_the_same(place: Path, run: Run) -> None:
+    """Where its ways are asked for: padding learned and looked at, no edges left out, nothing added to other tokens."""
+    made = run_of(place, mix=["direct"], mask_padding=False, mask_targets=False)
+    made.config.train.l2 = 0.0
+    assert isinstance(made.task, Prompts)
+    made.task.config.learn_padding = True
+    published = Published(made)
+    sampler, number = made.task.samplers["direct"], KINDS.index("direct")
+    answers = [str(item) for item in sampler.answers(0).tolist()]
+    expected = published.loss(texts_of(sampler.ask(0, 0, 8), number), number, answers)
+    share = train_step(made, 0, prepare_step(made, 0)).shares["cross_entropy"]
+    assert float(share) == pytest.approx(float(expected.detach()), rel=1e-5)
+    measured = measure_elmrec(made.config, WORLD, users=4, batch=4, steps=1, rounds=1)
+    assert set(measured["ms"]) == {
+        "evaluation, sequential, a user",
+        "evaluation, direct, a user",
+        "training step, direct",
+    }
+    with pytest.raises(
+        UserError, match=r"^bench elmrec: measures model.name elmrec with rows of users and items; give"
+    ):
+        measure_elmrec(run_of(place, alpha=0.0).config, WORLD, users=4, batch=4, steps=1, rounds=1)
