@@ -1,6 +1,6 @@
 """The rows of one step: fetched from the ranks that hold them, and their gradients brought back there.
 
-n uses on this rank, u distinct rows among them, m rows that ranks want of this one.
+n uses on this rank, u distinct rows among them. Both ways lead over the levels of the route (route.py).
 """
 
 from __future__ import annotations
@@ -82,22 +82,29 @@ class Lookup:
         """
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
         dims = [group.dim for group in tables.groups]
-        incoming, values = [], {}
-        for number in plan.sharded:
-            part = plan.groups[number]
-            values[number] = torch.empty(len(part.asked) + len(part.own), dims[number], device=self._device)
-            incoming.append((values[number][: len(part.asked)], without(part.received, rank)))
+        summed: list[Tensor] = []
         wire_scale = FLOAT16_GRADIENT_SCALE if tables.gradient_format == torch.float16 else 1.0
-        with self._receiving("gradients", tables.gradient_format, incoming, wire_scale) as send:
-            summed = [self._summed(part, dim, scale) for part, dim in zip(plan.groups, dims, strict=True)]
-            send([(summed[number], plan.groups[number].sent) for number in plan.sharded])
-            for number, of_ranks in values.items():
-                part = plan.groups[number]
-                of_ranks[len(part.asked) :] = summed[number].split(part.sent)[rank]
+        for level in range(plan.num_levels):
+            hops = {number: plan.groups[number].hops[level] for number in plan.sharded}
+            values = {
+                number: torch.empty(len(hop.asked) + len(hop.own), dims[number], device=self._device)
+                for number, hop in hops.items()
+            }
+            incoming = [(values[n][: len(hop.asked)], without(hop.received, rank)) for n, hop in hops.items()]
+            with self._receiving("gradients", tables.gradient_format, incoming, wire_scale) as send:
+                if level == 0:
+                    summed = [self._summed(part, dim, scale) for part, dim in zip(plan.groups, dims, strict=True)]
+                send([(summed[number], hop.sent) for number, hop in hops.items()])
+                for number, hop in hops.items():
+                    values[number][len(hop.asked) :] = summed[number].split(hop.sent)[rank]
+            for number, hop in hops.items():
+                assert hop.merge is not None
+                merge = hop.merge.to(self._device)
+                summed[number] = merge_rows(values[number], merge.order, merge.starts)
         found = []
         for number, (part, group) in enumerate(zip(plan.groups, tables.groups, strict=True)):
             rows = part.rows.to(group.weight.device, non_blocking=True)
-            gradient = RowGradients(rows, self._merged(part, values.get(number, summed[number])))
+            gradient = RowGradients(rows, self._of_all_ranks(part, summed[number]))
             if catalogue is not None and catalogue.part.shard.spec.name in group.members:
                 gradient = self._of_all_rows(group, gradient, catalogue, scale)
             found.append(gradient)
@@ -146,21 +153,36 @@ class Lookup:
         """Distinct rows of each group and a row of zeros, [u + 1, dim]."""
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
         groups = list(zip(plan.groups, tables.groups, strict=True))
-        found = [torch.empty(sum(part.sent) + 1, group.dim, device=self._device) for part, group in groups]
-        incoming = [(found[number][:-1], plan.groups[number].sent) for number in plan.sharded]
-        with self._receiving("rows", self._row_format, incoming) as send:
-            outgoing = []
-            for number in plan.sharded:
-                part, group = groups[number]
-                answer = torch.empty(len(part.asked), group.dim, device=self._device)
-                self._gather(group, part.asked, answer)
-                outgoing.append((answer, without(part.received, rank)))
-            send(outgoing)
-            for (part, group), rows in zip(groups, found, strict=True):
-                start = sum(part.sent[:rank])
-                self._gather(group, part.own, rows[start : start + len(part.own)])
-                rows[-1] = 0.0
-        return found
+        found: dict[int, Tensor] = {}
+        for level in reversed(range(plan.num_levels)):
+            deeper, numbers = found, plan.sharded if level else range(len(groups))
+            found = {
+                number: torch.empty(sum(part.hops[level].sent) + 1, group.dim, device=self._device)
+                for number in numbers
+                for part, group in [groups[number]]
+            }
+            incoming = [(found[number][:-1], plan.groups[number].hops[level].sent) for number in plan.sharded]
+            with self._receiving("rows", self._row_format, incoming) as send:
+                outgoing = []
+                for number in plan.sharded:
+                    hop, group = plan.groups[number].hops[level], tables.groups[number]
+                    answer = torch.empty(len(hop.asked), group.dim, device=self._device)
+                    self._copy(group, deeper.get(number), hop.asked, answer)
+                    outgoing.append((answer, without(hop.received, rank)))
+                send(outgoing)
+                for number, rows in found.items():
+                    hop = plan.groups[number].hops[level]
+                    start = sum(hop.sent[:rank])
+                    self._copy(tables.groups[number], deeper.get(number), hop.own, rows[start : start + len(hop.own)])
+                    rows[-1] = 0.0
+        return [found[number] for number in range(len(groups))]
+
+    def _copy(self, group: TableGroup, deeper: Tensor | None, wanted: Tensor, into: Tensor) -> None:
+        """Copies rows that have come from a deeper level, or, at the last one, those of this rank's tensor."""
+        if deeper is None:
+            self._gather(group, wanted, into)
+        else:
+            torch.index_select(deeper, 0, wanted.to(into.device, non_blocking=True), out=into)
 
     def _gather(self, group: TableGroup, wanted: Tensor, into: Tensor) -> None:
         """Copies the wanted rows of this rank's tensor, with what their features add, or as they are propagated."""
@@ -218,16 +240,11 @@ class Lookup:
         ]
         return (gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=1)).reshape(-1, dim)
 
-    def _merged(self, part: GroupPlan, values: Tensor) -> Tensor:
-        """The gradients of all ranks, summed per row of `part.rows`."""
-        if part.placement == "sharded":
-            assert part.owner_merge is not None
-            merge = part.owner_merge.to(self._device)
-            return merge_rows(values, merge.order, merge.starts)
-        if part.placement == "replicated":
-            assert part.in_union is not None
-            summed = values.new_zeros(len(part.rows), values.shape[1])
-            summed.index_copy_(0, part.in_union.to(self._device, non_blocking=True), values)
-            self._exchange.all_reduce("replicated", summed)
+    def _of_all_ranks(self, part: GroupPlan, summed: Tensor) -> Tensor:
+        """The gradients of `part.rows`, of those that this rank has summed."""
+        if part.in_union is None:
             return summed
-        return values
+        union = summed.new_zeros(len(part.rows), summed.shape[1])
+        union.index_copy_(0, part.in_union.to(self._device, non_blocking=True), summed)
+        self._exchange.all_reduce("replicated", union)
+        return union
