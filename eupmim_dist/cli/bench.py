@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from eupmim_dist.cli.bench_gpu import gpu
+from eupmim_dist.cli.bench_scaling import scaling
 from eupmim_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def _group() -> None:
 
 
 bench.command()(gpu)
+bench.command()(scaling)
 
 
 @bench.command()
