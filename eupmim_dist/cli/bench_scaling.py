@@ -31,7 +31,9 @@ def scaling(
         Literal["zipf", "uniform"], typer.Option(help="zipf: popular rows, exponent 1.2; uniform: all alike.")
     ] = "zipf",
     steps: Annotated[int, typer.Option(min=1, help="Counted steps.")] = 20,
-    optimizer: Annotated[Literal["rowwise_adagrad", "lazy_adam", "sgd"], typer.Option()] = "rowwise_adagrad",
+    optimizer: Annotated[
+        Literal["rowwise_adagrad", "lazy_adam", "sgd"], typer.Option(help="Of the table.")
+    ] = "rowwise_adagrad",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
     """Measure and predict steps of a sharded table under each `tables.exchange`: time, and bytes on the links.

@@ -10,12 +10,10 @@ in place of W - 1; what goes within a node goes there in addition. Rows are the 
 summed in another order: of a node first. W ranks = N nodes of M; rank = node * M + local number.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import everywhere
@@ -31,13 +29,6 @@ class Level:
 
     peers: range
     holders: int
-
-    def by_rank(self, parts: Sequence[Tensor], size: int) -> list[Tensor]:
-        """A part for each peer -> one for each of `size` ranks, empty for those that are none."""
-        every = [parts[0][:0]] * size
-        for peer, part in zip(self.peers, parts, strict=True):
-            every[peer] = part
-        return every
 
 
 @dataclass(frozen=True)
@@ -72,10 +63,14 @@ def route_of(kind: ExchangeKind, world: World) -> Route:
                 f"are {found}; start as many on each, or use flat"
             )
         if 1 < local < size:
-            nodes = size // local
-            node, number = divmod(world.rank, local)
-            within = Level(range(node * local, (node + 1) * local), nodes)
-            between = Level(range(number, size, local), 1)
-            ranks = np.arange(size)
-            return Route((within, between), ranks % local * nodes + ranks // local)
+            return two_levels(world.rank, size, local)
     return Route((Level(range(size), 1),), np.arange(size))
+
+
+def two_levels(rank: int, size: int, local: int) -> Route:
+    """Of a rank, by the others of its node of `local` and then by those with its local number on other nodes."""
+    node, number = divmod(rank, local)
+    within, between = range(node * local, (node + 1) * local), range(number, size, local)
+    ranks = np.arange(size)
+    nodes = size // local
+    return Route((Level(within, nodes), Level(between, 1)), ranks % local * nodes + ranks // local)

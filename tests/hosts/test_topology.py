@@ -19,7 +19,20 @@ def link_bytes(hosts, place, port, rows):
         meet = ["--nproc", 2, "--threads", 1, "--nnodes", 2, "--node-rank", number, "--rdzv-endpoint", f"node0:{port}"]
         work = ["bench", "scaling", *shape, "--json", place / f"{rows}.json"]
         log = place / f"{rows}-{number}.log"
-        launches.append(Launch(host, log, sys.executable, "-m", "eupmim_dist", "launch", *meet, "--", *work))
+        launches.append(
+            Launch(
+                host,
+                log,
+                "EUPMIM_TIMEOUT_SECONDS=120",
+                sys.executable,
+                "-m",
+                "eupmim_dist",
+                "launch",
+                *meet,
+                "--",
+                *work,
+            )
+        )
     assert [launch.ended() for launch in launches] == [0, 0], [launch.told for launch in launches]
     print(launches[0].told)
     ways = json.loads((place / f"{rows}.json").read_text())["measured"]["ways"]
