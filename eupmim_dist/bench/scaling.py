@@ -59,7 +59,7 @@ class Sent:
     between: float  # bytes that a node sends to others
     within: float  # bytes that a rank sends to others of its node
     messages: float  # that a rank sends
-    levels: int
+    levels: float
     distinct: float  # rows that a rank wants
     handled: float  # rows that a rank copies for those who ask, itself included, and sums gradients of
 
