@@ -15,6 +15,7 @@ FREE_KEYS = (
     "world_size",
     "data.dir",
     "tables.replicate_below",
+    "tables.exchange",
     "tables.memory",
     "train.prefetch",
     "train.threads",

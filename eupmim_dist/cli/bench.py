@@ -7,6 +7,7 @@ import typer
 
 from eupmim_dist.cli.bench_elmrec import elmrec
 from eupmim_dist.cli.bench_gpu import gpu
+from eupmim_dist.cli.bench_scaling import scaling
 from eupmim_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def _group() -> None:
 
 bench.command()(gpu)
 bench.command()(elmrec)
+bench.command()(scaling)
 
 
 @bench.command()

@@ -149,6 +149,8 @@ class TablesConfig(Section):
     """Decoupled decay of the touched rows (AdamW's), for lazy_adam."""
     replicate_below: int = Field(2048, ge=0)
     """Tables with fewer rows than this are held whole by every rank, which then exchange gradients only."""
+    exchange: Literal["flat", "two_level"] = "flat"
+    """`two_level`: what ranks of a node want of another node crosses once for all of them; on one node no change."""
     row_format: WireFormat = "float32"
     """How rows travel between ranks; float32 is exact, the others halve the bytes."""
     gradient_format: WireFormat = "float32"

@@ -24,6 +24,8 @@ class Cost:
     calls: int = 0
     bytes: int = 0
     """Sent to other ranks."""
+    between_nodes: int = 0
+    """Of that to ranks of other nodes, where ranks are numbered node by node; without what is summed over all."""
     seconds: float = 0.0
     """The host's time in it; under NCCL that of starting it."""
 
@@ -107,6 +109,11 @@ class Exchange:
             operations = self._operations(dist.isend, parts)
             with self.traffic.measured(kind, sum(operation.tensor.nbytes for operation in operations)):
                 under_way.extend(_start(waiting + operations))
+            size = self.world.local_size
+            far = (
+                operation.tensor.nbytes for operation in operations if operation.peer // size != self.world.rank // size
+            )
+            self.traffic[kind].between_nodes += sum(far)
 
         yield send
         with self.traffic.measured(kind, None):

@@ -1,6 +1,6 @@
 """The rows of one step: fetched from the ranks that hold them, and their gradients brought back there.
 
-n uses on this rank, u distinct rows among them, m rows that ranks want of this one.
+n uses on this rank, u distinct rows among them. Both ways lead over the levels of the route (route.py).
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Lookup:
         self._propagated = tables.propagation is not None and tables.propagation.there
         self._device = tables.world.device
         self.rows: list[Rows] = [{} for _ in range(plan.num_micro_batches)]
-        for part, found in zip(plan.groups, self._fetch(), strict=True):
+        fetched = self._fetched(0)
+        for number, part in enumerate(plan.groups):
+            found = fetched[number]
             sizes = [block.samples * sum(block.widths) for block in part.blocks]
             inverse = part.inverse.to(self._device, non_blocking=True).split(sizes)
             for block, positions in zip(part.blocks, inverse, strict=True):
@@ -80,24 +82,12 @@ class Lookup:
 
         With the catalogue that the losses went over, those of its table are of all its rows.
         """
-        plan, tables, rank = self._plan, self._tables, self._tables.world.rank
-        dims = [group.dim for group in tables.groups]
-        incoming, values = [], {}
-        for number in plan.sharded:
-            part = plan.groups[number]
-            values[number] = torch.empty(len(part.asked) + len(part.own), dims[number], device=self._device)
-            incoming.append((values[number][: len(part.asked)], without(part.received, rank)))
-        wire_scale = FLOAT16_GRADIENT_SCALE if tables.gradient_format == torch.float16 else 1.0
-        with self._receiving("gradients", tables.gradient_format, incoming, wire_scale) as send:
-            summed = [self._summed(part, dim, scale) for part, dim in zip(plan.groups, dims, strict=True)]
-            send([(summed[number], plan.groups[number].sent) for number in plan.sharded])
-            for number, of_ranks in values.items():
-                part = plan.groups[number]
-                of_ranks[len(part.asked) :] = summed[number].split(part.sent)[rank]
+        plan, tables = self._plan, self._tables
+        summed = self._brought(plan.num_levels - 1, scale)
         found = []
         for number, (part, group) in enumerate(zip(plan.groups, tables.groups, strict=True)):
             rows = part.rows.to(group.weight.device, non_blocking=True)
-            gradient = RowGradients(rows, self._merged(part, values.get(number, summed[number])))
+            gradient = RowGradients(rows, self._of_all_ranks(part, summed[number]))
             if catalogue is not None and catalogue.part.shard.spec.name in group.members:
                 gradient = self._of_all_rows(group, gradient, catalogue, scale)
             found.append(gradient)
@@ -142,25 +132,38 @@ class Lookup:
         whole.index_add_(0, looked_up.rows, looked_up.values)
         return RowGradients(torch.arange(len(whole), device=whole.device), whole)
 
-    def _fetch(self) -> list[Tensor]:
-        """Distinct rows of each group and a row of zeros, [u + 1, dim]."""
+    def _fetched(self, level: int) -> dict[int, Tensor]:
+        """By group the distinct rows that this rank wants at a level and a row of zeros, [u + 1, dim] at the first."""
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
-        groups = list(zip(plan.groups, tables.groups, strict=True))
-        found = [torch.empty(sum(part.sent) + 1, group.dim, device=self._device) for part, group in groups]
-        incoming = [(found[number][:-1], plan.groups[number].sent) for number in plan.sharded]
+        hops = {number: part.hops[level] for number, part in enumerate(plan.groups) if level < len(part.hops)}
+        found = {
+            number: torch.empty(sum(hop.sent) + 1, tables.groups[number].dim, device=self._device)
+            for number, hop in hops.items()
+        }
+        if not found:  # below the last level
+            return found
+        incoming = [(found[number][:-1], hops[number].sent) for number in plan.sharded]
         with self._receiving("rows", self._row_format, incoming) as send:
+            deeper = self._fetched(level + 1)
             outgoing = []
             for number in plan.sharded:
-                part, group = groups[number]
-                answer = torch.empty(len(part.asked), group.dim, device=self._device)
-                self._gather(group, part.asked, answer)
-                outgoing.append((answer, without(part.received, rank)))
+                hop = hops[number]
+                answer = torch.empty(len(hop.asked), tables.groups[number].dim, device=self._device)
+                self._copy(number, deeper, hop.asked, answer)
+                outgoing.append((answer, without(hop.received, rank)))
             send(outgoing)
-            for (part, group), rows in zip(groups, found, strict=True):
-                start = sum(part.sent[:rank])
-                self._gather(group, part.own, rows[start : start + len(part.own)])
-                rows[-1] = 0.0
+            for number, hop in hops.items():
+                start = sum(hop.sent[:rank])
+                self._copy(number, deeper, hop.own, found[number][start : start + len(hop.own)])
+                found[number][-1] = 0.0
         return found
+
+    def _copy(self, number: int, deeper: dict[int, Tensor], wanted: Tensor, into: Tensor) -> None:
+        """Copies a group's rows that have come from a deeper level, or, at the last one, this rank's own."""
+        if number in deeper:
+            torch.index_select(deeper[number], 0, wanted.to(into.device, non_blocking=True), out=into)
+        else:
+            self._gather(self._tables.groups[number], wanted, into)
 
     def _gather(self, group: TableGroup, wanted: Tensor, into: Tensor) -> None:
         """Copies the wanted rows of this rank's tensor, with what their features add, or as they are propagated."""
@@ -199,6 +202,30 @@ class Lookup:
                         if scale != 1:
                             into[rank].div_(scale)
 
+    def _brought(self, level: int, scale: float) -> list[Tensor]:
+        """Each group's gradients summed by the ranks that are asked for the rows at a level; by this one before any."""
+        plan, tables, rank = self._plan, self._tables, self._tables.world.rank
+        dims = [group.dim for group in tables.groups]
+        if level < 0:
+            return [self._summed(part, dim, scale) for part, dim in zip(plan.groups, dims, strict=True)]
+        hops = {number: plan.groups[number].hops[level] for number in plan.sharded}
+        values = {
+            number: torch.empty(len(hop.asked) + len(hop.own), dims[number], device=self._device)
+            for number, hop in hops.items()
+        }
+        incoming = [(values[n][: len(hop.asked)], without(hop.received, rank)) for n, hop in hops.items()]
+        wire_scale = FLOAT16_GRADIENT_SCALE if tables.gradient_format == torch.float16 else 1.0
+        with self._receiving("gradients", tables.gradient_format, incoming, wire_scale) as send:
+            summed = self._brought(level - 1, scale)
+            send([(summed[number], hop.sent) for number, hop in hops.items()])
+            for number, hop in hops.items():
+                values[number][len(hop.asked) :] = summed[number].split(hop.sent)[rank]
+        for number, hop in hops.items():
+            assert hop.merge is not None
+            merge = hop.merge.to(self._device)
+            summed[number] = merge_rows(values[number], merge.order, merge.starts)
+        return summed
+
     def _summed(self, part: GroupPlan, dim: int, scale: float) -> Tensor:
         """The gradients of the uses, summed per distinct row and scaled, [u, dim]."""
         gradients = [self._of_block(block, dim) for block in part.blocks]
@@ -218,16 +245,11 @@ class Lookup:
         ]
         return (gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=1)).reshape(-1, dim)
 
-    def _merged(self, part: GroupPlan, values: Tensor) -> Tensor:
-        """The gradients of all ranks, summed per row of `part.rows`."""
-        if part.placement == "sharded":
-            assert part.owner_merge is not None
-            merge = part.owner_merge.to(self._device)
-            return merge_rows(values, merge.order, merge.starts)
-        if part.placement == "replicated":
-            assert part.in_union is not None
-            summed = values.new_zeros(len(part.rows), values.shape[1])
-            summed.index_copy_(0, part.in_union.to(self._device, non_blocking=True), values)
-            self._exchange.all_reduce("replicated", summed)
+    def _of_all_ranks(self, part: GroupPlan, summed: Tensor) -> Tensor:
+        """The gradients of `part.rows`, of those that this rank has summed."""
+        if part.in_union is None:
             return summed
-        return values
+        union = summed.new_zeros(len(part.rows), summed.shape[1])
+        union.index_copy_(0, part.in_union.to(self._device, non_blocking=True), summed)
+        self._exchange.all_reduce("replicated", union)
+        return union

@@ -3,11 +3,13 @@
 Plans are made on the CPU, over gloo, also on machines with GPUs: they need the sampled ids and nothing a step
 computes, so they can be made ahead (prefetch.py), and the step itself never waits for a size.
 
-n uses of rows on this rank, u distinct ones among them, m rows that the ranks want of this one, W ranks.
+They follow a route (route.py): at each of its levels a rank asks some others for distinct rows and is asked by them.
+
+n uses of rows on this rank, u distinct ones among them, W ranks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from math import prod
 from typing import Any, Literal, NoReturn
 
@@ -18,27 +20,15 @@ from torch import Tensor
 from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.models.interface import Uses
 from eupmim_dist.parallel.agreement import everywhere
+from eupmim_dist.parallel.distinct import Distinct, Segments, distinct
 from eupmim_dist.parallel.exchange import Exchange
 from eupmim_dist.parallel.placement import TableGroup
+from eupmim_dist.parallel.route import Level, Route
 from eupmim_dist.parallel.world import World
 
 Placement = Literal["alone", "sharded", "replicated"]
 """Where a group's rows are: on the only rank, each on one of several, or all of them on every one."""
 PROBLEMS = {error.__name__: error for error in (IndexError, KeyError, TypeError)}
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Which entries of a list belong to the same row: `order[starts[i]:starts[i+1]]` are those of row i."""
-
-    order: Tensor  # int32, entries sorted by row; those without a row left out
-    starts: Tensor  # int32 [rows]
-
-    def pinned(self) -> "Segments":
-        return Segments(self.order.pin_memory(), self.starts.pin_memory())
-
-    def to(self, device: torch.device) -> "Segments":
-        return Segments(self.order.to(device, non_blocking=True), self.starts.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -59,29 +49,30 @@ class UseBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hop:
+    """What a rank asks for at one level, and is asked for. A list `by rank` has an entry for each of the W, in turn.
+
+    Rows asked for stand in this rank's tensor; at all levels but the last, among those that it asks for at the next.
+    """
+
+    sent: list[int]  # by rank: how many distinct rows this rank wants of each
+    own: Tensor  # int [sent[rank]], where those stand that it wants of itself
+    received: list[int]  # by rank: how many rows each wants of this one, itself included
+    asked: Tensor  # int, where those stand that the others want, rank after rank
+    merge: Segments | None = None  # sharded only: gradients of asked, then own -> distinct ones among them
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupPlan:
-    """One group's part of a plan. A list `by rank` counts its entries for each of the W ranks, in their order."""
+    """One group's part of a plan."""
 
     blocks: list[UseBlock]  # in the order of `inverse`
     inverse: Tensor  # int32 [n], the distinct row of each use; u where it has none
-    merge: Segments  # uses -> distinct rows, which are ordered by the rank that holds them
-    sent: list[int]  # by rank: how many of the distinct rows each holds; their sum is u
-    own: Tensor  # int64, rows of this rank's tensor that it wants itself
-    received: list[int]  # by rank: how many rows each wants of this one, itself included
-    asked: Tensor  # int64, rows of this rank's tensor that the others want, rank after rank
-    rows: Tensor  # int64 ascending, the distinct ones among asked and own: what this rank will update
+    merge: Segments  # uses -> distinct rows, ordered by the rank that is asked for them
+    hops: list[Hop]  # one for each level of the route; only one unless sharded
+    rows: Tensor  # int64 ascending, distinct rows of this rank's tensor that are asked for: what it will update
     placement: Placement
-    owner_merge: Segments | None = None  # sharded only: gradients of asked, then own -> `rows`
     in_union: Tensor | None = None  # replicated only: int64 [u], where this rank's distinct rows stand in `rows`
-
-    def pinned(self) -> "GroupPlan":
-        """Every tensor in page-locked memory, from where a GPU can fetch it while the host goes on."""
-        changed: dict[str, Any] = {
-            field.name: value.pinned() if isinstance(value, Segments) else value.pin_memory()
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor | Segments)
-        }
-        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -96,46 +87,24 @@ class Plan:
         """The groups whose rows are exchanged: none if there is one rank."""
         return [number for number, group in enumerate(self.groups) if group.placement == "sharded"]
 
-
-@dataclass(frozen=True)
-class Distinct:
-    keys: np.ndarray  # int64 [u], ascending
-    inverse: np.ndarray  # int32 [n]
-    order: np.ndarray  # int32, `Segments.order`
-    starts: np.ndarray  # int32 [u]
-
     @property
-    def segments(self) -> Segments:
-        return Segments(torch.from_numpy(self.order), torch.from_numpy(self.starts))
+    def num_levels(self) -> int:
+        return max((len(group.hops) for group in self.groups), default=0)
 
 
-def distinct(keys: np.ndarray, end: int) -> Distinct:
-    """Sorts int64 keys in [0, end]; `end` itself stands for no row.
-
-    Key and position are sorted as one number, which numpy does several times faster than an indirect sort.
-    """
-    bits = max(1, len(keys).bit_length())
-    if end.bit_length() + bits > 63:
-        raise OverflowError(f"{len(keys)} ids of {end} rows in one step are too many to be sorted")
-    packed = keys << bits
-    packed |= np.arange(len(keys))
-    packed.sort()
-    order = packed & ((1 << bits) - 1)
-    packed >>= bits  # the keys, ascending
-    first = np.ones(len(keys), dtype=bool)
-    np.not_equal(packed[1:], packed[:-1], out=first[1:])
-    starts = np.flatnonzero(first)
-    found = packed[starts]
-    inverse = np.empty(len(keys), dtype=np.int32)
-    inverse[order] = first.cumsum(dtype=np.int32) - 1
-    order, starts = order.astype(np.int32), starts.astype(np.int32)
-    if len(found) and found[-1] == end:
-        order, starts, found = order[: starts[-1]], starts[:-1], found[:-1]
-    return Distinct(found, inverse, order, starts)
+def pinned(value: Any) -> Any:
+    """The same with every tensor in it in page-locked memory, from where a GPU can fetch it while the host goes on."""
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    if isinstance(value, list):
+        return [pinned(each) for each in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: pinned(getattr(value, field.name)) for field in fields(value)})
+    return value
 
 
 def make_plan(
-    groups: Sequence[TableGroup], micro_batches: Sequence[Uses], exchange: Exchange, stop: bool = False
+    groups: Sequence[TableGroup], micro_batches: Sequence[Uses], route: Route, exchange: Exchange, stop: bool = False
 ) -> Plan:
     """Plans the look-up of several micro-batches at once; collective.
 
@@ -152,7 +121,7 @@ def make_plan(
             for (table, samples), together in _side_by_side(uses).items():
                 place = _group_of(groups, table)
                 columns = [
-                    _checked_keys(groups[place], table, ids).reshape(samples, prod(ids.shape[1:]))
+                    _checked_keys(groups[place], table, ids, route).reshape(samples, prod(ids.shape[1:]))
                     for ids in together.values()
                 ]
                 keys[place].append((columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)).reshape(-1))
@@ -164,7 +133,7 @@ def make_plan(
     ]
     plans = [_local_plan(*of_group, exchange.world) for of_group in zip(blocks, found, strict=True)]
     if exchange.world.size > 1:
-        stop = _plan_with_others(plans, groups, found, problem, stop, exchange)
+        stop = _plan_with_others(plans, groups, found, problem, stop, route, exchange)
     elif problem is not None:
         raise problem
     requests: dict[str, int] = {}
@@ -189,10 +158,7 @@ def _local_plan(blocks: list[UseBlock], found: Distinct, world: World) -> GroupP
         blocks=blocks,
         inverse=torch.from_numpy(found.inverse),
         merge=found.segments,
-        sent=counts,
-        own=rows,
-        received=counts,
-        asked=torch.empty(0, dtype=torch.int64),
+        hops=[Hop(sent=counts, own=rows, received=counts, asked=torch.empty(0, dtype=torch.int64))],
         rows=rows,
         placement="alone",
     )
@@ -204,49 +170,73 @@ def _plan_with_others(
     found: list[Distinct],
     problem: Exception | None,
     stop: bool,
+    route: Route,
     exchange: Exchange,
 ) -> bool:
     """Completes the plans of several ranks in place; whether any of them asks to stop."""
-    world = exchange.world
     sharded = [n for n, group in enumerate(groups) if not group.replicated]
     replicated = [n for n, group in enumerate(groups) if group.replicated]
-    firsts = np.arange(world.size + 1)  # times the stride: the first key of each rank
-    sent = [np.diff(np.searchsorted(found[n].keys, firsts * groups[n].stride)) for n in sharded]
     touched = [np.zeros(groups[n].end, dtype=bool) for n in replicated]
     for n, mask in zip(replicated, touched, strict=True):
         mask[found[n].keys] = True
-    received, unions, stopping = _exchange_counts(sent, touched, problem, stop, exchange)
-
-    for n, union in zip(replicated, unions, strict=True):
-        rows = np.flatnonzero(union)
+    # What all hear of all: 1 for a problem plus 2 for asking to stop, then a bit per row of replicated groups.
+    bits = np.concatenate([*touched, np.zeros(-sum(map(len, touched)) % 64, dtype=bool)])
+    shared = np.concatenate([[(problem is not None) + 2 * stop], np.packbits(bits).view(np.int64)])
+    keys = [found[n].keys for n in sharded]
+    hops: list[list[Hop]] = [[] for _ in sharded]
+    for level in route.levels:
+        last = level is route.levels[-1]
+        spans = [groups[n].stride * level.holders for n in sharded]
+        firsts = np.arange(len(level.peers) + 1)  # times the span: the first key of each peer
+        sent = [np.zeros(exchange.world.size, np.int64) for _ in sharded]
+        places = []  # the keys, counted from the first one of the peer
+        dtype = np.int32 if all(span <= 1 << 31 for span in spans) else np.int64
+        for count, k, span in zip(sent, keys, spans, strict=True):
+            of_peers = np.diff(np.searchsorted(k, firsts * span))
+            count[level.peers] = of_peers
+            places.append(torch.from_numpy((k - np.repeat(firsts[:-1] * span, of_peers)).astype(dtype)))
+        received, shared = _exchange_counts(sent, shared, level, exchange)
+        if last and shared[0] & 1:  # only now all have heard of it
+            _raise_everywhere(problem, exchange)
+        for number, (own, others) in enumerate(_exchange_ids(places, sent, received, exchange)):
+            merged = distinct(torch.cat([others, own]).long().numpy(), spans[number])
+            keys[number] = merged.keys
+            if last:
+                others, own = others.long(), own.long()
+            else:
+                others, own = torch.from_numpy(merged.inverse).split([len(others), len(own)])
+            hops[number].append(
+                Hop(
+                    sent=sent[number].tolist(),
+                    own=own,
+                    received=received[number].tolist(),
+                    asked=others,
+                    merge=merged.segments,
+                )
+            )
+    union = np.unpackbits(shared[1:].view(np.uint8))
+    for n, of_group in zip(replicated, np.split(union, np.cumsum([len(mask) for mask in touched])), strict=False):
+        rows = np.flatnonzero(of_group)
         in_union = torch.from_numpy(np.searchsorted(rows, found[n].keys))
         plans[n] = replace(plans[n], placement="replicated", rows=torch.from_numpy(rows), in_union=in_union)
+    for n, of_levels, k in zip(sharded, hops, keys, strict=True):
+        plans[n] = replace(plans[n], placement="sharded", hops=of_levels, rows=torch.from_numpy(k))
+    return bool(shared[0])
 
-    # Positions in the tensors of the ranks that hold the rows.
-    dtype = np.int32 if all(groups[n].stride <= 1 << 31 for n in sharded) else np.int64
-    positions = [
-        torch.from_numpy((found[n].keys - np.repeat(firsts[:-1] * groups[n].stride, count)).astype(dtype))
-        for n, count in zip(sharded, sent, strict=True)
+
+def _exchange_ids(
+    places: list[Tensor], sent: list[np.ndarray], received: list[np.ndarray], exchange: Exchange
+) -> list[tuple[Tensor, Tensor]]:
+    """Of each group what this rank asks itself for, and what the others ask it for, rank after rank."""
+    rank = exchange.world.rank
+    wanted = [part.split(count.tolist()) for part, count in zip(places, sent, strict=True)]
+    asked = [
+        torch.empty(count.sum() - count[rank], dtype=part.dtype) for part, count in zip(places, received, strict=True)
     ]
-    wanted = [part.split(count.tolist()) for part, count in zip(positions, sent, strict=True)]
-    asked = [torch.from_numpy(np.empty(count.sum() - count[world.rank], dtype)) for count in received]
-    receive = [part.split(without(count.tolist(), world.rank)) for part, count in zip(asked, received, strict=True)]
+    receive = [part.split(without(count.tolist(), rank)) for part, count in zip(asked, received, strict=True)]
     with exchange.receiving("ids", receive) as send:
         send(wanted)
-    for n, *counts, of_ranks, others in zip(sharded, sent, received, wanted, asked, strict=True):
-        own, others = of_ranks[world.rank].long(), others.long()
-        owner = distinct(torch.cat([others, own]).numpy(), groups[n].stride)
-        plans[n] = replace(
-            plans[n],
-            placement="sharded",
-            sent=counts[0].tolist(),
-            own=own,
-            received=counts[1].tolist(),
-            asked=others,
-            rows=torch.from_numpy(owner.keys),
-            owner_merge=owner.segments,
-        )
-    return stopping
+    return [(of_ranks[rank], others) for of_ranks, others in zip(wanted, asked, strict=True)]
 
 
 def without(counts: list[int], rank: int) -> list[int]:
@@ -256,9 +246,10 @@ def without(counts: list[int], rank: int) -> list[int]:
 
 def _requests(group: TableGroup, plan: GroupPlan) -> dict[str, int]:
     """How many of the wanted rows of this rank's tensor belong to each table."""
+    hop = plan.hops[-1]
     if len(group.members) == 1:
-        return dict.fromkeys(group.members, sum(plan.received))
-    wanted = torch.cat([plan.asked, plan.own]).numpy()
+        return dict.fromkeys(group.members, sum(hop.received))
+    wanted = torch.cat([hop.asked, hop.own]).numpy()
     ends = np.array([member.offset + member.block for member in group.members.values()])
     table = np.searchsorted(ends, wanted, side="right")
     return dict(zip(group.members, np.bincount(table, minlength=len(ends)).tolist(), strict=True))
@@ -272,7 +263,7 @@ def _group_of(groups: Sequence[TableGroup], name: str) -> int:
     raise KeyError(f"no table {name}; there are {known}")
 
 
-def _checked_keys(group: TableGroup, name: str, ids: Tensor) -> np.ndarray:
+def _checked_keys(group: TableGroup, name: str, ids: Tensor, route: Route) -> np.ndarray:
     if ids.dtype != torch.int64:
         raise TypeError(f"table {name}: ids must be int64, not {str(ids.dtype).removeprefix('torch.')}")
     flat = ids.detach().cpu().numpy().reshape(-1)
@@ -282,38 +273,30 @@ def _checked_keys(group: TableGroup, name: str, ids: Tensor) -> np.ndarray:
     if low < NO_ROW or high >= rows:
         raise IndexError(f"table {name}: id {low if low < NO_ROW else high} is outside its {rows} rows")
     if low == NO_ROW:
-        return np.where(flat == NO_ROW, group.end, group.keys(name, np.maximum(flat, 0)))
-    return group.keys(name, flat)
+        return np.where(flat == NO_ROW, group.end, route.keys(group, name, np.maximum(flat, 0)))
+    return route.keys(group, name, flat)
 
 
 def _exchange_counts(
-    sent: list[np.ndarray],
-    touched: list[np.ndarray],
-    problem: Exception | None,
-    stop: bool,
-    exchange: Exchange,
-) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
-    """Sends each rank [1 for a problem here plus 2 for asking to stop, its counts, a bit per row of replicated groups].
+    sent: list[np.ndarray], shared: np.ndarray, level: Level, exchange: Exchange
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Sends each peer what is `shared` and how many rows of each group are wanted of it.
 
-    `sent` [sharded groups][W] counts the rows wanted of each rank, `touched` masks the rows of replicated groups.
-    Returns the counts received, alike, the union of the ranks' masks, and whether any rank asks to stop.
+    `sent` [sharded groups][W] counts them. Returns the counts received, alike, and the union of all that is shared.
     """
-    num_counts, num_rows = len(sent), [len(mask) for mask in touched]
-    bits = np.concatenate([*touched, np.zeros(-sum(num_rows) % 64, dtype=bool)])
-    words = np.packbits(bits).view(np.int64)
-    message = np.empty((exchange.world.size, 1 + num_counts + len(words)), np.int64)
-    message[:, 0] = (problem is not None) + 2 * stop
-    for column, count in enumerate(sent):
-        message[:, 1 + column] = count
-    message[:, 1 + num_counts :] = words
-    answer = message.copy()
-    with exchange.receiving("counts", [list(torch.from_numpy(answer))]) as send:
-        send([list(torch.from_numpy(message))])
-    if (answer[:, 0] & 1).any():
-        _raise_everywhere(problem, exchange)
-    union = np.unpackbits(np.bitwise_or.reduce(answer[:, 1 + num_counts :], axis=0).view(np.uint8))
-    unions = np.split(union, np.cumsum(num_rows))[:-1]
-    return list(answer[:, 1 : 1 + num_counts].T), unions, bool(answer[:, 0].any())
+    message = np.empty((exchange.world.size, len(shared) + len(sent)), np.int64)
+    message[:, : len(shared)] = shared
+    for column, count in enumerate(sent, len(shared)):
+        message[:, column] = count
+    answer = np.zeros_like(message)
+    answer[exchange.world.rank] = message[exchange.world.rank]
+    receive, parts = (
+        [[row if rank in level.peers else row[:0] for rank, row in enumerate(torch.from_numpy(rows))]]
+        for rows in (answer, message)
+    )
+    with exchange.receiving("counts", receive) as send:
+        send(parts)
+    return list(answer[:, len(shared) :].T), np.bitwise_or.reduce(answer[:, : len(shared)], axis=0)
 
 
 def _raise_everywhere(problem: Exception | None, exchange: Exchange) -> NoReturn:

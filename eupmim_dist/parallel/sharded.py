@@ -10,7 +10,7 @@ Rows of a model that propagates (propagation.py) are looked up and scored as the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,9 @@ from eupmim_dist.parallel.exchange import Connections, Exchange, Traffic, open_c
 from eupmim_dist.parallel.features import RowFeatures
 from eupmim_dist.parallel.lookup import Lookup
 from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
-from eupmim_dist.parallel.plan import Plan, make_plan
+from eupmim_dist.parallel.plan import Plan, make_plan, pinned
 from eupmim_dist.parallel.propagation import TABLES, GraphPropagation, LeftOut
+from eupmim_dist.parallel.route import route_of
 from eupmim_dist.parallel.world import World
 
 
@@ -37,7 +38,7 @@ class Load:
 
     rows: int
     requests: int
-    """Rows that ranks, itself included, have fetched from it: distinct ones per rank and step."""
+    """Rows that ranks, itself included, have fetched from it: distinct ones per rank (two_level: node) and step."""
 
 
 class ShardedTables:
@@ -60,12 +61,14 @@ class ShardedTables:
         With a `graph` those of the tables `user` and `item` are propagated over it in `num_layers` layers.
 
         Raises ValueError, on every rank, if two tables have one name, if the ranks disagree on the tables, the seed
-        or the configuration, or if the process group has another size than a `world` of several ranks.
+        or the configuration, or if the process group has another size than a `world` of several ranks; UserError if
+        nodes do not fit the configured exchange.
         """
         self.world = world
         self.traffic = Traffic()
         specs = [*specs, *(feature.spec for feature in features)]
         _check_agreement(specs, seed, config, world)
+        self._route = route_of(config.exchange, world)
         featured = {feature.table for feature in features}
         alone = featured | ({scored_whole} if scored_whole else set()) | (set(TABLES) if graph else set())
         self.groups = build_groups(specs, config, seed, world, alone)
@@ -97,10 +100,8 @@ class ShardedTables:
         return self._plan(micro_batches, exchange, stop)
 
     def _plan(self, micro_batches: Sequence[Uses], exchange: Exchange, stop: bool = False) -> Plan:
-        plan = make_plan(self.groups, micro_batches, exchange, stop)
-        if self.world.device.type == "cuda":
-            plan = replace(plan, groups=[part.pinned() for part in plan.groups])
-        return plan
+        plan = make_plan(self.groups, micro_batches, self._route, exchange, stop)
+        return pinned(plan) if self.world.device.type == "cuda" else plan
 
     def left_out(self, edges: tuple[Tensor, Tensor]) -> LeftOut | None:
         """For `fetch`: which edges of this rank's are between users and items, int64 [k] each, NO_ROW for none."""

@@ -6,8 +6,8 @@ W ranks; u = the unit roundoff of a wire format, 2^-8 for bfloat16 and 2^-11 for
 rows       what a rank gets is what their owner holds, bit by bit, rounded once to the wire format if that is another
            rank: within u of it, relatively, or 2^-25 where float16 has no exponent for it
 gradients  per element: u * s for the one rounding of each rank's sum that travels, where s is the sum of the absolute
-           values of all contributions, and 2^-37 a rank where float16 has no exponent for it; plus 1e-6 of the
-           table's largest s for the order of the sums
+           values of all contributions, and 2^-37 a rank where float16 has no exponent for it; both twice where a
+           node's sums travel on as one; plus 1e-6 of the table's largest s for the order of the sums
 weights, optimizer state, norm: 1e-6 of the largest magnitude in the table (of the norm itself)
 
 Gradients are compared first and the oracle then steps with the ranks' ones, so that what is allowed in one step is
@@ -16,7 +16,6 @@ multiples of about 1/313, clipped seldom to less than a tenth, and l2 is small: 
 by l2 * row would be all rounding.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.data.batch import NO_ROW
+from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Rows, TableSpec, Uses
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS, make_table_optimizer
 from eupmim_dist.parallel.lookup import RowGradients
@@ -84,6 +84,7 @@ class Scenario:
     tables: tuple[TableSpec, ...]
     config: TablesConfig
     steps: list[list[list[Part]]]  # [step][rank][micro-batch]
+    local_size: int = 1  # ranks of a node
     l2: float = 0.0
     scale: float = 1.0
     max_norm: float | None = None
@@ -97,6 +98,10 @@ class Scenario:
             {name: (table_of(name), ask.ids(rows[table_of(name)])) for name, ask in part.items()}
             for part in self.steps[step][rank]
         ]
+
+    @property
+    def two_levels(self) -> bool:
+        return self.config.exchange == "two_level" and 1 < self.local_size < self.world_size
 
     def replicated(self, spec: TableSpec) -> bool:
         return self.world_size > 1 and spec.rows < self.config.replicate_below
@@ -131,12 +136,13 @@ class Outcome:
     norms: list[float]
     ok: list[bool]
     state: dict[str, dict[str, Tensor]]
-    bytes: dict[str, int]
+    bytes: dict[str, tuple[int, int]]  # sent to others, and of that to other nodes
     requests: dict[str, int]
 
 
 def train(scenario: Scenario) -> Outcome:
-    return train_in(init_world(cpu=True), scenario)
+    world, local = init_world(cpu=True), scenario.local_size
+    return train_in(replace(world, local_rank=world.rank % local, local_size=local), scenario)
 
 
 def train_in(world: World, scenario: Scenario) -> Outcome:
@@ -172,7 +178,7 @@ def train_in(world: World, scenario: Scenario) -> Outcome:
         norms=[verdict.norm.item() for verdict in verdicts],
         ok=[bool(verdict.ok) for verdict in verdicts],
         state={name: {k: v.clone() for k, v in state.items()} for name, state in optimizer.row_state.items()},
-        bytes={kind: cost.bytes for kind, cost in tables.traffic.items()},
+        bytes={kind: (cost.bytes, cost.between_nodes) for kind, cost in tables.traffic.items()},
         requests=tables.requests,
     )
 
@@ -283,8 +289,9 @@ def check_gradients(
     for spec in scenario.tables:
         bound = TOLERANCE * absolute[spec.name].max() + torch.zeros_like(absolute[spec.name])
         if scenario.world_size > 1 and not scenario.replicated(spec):
-            bound += ROUNDOFF[wire] * absolute[spec.name]
-            bound += scenario.world_size * FLOAT16_SMALLEST * (wire == "float16")
+            roundings = 2 if scenario.two_levels else 1
+            bound += roundings * ROUNDOFF[wire] * absolute[spec.name]
+            bound += roundings * scenario.world_size * FLOAT16_SMALLEST * (wire == "float16")
         error = (found[spec.name] - expected[spec.name]).abs()
         assert (error <= bound).all(), f"step {step}, gradient of {spec.name}: off by {(error - bound).max()} more"
     return True
@@ -292,34 +299,54 @@ def check_gradients(
 
 def check_traffic(scenario: Scenario, outcomes: list[Outcome]) -> None:
     """Each distinct row that a rank wants of another is asked for once, sent once, and its gradient sent once."""
-    size = scenario.world_size
-    sent = [dict.fromkeys(("ids", "rows", "gradients", "replicated"), 0) for _ in range(size)]
+    size, local = scenario.world_size, scenario.local_size
+    sent = [{kind: [0, 0] for kind in ("ids", "rows", "gradients", "replicated")} for _ in range(size)]
     requests = [dict.fromkeys((spec.name for spec in scenario.tables), 0) for _ in range(size)]
     held = [{name: set(ids.tolist()) for name, ids in outcome.ids.items()} for outcome in outcomes]
+
+    def send(kind: str, rank: int, to: int, num_bytes: int) -> None:
+        sent[rank][kind][0] += num_bytes * (to != rank)
+        sent[rank][kind][1] += num_bytes * (to // local != rank // local)
+
     for step in range(len(scenario.steps)):
         wanted = [asked(scenario, step, [rank]) for rank in range(size)]
         unions: dict[int, int] = {}  # distinct replicated rows by dim
         for spec in scenario.tables:
+            of_table = [rows[spec.name] for rows in wanted]
             if size == 1 or scenario.replicated(spec):
-                for rank, rows in enumerate(wanted):
-                    requests[rank][spec.name] += len(rows[spec.name])
-                union = set().union(*(rows[spec.name] for rows in wanted))
-                unions[spec.dim] = unions.get(spec.dim, 0) + len(union)
+                for rank, rows in enumerate(of_table):
+                    requests[rank][spec.name] += len(rows)
+                unions[spec.dim] = unions.get(spec.dim, 0) + len(set().union(*of_table))
                 continue
-            for owner, rank in itertools.product(range(size), repeat=2):
-                num = len(wanted[rank][spec.name] & held[owner][spec.name])
-                requests[owner][spec.name] += num
-                if owner != rank:
-                    sent[rank]["ids"] += 4 * num
-                    sent[owner]["rows"] += BYTES[scenario.config.row_format] * spec.dim * num
-                    sent[rank]["gradients"] += BYTES[scenario.config.gradient_format] * spec.dim * num
+            for owner in range(size):
+                for rank, of, num, final in questions(scenario, of_table, owner, held[owner][spec.name]):
+                    requests[of][spec.name] += num * final
+                    send("ids", rank, of, 4 * num)
+                    send("rows", of, rank, BYTES[scenario.config.row_format] * spec.dim * num)
+                    send("gradients", rank, of, BYTES[scenario.config.gradient_format] * spec.dim * num)
         for dim, num in unions.items():
             for cost in sent:  # a ring's all-reduce
-                cost["replicated"] += 2 * 4 * dim * num * (size - 1) // size
+                cost["replicated"][0] += 2 * 4 * dim * num * (size - 1) // size
     for rank, outcome in enumerate(outcomes):
-        assert {kind: outcome.bytes.get(kind, 0) for kind in sent[rank]} == sent[rank], f"rank {rank}"
+        assert {kind: list(outcome.bytes.get(kind, (0, 0))) for kind in sent[rank]} == sent[rank], f"rank {rank}"
         assert outcome.requests == requests[rank], f"rank {rank}"
-        assert size > 1 or not any(outcome.bytes.values())
+        assert size > 1 or not any(map(any, outcome.bytes.values()))
+
+
+def questions(
+    scenario: Scenario, wanted: list[set[int]], owner: int, held: set[int]
+) -> Iterator[tuple[int, int, int, bool]]:
+    """(asking rank, asked rank, number of rows, whether as the owner): for the owner's rows that ranks want."""
+    if not scenario.two_levels:
+        for rank, rows in enumerate(wanted):
+            yield rank, owner, len(rows & held), True
+        return
+    for first in range(0, scenario.world_size, scenario.local_size):
+        node = range(first, first + scenario.local_size)
+        agent = node[owner % scenario.local_size]
+        for rank in node:
+            yield rank, agent, len(wanted[rank] & held), False
+        yield agent, owner, len(set().union(*(wanted[rank] for rank in node)) & held), True
 
 
 def asked(scenario: Scenario, step: int, ranks: list[int] | None = None) -> dict[str, set[int]]:
@@ -403,6 +430,7 @@ def scenarios(draw: st.DrawFn, world_size: int, wire: bool = False, **fixed: Any
         replicate_below=draw(st.sampled_from([0, 250, EVERYTHING])) if not wire else draw(st.sampled_from([0, 4])),
         row_format=draw(st.sampled_from(list(ROUNDOFF))) if wire else "float32",
         gradient_format=draw(st.sampled_from(list(ROUNDOFF))) if wire else "float32",
+        exchange=draw(st.sampled_from(["two_level", "flat"])) if world_size == 4 else "flat",
     )
     uses = [name for spec in tables for name in (spec.name, f"{spec.name} again", f"{spec.name} beside")]
     again = [None, None, *ASKS]
@@ -423,6 +451,7 @@ def scenarios(draw: st.DrawFn, world_size: int, wire: bool = False, **fixed: Any
         tables=tuple(tables),
         config=config,
         steps=steps,
+        local_size=2 if world_size == 4 else 1,
         l2=0.0 if wire else draw(st.sampled_from([0.0, 1e-3])),
         scale=draw(st.sampled_from([1.0, 0.37])),
         max_norm=draw(st.sampled_from([None, 0.02 if wire else 20.0])),
@@ -468,7 +497,7 @@ def test_training_with_short_wire_formats(ranks: dict[int, Ranks], size: int) ->
     holds()
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, 4])
 def test_runs_are_identical_however_they_are_planned(ranks: dict[int, Ranks], size: int) -> None:
     """Two runs, one with plans made in advance and one with a prefetching thread, bit by bit."""
 
@@ -480,6 +509,29 @@ def test_runs_are_identical_however_they_are_planned(ranks: dict[int, Ranks], si
             identical(ranks[size].run(train, replace(scenario, planning=planning)), first)
 
     holds()
+
+
+def split(scenario: Scenario, local_sizes: list[int]) -> str:
+    """What a rank is told where nodes have so many ranks."""
+    world = init_world(cpu=True)
+    places = [(number, of) for of in local_sizes for number in range(of)]
+    number, of = places[world.rank]
+    try:
+        train_in(replace(world, local_rank=number, local_size=of), scenario)
+    except UserError as error:
+        return str(error)
+    return "done"
+
+
+def test_nodes_that_are_not_alike_have_no_two_levels(ranks: dict[int, Ranks]) -> None:
+    config = TablesConfig(exchange="two_level", replicate_below=0, optimizer="sgd")
+    scenario = Scenario(4, (TableSpec("t", 9, 3),), config, [[[{"t": Ask((4,), "any", rank)}] for rank in range(4)]])
+    for sizes in ([3, 1], [1, 2, 1], [3, 3]):
+        for told in ranks[4].run(split, scenario, sizes):
+            assert told.startswith("tables.exchange: two_level needs as many ranks on each node, numbered node by node")
+            assert told.endswith("start as many on each, or use flat")
+    for sizes in ([4], [1, 1, 1, 1], [2, 2]):
+        assert ranks[4].run(split, scenario, sizes) == ["done"] * 4
 
 
 def test_one_rank_needs_no_process_group() -> None:
@@ -581,9 +633,11 @@ MISTAKES: dict[str, tuple[Uses, str]] = {
 }
 
 
-def plan_with_mistakes(mistakes: dict[int, Uses]) -> list[str]:
+def plan_with_mistakes(mistakes: dict[int, Uses], exchange: Any = "flat") -> list[str]:
+    """On nodes of two ranks."""
     world = init_world(cpu=True)
-    tables = ShardedTables(MISTAKEN, 0, world, TablesConfig(replicate_below=4))
+    world = replace(world, local_rank=world.rank % 2, local_size=2)
+    tables = ShardedTables(MISTAKEN, 0, world, TablesConfig(replicate_below=4, exchange=exchange))
     good = {spec.name: (spec.name, torch.tensor([0, NO_ROW])) for spec in MISTAKEN}
     errors = []
     for parts in ([good, good | mistakes.get(world.rank, {})], [mistakes.get(world.rank, good)]):
@@ -599,6 +653,7 @@ def plan_with_mistakes(mistakes: dict[int, Uses]) -> list[str]:
 def test_bad_ids_on_one_rank_raise_on_every_rank(ranks: dict[int, Ranks], mistake: str) -> None:
     ids, message = MISTAKES[mistake]
     assert ranks[3].run(plan_with_mistakes, {1: ids}, timeout=10) == [[message, message]] * 3
+    assert ranks[4].run(plan_with_mistakes, {1: ids}, "two_level", timeout=10) == [[message, message]] * 4
     [alone] = ranks[1].run(plan_with_mistakes, {0: ids}, timeout=10)
     assert alone == [message.replace("rank 1: ", "")] * 2
 

@@ -107,12 +107,15 @@ def alone(place):
 
 
 def test_two_hosts_by_accelerate_as_its_script_says(hosts, place, alone):
+    """With tables whose rows go from host to host in two levels."""
+    sharded = ["--set", "tables.replicate_below=0", "--set", "tables.exchange=two_level"]
     launches = [
         Launch(
             host,
             place / f"script-{number}.log",
             *["RANKS=2", "NODES=2", f"NODE_RANK={number}", "ENDPOINT=node0:29500", "launch/accelerate_nodes.sh"],
             *training(place, "script", 20),
+            *sharded,
         )
         for number, host in enumerate(hosts[:2])
     ]

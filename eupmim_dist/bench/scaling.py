@@ -1,0 +1,151 @@
+"""What a step of a sharded table sends and takes on W ranks, from ids that are drawn and times that one rank has.
+
+Bytes are counted: ids are drawn for the ranks of some nodes (of all where there are few), and each distinct one that
+another rank or node holds is asked for, fetched and given its gradient. The head of the rows, were it held by all ranks
+and its gradients summed over nodes and ranks, is there to be compared: an all-reduce over N nodes sends 2 (N - 1) / N
+rows a node. It costs less than the flat exchange where more than one rank of a node wants a row, as a mean, and never
+less than two levels, which send so much for a row that all nodes want, and less for any other.
+
+A step takes what one rank takes alone, with as many rows to update as fall to a rank of W, and in addition
+
+    handled rows * (seconds to copy and to sum one) + exchanges * latency + messages * seconds of one
+    + bytes within nodes / speed of a rank + bytes between nodes / speed of a node's link
+
+N nodes of M ranks, n ids a step and rank, D the table's width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from eupmim_dist.bench.ids import ZIPF_EXPONENT, IdKind, random_ids
+from eupmim_dist.bench.rivals import Shape
+from eupmim_dist.parallel.placement import RowOrder
+
+Way = Literal["flat", "two_level", "flat, head", "two_level, head"]
+SEED = 1
+MAX_NODES = 4
+"""Nodes of a larger world whose ids are drawn."""
+ID_BYTES = 4
+COUNT_BYTES = 16
+"""That a rank sends each peer before ids: a word of flags, and how many rows of the one table it wants."""
+KINDS = 4
+"""Exchanges of a level: counts, ids, rows, gradients."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """W ranks on nodes of so many, and what joins them."""
+
+    ranks: int
+    local: int
+    link: float = 1.25e9  # bytes/s that a node sends and, at once, receives
+    within: float = 5e9  # bytes/s that a rank sends to others of its node
+    latency: float = 50e-6  # seconds of an exchange in which nothing is sent
+    message: float = 10e-6  # seconds that a rank needs to send and receive a message
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.ranks // self.local)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Means of a step."""
+
+    between: float  # bytes that a node sends to others
+    within: float  # bytes that a rank sends to others of its node
+    messages: float  # that a rank sends
+    levels: float
+    distinct: float  # rows that a rank wants
+    handled: float  # rows that a rank copies for those who ask, itself included, and sums gradients of
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of one rank alone, in which no other work goes on."""
+
+    step: float  # without any exchange
+    update: float  # of that, to move `rows`
+    rows: float  # distinct ones of its step
+    copy: float  # of a row
+    merge: float  # of a gradient, summed with others
+
+
+def count(way: Way, shape: Shape, kind: IdKind, cluster: Cluster, steps: Sequence[int], row_bytes: int = 8) -> Sent:
+    """`row_bytes`: of a number of a row as it travels and of its gradient, together."""
+    nodes = range(cluster.nodes)
+    drawn = sorted({int(node) for node in np.linspace(0, cluster.nodes - 1, min(cluster.nodes, MAX_NODES))})
+    if cluster.nodes <= 2 * MAX_NODES:
+        drawn = list(nodes)
+    found = [_count_step(way, shape, kind, cluster, step, drawn, row_bytes) for step in steps]
+    return Sent(*(float(np.mean(values)) for values in zip(*(vars(each).values() for each in found), strict=True)))
+
+
+def _count_step(
+    way: Way, shape: Shape, kind: IdKind, cluster: Cluster, step: int, drawn: list[int], row_bytes: int
+) -> Sent:
+    local = min(cluster.local, cluster.ranks)
+    two = way.startswith("two_level") and 1 < local < cluster.ranks
+    of_nodes = [[distinct_keys(shape, kind, node * local + i, step) for i in range(local)] for node in drawn]
+    every = [keys for of_node in of_nodes for keys in of_node]
+    head = head_of(every, local) if "head" in way and cluster.ranks > 1 else np.empty(0, np.int64)
+    block = -(-shape.rows // cluster.ranks)
+    between = within = handled = 0
+    for node, of_node in zip(drawn, of_nodes, strict=True):
+        tails = [np.setdiff1d(keys, head, assume_unique=True) for keys in of_node] if len(head) else of_node
+        union = np.unique(np.concatenate(tails)) if two else np.empty(0, np.int64)
+        handled += sum(map(len, tails)) + len(union)
+        for number, keys in enumerate(tails):
+            holders = keys // block
+            asked = node * local + holders % local if two else holders  # agents, which are on this node
+            near = asked // local == node
+            within += int((near & (asked != node * local + number)).sum())
+            between += int((~near).sum())
+        between += int((union // block // local != node).sum())
+    ranks, row = local * len(drawn), shape.dim * row_bytes + ID_BYTES
+    far_peers = 0 if cluster.nodes == 1 else cluster.nodes - 1 if two else cluster.ranks - local
+    summed = len(head) * 4 * shape.dim
+    return Sent(
+        between=between / len(drawn) * row
+        + local * far_peers * COUNT_BYTES
+        + 2 * (cluster.nodes - 1) / cluster.nodes * summed,
+        within=within / ranks * row + (local - 1) * COUNT_BYTES + 2 * (local - 1) / local * summed,
+        messages=KINDS * (far_peers + local - 1),
+        levels=2 if two else 1 if cluster.ranks > 1 else 0,
+        distinct=sum(map(len, every)) / ranks,
+        handled=handled / ranks if cluster.ranks > 1 else 0,
+    )
+
+
+@lru_cache(256)
+def distinct_keys(shape: Shape, kind: IdKind, rank: int, step: int) -> np.ndarray:
+    """Stored positions of the distinct rows that a rank wants in a step, ascending."""
+    ids = random_ids(kind, shape.rows, shape.num_samples, shape.ids_per_sample, SEED, rank, step).numpy()
+    return np.unique(RowOrder(shape.rows).positions(ids.reshape(-1)))
+
+
+def head_of(keys: Sequence[np.ndarray], local: int) -> np.ndarray:
+    """Those that more than one rank of a node of `local` has, as a mean over the nodes, ascending."""
+    found, times = np.unique(np.concatenate(keys), return_counts=True)
+    return found[times * local > len(keys)]
+
+
+def touched(shape: Shape, kind: IdKind, num_ids: int) -> float:
+    """How many distinct rows so many ids have, as is to be expected."""
+    if kind == "uniform":
+        return shape.rows * -np.expm1(num_ids * np.log1p(-1 / shape.rows))
+    share = np.arange(1, shape.rows + 1, dtype=float) ** -ZIPF_EXPONENT
+    share /= share.sum()
+    return float(-np.expm1(num_ids * np.log1p(-share)).sum())
+
+
+def step_seconds(sent: Sent, costs: Costs, shape: Shape, kind: IdKind, cluster: Cluster, crowding: float) -> float:
+    """Of a step whose exchanges no other work hides; `crowding` ranks take turns on each processor."""
+    updated = touched(shape, kind, cluster.ranks * shape.num_ids) / cluster.ranks
+    work = costs.step + costs.update * (updated / costs.rows - 1) + sent.handled * (costs.copy + costs.merge)
+    exchanges = KINDS * sent.levels * cluster.latency + sent.messages * cluster.message
+    return work * crowding + exchanges + sent.within / cluster.within + sent.between / cluster.link
