@@ -88,7 +88,7 @@ def doctor(
         for finding in found.findings:
             _show(finding)
     if main or not found.together:
-        verdicts = [finding.verdict for finding in found.findings]
+        verdicts: list[str] = [finding.verdict for finding in found.findings]
         typer.echo(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in STYLES))
         for option, given in (("--config: data, memory", settings), ("--run-dir: the run directory", run_dir)):
             if given is None:
