@@ -52,7 +52,7 @@ KINDS = {
         "MODEL",
         ("conformance", "features", "interface", "layers", "propagation", "release", "writing"),
     ),
-    "task": Kind("eupmim_dist.tasks", "TASK", ("interface", "users")),
+    "task": Kind("eupmim_dist.tasks", "TASK", ("asking", "interface", "users")),
     "objective": Kind("eupmim_dist.objectives", "OBJECTIVE", ("interface", "log_total", "negatives", "readout")),
     "scorer": Kind("eupmim_dist.evaluation.scorers", "SCORER", ("interface",)),
 }
