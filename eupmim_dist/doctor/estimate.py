@@ -141,7 +141,10 @@ def estimate(config: Config, plan: Plan) -> Estimate:
         transfer_ms=link * 8 / (plan.link_gbps * 1e9) * 1e3,
         latency_ms=_latency_us(traffic, plan) / 1e3,
         share=-(-config.train.global_batch_size // plan.world),
-        left_out=["propagation over the graph"] if model.propagation() is not None else [],
+        left_out=[
+            *(["propagation over the graph"] if model.propagation() is not None else []),
+            *(["what two_level spares (`bench scaling --simulate`)"] if config.tables.exchange == "two_level" else []),
+        ],
     )
 
 

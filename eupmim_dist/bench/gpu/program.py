@@ -18,7 +18,7 @@ from eupmim_dist.bench.gpu.sizes import Figures, NotHere, Sizes, config_for
 from eupmim_dist.config.load import dump_config
 
 MODULE = [sys.executable, "-m", "eupmim_dist"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TOLERANCE = 1e-4
 """Of a loss of other ranks in relation to one rank's."""
 PATIENCE = 120
