@@ -6,6 +6,7 @@ TORCH  ?= torch
 NPROC  ?=
 # The authors' movielens_{train,valid,test}.txt, for `make results`.
 ML1M   ?= downloads/movielens-1m
+AMAZON ?= downloads/amazon
 # make test ARGS="-k launch" runs some tests only.
 ARGS   ?=
 
@@ -92,7 +93,7 @@ bench: $(STAMP) $(DATA)  ## Measure training, evaluation and sharded tables on t
 gpu-check: $(STAMP)  ## Check and measure everything on this machine's GPU, in 9 minutes; in small where there is none
 	$(EUPMIM) bench gpu --json gpu-check.json
 
-results: results-movielens results-ablation results-authors  ## Repeat docs/results.md, many hours; the authors' MovieLens-1M files in ML1M=DIR
+results: results-movielens results-ablation results-authors results-amazon  ## Repeat docs/results.md, many hours; the authors' MovieLens-1M files in ML1M=DIR, P5's in AMAZON=DIR
 
 # One thread each: the last bits of results depend on their number.
 results-movielens: data/movielens-1m
@@ -100,13 +101,22 @@ results-movielens: data/movielens-1m
 	  --seeds 1,2,3 --baseline $(BASELINES) --out runs/results/movielens
 
 results-ablation: data/movielens-1m
-	$(COMPARE) configs/eupmim_movielens_best.yaml --set train.max_steps=2000 --split valid --seeds 1,2,3 \
+	$(COMPARE) configs/eupmim_movielens_best.yaml --set data.dir=data/movielens-1m --set train.max_steps=1000 --set evaluation.every=250 --split valid --seeds 1,2,3 \
 	  --variant "next item alone: objective.discount=0" \
+	  --variant "sampled softmax: objective=null objective.name=sampled_softmax" \
+	  --variant "history 50: task.history_length=50" \
+	  --variant "users' ids always seen: model.user_dropout=0" \
 	  --variant "no graph: model.graph=false" \
 	  --variant "no profile: model.profile=false model.profile_attention=none model.user_dropout=0" \
 	  --variant "no profile attention: model.profile_attention=none" \
-	  --variant "four interests: model.num_interests=4" \
-	  --variant "genres: model.item_attributes=genres" --out runs/results/ablation
+	  --variant "both ways, one place: model.extractor=transformer task.name=next_item task.history_length=50 train.global_batch_size=256 objective.discount=0" \
+	  --variant "four interests: model.num_interests=4" --out runs/results/ablation
+
+results-amazon: $(STAMP)
+	for name in beauty toys; do \
+	  { [ -d data/$$name ] || $(EUPMIM) prepare $(AMAZON)/$$name --format elmrec --out data/$$name; } && \
+	  $(COMPARE) $(wildcard configs/amazon/*.yaml) --set data.dir=data/$$name --seeds 1 --baseline $(BASELINES) --out runs/results/$$name || exit 1; \
+	done
 
 results-authors: data/movielens-1m
 	for n in 1 2; do \

@@ -19,6 +19,8 @@ from eupmim_dist.parallel.propagation import TABLES as PROPAGATED
 from eupmim_dist.parallel.world import World
 
 FLOAT, KEY = 4, 8
+EDGE = 32
+"""Bytes of an edge, held from either side."""
 TABLES = "the tables"
 
 
@@ -44,8 +46,8 @@ def room_of(
     tables = sum(table_bytes(spec, config, world, training) for spec in specs)
     for feature in features_of(config.model, store, specs) if network else []:
         tables += table_bytes(feature.spec, config, world, training) + _feature_bytes(feature, config, world)
-    if network and network.propagation() is not None:  # a layer's rows are made of the last one's
-        tables += 2 * sum(-(-spec.rows // world.size) * spec.dim * FLOAT for spec in specs if spec.name in PROPAGATED)
+    if network and network.propagation() is not None:
+        tables += _propagation_bytes([spec for spec in specs if spec.name in PROPAGATED], store, world)
     dense = sum(p.numel() for p in network.parameters()) * FLOAT * (4 if training else 1) if network else 0
     users, items = min(config.evaluation.batch_size, ranked[0]), min(ranked[1], -(-shape.num_item_rows // world.size))
     width = config.task.history_length * config.model.dim * FLOAT
@@ -76,6 +78,15 @@ def without_memory(config: Config, shape: DataShape) -> Model | None:
         if "overflow" in str(error):  # of a tensor's size
             raise UserError(f"model {config.model.name}: no memory could hold it; lower its sizes") from None
         return None  # what is wrong with it, building it in earnest tells
+
+
+def _propagation_bytes(specs: list[TableSpec], store: InteractionStore, world: World) -> int:
+    """The graph, and beside a rank's rows those of layers and the ones of others that its edges reach
+    (docs/tables.md)."""
+    edges = -(-int(store.train_lengths(store.users("train")).sum()) // world.size)
+    own = sum(-(-spec.rows // world.size) for spec in specs)
+    others = min(sum(spec.rows for spec in specs) - own, 2 * edges)
+    return EDGE * edges + max((spec.dim for spec in specs), default=0) * FLOAT * (3 * own + max(others, 0))
 
 
 def _feature_bytes(feature: Feature, config: Config, world: World) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eupmim_dist.assemble import load_trained
+from eupmim_dist.assemble import load_trained, needed_room
 from eupmim_dist.checkpoint.layout import open_checkpoint
 from eupmim_dist.config.schema import Config
 from eupmim_dist.convert import export_vectors
@@ -18,6 +18,7 @@ from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.recommending import recommend
 from eupmim_dist.tasks.interface import Task
+from eupmim_dist.train.room import TABLES
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.propagated import plain_rows
 from tests.runs import WORLD, config_of, logged, start, train_in
@@ -59,6 +60,17 @@ def test_a_step_is_that_of_the_formula(tmp_path: Path) -> None:
             chosen, other = scores.gather(1, ids).unbind(1)
             expected = -F.logsigmoid(chosen - other).mean()
         torch.testing.assert_close(share.double(), expected, rtol=1e-5, atol=0.0)
+
+
+def test_room_is_asked_for_the_graph_and_its_layers(tmp_path: Path) -> None:
+    config = settings_of(tmp_path)
+    run = start(config)
+    assert run.tables.propagation is not None
+    sides = run.tables.propagation._sides.values()
+    graph = sum(side.keys.nbytes + side.reached.nbytes + side.weights.nbytes for side in sides)
+    layers = 3 * sum(shard.weight.nbytes for shard in run.tables.shards.values())
+    tables = 4 * sum(shard.weight.nbytes for shard in run.tables.shards.values())  # and gradients, moments
+    assert needed_room(config, run.store, WORLD)[TABLES] == tables + graph + layers
 
 
 def test_an_evaluation_is_of_the_weights_as_they_are(tmp_path: Path) -> None:
