@@ -135,10 +135,14 @@ def begin(
 
 
 def _check_alike(config: Config, world: World) -> None:
-    """All ranks train by one configuration; where a host has files, and how many CPUs, is its own affair."""
     with agreed(world):
-        settings = {key: _compared(key, value) for key, value in flat(config).items() if key != "data.dir"}
+        settings = compared_settings(config)
     check_alike(world, settings, "start all hosts with the same configuration")
+
+
+def compared_settings(config: Config) -> dict[str, Any]:
+    """What all ranks train by: where a host has files, and how many CPUs, is its own affair."""
+    return {key: _compared(key, value) for key, value in flat(config).items() if key != "data.dir"}
 
 
 def _compared(key: str, value: Any) -> Any:

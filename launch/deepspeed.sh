@@ -22,10 +22,12 @@ if [ "$zero" -gt 0 ]; then
     export ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_ZERO_STAGE=$zero
     export ACCELERATE_MIXED_PRECISION=${MIXED_PRECISION:-no}
 fi
-# What DeepSpeed hands on to the nodes: of its own environment only what stands in such a file, no value with a blank.
+# What DeepSpeed hands on to the nodes: of its own environment only what stands in such a file. All can read it
+# there, so nothing secret; no blanks, and nothing that a shell would expand.
 DS_ENV_FILE=$(mktemp)
 export DS_ENV_FILE
 trap 'rm -f "$DS_ENV_FILE"' EXIT
-env | grep -E '^(PATH|LD_LIBRARY_PATH|EUPMIM_|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|ACCELERATE_|GLOO_|NCCL_|TORCH_|HF_)[^=]*=[^[:space:]]*$' >"$DS_ENV_FILE"
+env | grep -E -e '^(LD_LIBRARY_)?PATH=[^[:space:]]*$' \
+    -e '^(EUPMIM_|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|ACCELERATE_|GLOO_|NCCL_|TORCH_|HF_HOME|HF_HUB_OFFLINE|HF_HUB_CACHE)[^=]*=[A-Za-z0-9_./:,=@+-]*$' >"$DS_ENV_FILE"
 deepspeed --hostfile "$HOSTFILE" --master_addr "$first" --master_port "${PORT:-29500}" \
     --module eupmim_dist "$@"

@@ -31,6 +31,7 @@ ENDPOINT_SECONDS = 60
 """How much longer than a collective a node waits for node 0 to end an attempt that has failed here: ranks on GPUs may
 see a lost one only by the collective's time limit."""
 
+UNSEEN = "was killed here, as it gave no sign of life"
 FAILED_HERE = "node 0 has not yet ended the last attempt, which has failed here"
 
 
@@ -61,34 +62,37 @@ def run_attempts(command: list[str], env: dict[str, str], max_restarts: int, gra
     final = {0, 2, EXIT_CODE, 128 + signal.SIGINT, *(-number for number in SIGNALS)}
     try:
         _await_node_0(command)
-        rank, code = _attempt(command, env, grace)
+        death, code = _attempt(command, env, grace)
         for restart in range(1, max_restarts + 1):
             if code in final:
                 break
-            typer.echo(f"{_death(rank, code)}: starting again, {restart} of {max_restarts}", err=True)
+            typer.echo(f"{death}: starting again, {restart} of {max_restarts}", err=True)
             _await_node_0(command)
-            rank, code = _attempt(command, env, grace)
+            death, code = _attempt(command, env, grace)
     except SignalException as stopped:  # at any time: torchrun's handlers stay after its end
         typer.echo(f"stopped by {stopped.sigval.name}", err=True)
         return 128 + stopped.sigval
     if code >= 0:  # the rank has said why
         return code
-    hint = ": out of memory?" if -code == signal.SIGKILL else ""
-    typer.echo(f"error: {_death(rank, code)}{hint}", err=True)
+    hint = ": out of memory?" if -code == signal.SIGKILL and UNSEEN not in death else ""
+    typer.echo(f"error: {death}{hint}", err=True)
     return 128 - code
 
 
-def _death(rank: int, code: int) -> str:
+def _death(rank: int, code: int, killed: set[int]) -> str:
+    if rank in killed:
+        return f"rank {rank} {UNSEEN}"
     return f"rank {rank} " + (f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with code {code}")
 
 
-def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, int]:
+def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[str, int]:
     """Runs `accelerate launch` in this process, so that its failure is an object and not a page of text.
 
     It ends in torch's `elastic_launch`, which alone would not read accelerate's configuration. torchrun's own restarts
     are not used: they restart after a mistake too.
 
-    Returns the rank that failed first and its exit code, which is negative if a signal killed it; 0, 0 for success.
+    Returns how the rank that failed first ended, in words, and its exit code, which is negative if a signal killed it;
+    nothing and 0 for success.
     """
     import logging
 
@@ -116,7 +120,7 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
         args.shutdown_timeout = grace  # the same; since torch 2.12
         args.log_dir = os.devnull  # the same; nothing is redirected, and an empty directory would stay in /tmp
         with (
-            watched_ranks(collective_timeout() + MARGIN_SECONDS) as heartbeats,
+            watched_ranks(collective_timeout() + MARGIN_SECONDS) as (heartbeats, killed),
             patch_environment(**env, **{LAUNCHER_VARIABLE: str(os.getpid()), DIRECTORY_VARIABLE: str(heartbeats)}),
         ):
             accelerate_launch.launch_command(args)
@@ -124,11 +128,11 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
         if debug:
             typer.echo(str(failed), err=True)
         rank, failure = failed.get_first_failure()
-        return rank, failure.exitcode
+        return _death(rank, failure.exitcode, killed), failure.exitcode
     except (
         ValueError,
         AssertionError,
-        ConnectionError,
+        OSError,
         ImportError,
         RendezvousError,
         dist.DistError,
@@ -138,7 +142,7 @@ def _attempt(command: list[str], env: dict[str, str], grace: int) -> tuple[int, 
         raise UserError(f"accelerate launch: {' '.join(str(error).split())}") from error
     finally:
         logging.disable(logging.NOTSET)
-    return 0, 0
+    return "", 0
 
 
 def _await_node_0(command: list[str]) -> None:

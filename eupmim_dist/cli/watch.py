@@ -17,21 +17,22 @@ POLL_SECONDS = 2.0
 
 
 @contextmanager
-def watched_ranks(limit: float) -> Iterator[Path]:
+def watched_ranks(limit: float) -> Iterator[tuple[Path, set[int]]]:
     """The directory for the heartbeats of ranks (parallel/heartbeat.py). One that has begun and stays away for longer
-    than `limit` seconds is killed: it is stopped, or in a call that never ends and lets none of its threads run."""
-    ended = threading.Event()
+    than `limit` seconds is killed: it is stopped, or in a call that never ends and lets none of its threads run. Also
+    gives those that have been killed."""
+    ended, killed = threading.Event(), set[int]()
     with tempfile.TemporaryDirectory(prefix="eupmim-ranks-", ignore_cleanup_errors=True) as name:
-        thread = threading.Thread(target=_watch, args=(Path(name), limit, ended), daemon=True)
+        thread = threading.Thread(target=_watch, args=(Path(name), limit, ended, killed), daemon=True)
         thread.start()
         try:
-            yield Path(name)
+            yield Path(name), killed
         finally:
             ended.set()
             thread.join()
 
 
-def _watch(directory: Path, limit: float, ended: threading.Event) -> None:
+def _watch(directory: Path, limit: float, ended: threading.Event, killed: set[int]) -> None:
     heard: dict[Path, tuple[int, float]] = {}
     looked = time.monotonic()
     while not ended.wait(POLL_SECONDS):
@@ -45,14 +46,16 @@ def _watch(directory: Path, limit: float, ended: threading.Event) -> None:
                 if last != beat:
                     heard[file] = beat, looked
                 elif looked - since > limit:
-                    _kill(file, looked - since)
+                    _kill(file, looked - since, killed)
 
 
-def _kill(file: Path, silent: float) -> None:
+def _kill(file: Path, silent: float, killed: set[int]) -> None:
+    os.utime(file.parent)  # where this fails, the ranks could not have left a sign either
     number, _, place = file.read_text().partition(" ")
     file.unlink()
     process = psutil.Process(int(number))
     if os.getpid() in [parent.pid for parent in process.parents()]:  # else the rank has ended, and that is another
+        killed.add(int(file.name.removeprefix("rank-")))
         process.kill()
         rank = file.name.replace("-", " ")
         typer.echo(f"{rank}: no sign of life for {silent:.0f} s, last {place}: killed", err=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from eupmim_dist import assemble
-from eupmim_dist.config.load import flat
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError, mistake_of
@@ -24,6 +23,7 @@ from eupmim_dist.parallel.network import versions_here
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.machine import device_name
 from eupmim_dist.train.room import TABLES
+from eupmim_dist.training import compared_settings
 
 OPTIONAL = ("deepspeed", "triton")
 """Packages that not every training uses."""
@@ -81,7 +81,7 @@ def facts_of(world: World, settings: dict[str, str], config: Config | None) -> F
         free["cpu"] = min(left, free.get("cpu", left))
     store, needed, mistake, digest = None, None, None, None
     if config is not None:
-        digest = sha256_of_json({key: value for key, value in flat(config).items() if key != "data.dir"})[:12]
+        digest = sha256_of_json(compared_settings(config))[:12]
         try:
             opened = InteractionStore.open(config.data.dir, verify=False)  # read through when a training starts
             store, needed = opened.fingerprint[:12], _needed(config, opened, world)

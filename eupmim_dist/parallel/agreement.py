@@ -226,10 +226,7 @@ def _meet(
     present = sorted(map(int, store.get(f"{region}/present").split()))
     if all(outcome["lost"] for outcome in failures.values()):
         gone = sorted(set(range(world.size)) - set(present))
-        at, reason = (
-            heartbeat.described(store, gone, collective_timeout()),
-            f"gave no answer for {deadline.patience:g} s",
-        )
+        at, reason = heartbeat.described(store, gone, collective_timeout()), _silence(error, deadline)
         missing = {
             rank: {
                 "reason": f"{reason}: it is gone or stuck{at.get(rank, '')}",
@@ -239,14 +236,20 @@ def _meet(
             }
             for rank in gone
         }
-        if error is None or _is_late(error):
+        # One of those that conclude tells all who are gone: should one of these arrive after all, it fails too.
+        if (error is None or _is_late(error)) and _is_first(store, f"{region}/given_up", world):
             heartbeat.give_up(store, gone, regions[0])
-        _tell(store, region, missing)  # should one of them arrive after all, it fails too
+        if _is_first(store, f"{region}/told", world):
+            _tell(store, region, missing)
         failures = missing or failures
     failures = {rank: outcome for rank, outcome in failures.items() if not outcome["lost"]} or failures
     reporter = min(set(failures) & set(present) or present)
     # The first rank to conclude decides for all who reports: later ones may see more failures.
     return failures, int(store.compare_set(f"{region}/reporter", "", str(reporter)))
+
+
+def _is_first(store: dist.Store, key: str, world: World) -> bool:
+    return int(store.compare_set(key, "", str(world.rank))) == world.rank
 
 
 def _tell(store: dist.Store, region: str, failures: dict[int, dict]) -> None:
@@ -264,6 +267,13 @@ def _told(store: dist.Store, region: str) -> dict[int, dict]:
         return {}
     lines = store.get(f"{region}/failed").decode().splitlines()
     return dict(json.loads(line) for line in reversed(lines))
+
+
+def _silence(error: BaseException | None, deadline: Deadline) -> str:
+    """How long others have waited for a rank."""
+    since = f"gave no answer for {deadline.patience:g} s"
+    waited = error is not None and _is_late(error)
+    return f"took no part in a collective for {collective_timeout():g} s, and {since}" if waited else since
 
 
 def _is_late(error: BaseException) -> bool:

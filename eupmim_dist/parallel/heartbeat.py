@@ -33,7 +33,7 @@ DESCRIBED = 3
 DIRECTORY_VARIABLE = "EUPMIM_HEARTBEATS"
 """Where ranks leave a file, each with its process and what it is at, for the launcher of their node (cli/watch.py)."""
 TRACES = "stuck"
-"""Directory of a run, or of the system's temporary files, with what ranks were at."""
+"""Directory of a run with what ranks were at; where there is no run, part of the name of a temporary one."""
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -62,13 +62,16 @@ class Heartbeat:
     def traces(self) -> str:
         """Writes what this rank is at, and says where: the stacks of threads, and what torch's flight recorder knows of
         collectives."""
-        with suppress(OSError, TimeoutError):
+        with suppress(Exception):  # what there is to be told matters more
             return f"; see {in_time(Deadline(TRACES_SECONDS), 0, self._write_traces)}"
         return ""
 
     def _write_traces(self) -> Path:
-        place = (self.run_dir or Path(tempfile.gettempdir()) / f"eupmim-{os.getuid()}") / TRACES
-        place.mkdir(parents=True, exist_ok=True)
+        if self.run_dir is None:  # a directory of its own: nobody else has laid anything there
+            place = Path(tempfile.mkdtemp(prefix=f"eupmim-{TRACES}-"))
+        else:
+            place = self.run_dir / TRACES
+            place.mkdir(parents=True, exist_ok=True)
         with (place / f"rank-{self.rank}.stacks.txt").open("w") as file:
             faulthandler.dump_traceback(file)
         recorded = torch._C._distributed_c10d._dump_fr_trace_json(True, False)  # type: ignore[attr-defined]
@@ -83,7 +86,9 @@ class Heartbeat:
             sample, given_up = self._sample(), ""
             told = json.dumps([time.time(), sample])
             self._tell_launcher(sample)
-            with suppress(RuntimeError, TimeoutError):  # the store's host, or who holds it, may have gone
+            with suppress(
+                Exception
+            ):  # the store's host, or who holds it, may have gone; a thread that ends looks like a dead rank
                 given_up = in_time(Deadline(0), 2 * SECONDS, partial(self._tell, told))
                 heard = time.monotonic()
             if given_up and given_up == self.region and not self._ended.wait(LEAVING_SECONDS):
@@ -103,10 +108,13 @@ class Heartbeat:
 
     def _tell_launcher(self, sample: str) -> None:
         if directory := os.environ.get(DIRECTORY_VARIABLE):
-            with suppress(OSError):
-                file = Path(directory) / f"rank-{self.rank}"
+            file = Path(directory) / f"rank-{self.rank}"
+            try:
                 file.with_suffix(".new").write_text(f"{os.getpid()} {sample}")
                 file.with_suffix(".new").replace(file)
+            except OSError:  # a full disk takes no text, but a time
+                with suppress(OSError):
+                    os.utime(file)
 
     def _tell(self, told: str) -> str:
         """Returns the region in which this rank has been given up."""
@@ -155,7 +163,7 @@ def described(store: dist.Store, ranks: list[int], timeout: float) -> dict[int, 
 
 def give_up(store: dist.Store, ranks: list[int], region: str) -> None:
     """Has ranks end that others have waited for in vain in a region, should they not by themselves."""
-    for rank in ranks[:DESCRIBED]:
+    for rank in ranks:
         store.set(_given_up(rank), region)
 
 

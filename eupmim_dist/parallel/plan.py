@@ -8,6 +8,7 @@ They follow a route (route.py): at each of its levels a rank asks some others fo
 n uses of rows on this rank, u distinct ones among them, W ranks.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from math import prod
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.models.interface import Uses
-from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.distinct import Distinct, Segments, distinct
 from eupmim_dist.parallel.exchange import Exchange
 from eupmim_dist.parallel.placement import TableGroup
@@ -300,7 +300,22 @@ def _exchange_counts(
 
 
 def _raise_everywhere(problem: Exception | None, exchange: Exchange) -> NoReturn:
-    told = None if problem is None else (type(problem).__name__, str(problem.args[0] if problem.args else problem))
-    gathered = everywhere(told, exchange.world, exchange.connections.up if exchange.connections else None)
-    rank, (kind, text) = next((rank, told) for rank, told in enumerate(gathered) if told is not None)
+    told = b""
+    if problem is not None:
+        told = json.dumps([type(problem).__name__, str(problem.args[0] if problem.args else problem)]).encode()
+    texts = _told_by_all(told, exchange)
+    rank, text = next((rank, text) for rank, text in enumerate(texts) if text)
+    kind, text = json.loads(text)
     raise PROBLEMS.get(kind, RuntimeError)(f"rank {rank}: {text}") from problem
+
+
+def _told_by_all(told: bytes, exchange: Exchange) -> list[bytes]:
+    """By rank. From rank to rank, as others may have collectives under way over the same connections."""
+    ranks, mine = exchange.world.size, exchange.world.rank
+    lengths = torch.full((ranks,), len(told))
+    with exchange.receiving("counts", [list(lengths.split(1))]) as send:
+        send([[lengths[mine : mine + 1].clone()] * ranks])
+    texts = [torch.zeros(length, dtype=torch.uint8) for length in lengths.tolist()]
+    with exchange.receiving("counts", [texts]) as send:
+        send([[torch.tensor(list(told), dtype=torch.uint8)] * ranks])
+    return [told if rank == mine else bytes(text.tolist()) for rank, text in enumerate(texts)]

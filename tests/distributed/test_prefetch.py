@@ -22,6 +22,7 @@ from eupmim_dist.parallel.exchange import (
     open_connections,
 )
 from eupmim_dist.parallel.plan import Plan
+from eupmim_dist.parallel.plan import _told_by_all
 from eupmim_dist.parallel.prefetch import STEPS_AHEAD, Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import init_world
@@ -209,6 +210,8 @@ def exchange_at_once(rounds: int) -> None:
             for part, peer in itertools.product(range(2), range(world.size)):
                 expected = sent(peer, world.rank, user, round_, part) if peer != world.rank else 0.0
                 assert received[part][peer].unique().tolist() == [expected], (user, round_, part, peer)
+            told = [f"{user} {round_}".encode() * rank for rank in range(world.size)]  # nothing of rank 0
+            assert _told_by_all(told[world.rank], exchange) == told
 
     with ThreadPoolExecutor(len(USERS)) as threads:
         under_way = [threads.submit(use, user) for user in USERS]

@@ -98,7 +98,7 @@ def test_several_nodes(run):
 def test_deepspeed_hands_on_what_each_rank_is_told(run, tmp_path):
     (tmp_path / "hosts").write_text("# all slots=1\nnode0\tslots=8\nnode1 slots=4\n")
     shows = SAYS + 'echo; cat "$DS_ENV_FILE"\n'
-    told = {"NCCL_IB_DISABLE": "1", "NCCL_DEBUG_FILE": "a b", "HF_HUB_OFFLINE": "1"}
+    told = {"NCCL_IB_DISABLE": "1", "NCCL_DEBUG_FILE": "a b", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "secret"}
     code, out, err = run(
         f"HOSTFILE={tmp_path}/hosts ZERO=1 launch/deepspeed.sh train --config a.yaml", {"deepspeed": shows}, **told
     )

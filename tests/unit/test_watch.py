@@ -17,7 +17,7 @@ def test_a_rank_without_a_sign_of_life_is_killed(monkeypatch, capsys):
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     beats, silent = subprocess.Popen(sleep), subprocess.Popen(sleep)
     try:
-        with watched_ranks(1.0) as directory:
+        with watched_ranks(1.0) as (directory, killed):
             (directory / "rank-13").write_text(f"{silent.pid} in step 7, at a place, for 2 s")
             for _ in range(20):
                 (directory / "rank-2").write_text(f"{beats.pid} at a place, for 0 s")
@@ -30,6 +30,7 @@ def test_a_rank_without_a_sign_of_life_is_killed(monkeypatch, capsys):
             process.wait()
     assert told == "rank 13: no sign of life for 1 s, last in step 7, at a place, for 2 s: killed\n"
     assert not directory.exists()
+    assert killed == {13}
 
 
 def test_a_rank_leaves_its_beats_where_its_launcher_looks(monkeypatch, tmp_path):
