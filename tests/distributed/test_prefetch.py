@@ -21,8 +21,7 @@ from eupmim_dist.parallel.exchange import (
     background_group,
     open_connections,
 )
-from eupmim_dist.parallel.plan import Plan
-from eupmim_dist.parallel.plan import _told_by_all
+from eupmim_dist.parallel.plan import Plan, _told_by_all
 from eupmim_dist.parallel.prefetch import STEPS_AHEAD, Prefetcher
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import init_world
