@@ -272,7 +272,7 @@ def evaluate(
         else:
             setting = loaded(model, data, which, cpu)
         setting = replace(setting, config=evaluated_by(setting.config, overrides))
-        ranked = ranked_of(names, setting, split)
+        ranked = ranked_of(names, setting, split, {"--baseline": rivals, "--top-n": cutoffs, "--diversity": diversity})
         check_protocols(ranked, setting.store)
         variety = variety_of(diversity, categories, setting.store, world)
         check_room(rivals, setting.store, world)

@@ -58,15 +58,26 @@ def config_of(config: ConfigLike, overrides: str | Overrides = (), beneath: Mapp
     return parse_config(values, source="configuration")
 
 
+OF_AN_EVALUATION = tuple(f"evaluation.{key}" for key in ("batch_size", "choose", "exclude_seen", "more_beams"))
+"""Settings that another evaluation of a model may have otherwise than its training had."""
+
+
 def evaluated_by(config: Config, overrides: str | Overrides) -> Config:
     """A configuration with other settings of `evaluation`. Raises UserError for one of another section."""
     values: dict[str, Any] = {}
     overrides = [overrides] if isinstance(overrides, str) else overrides
     apply_overrides(values, overrides)
-    for section in values.keys() - {"evaluation"}:
-        raise UserError(
-            f"--set {section}: is no setting of an evaluation; give one that is, such as evaluation.more_beams=15"
-        )
+    keys = [
+        f"{section}.{key}"
+        for section, settings in values.items()
+        for key in (settings if isinstance(settings, dict) else [""])
+    ]
+    for key in keys:
+        if key not in OF_AN_EVALUATION:
+            raise UserError(
+                f"--set {key.rstrip('.')}: is no setting of an evaluation; give one of {', '.join(OF_AN_EVALUATION)}, "
+                "or an option such as --protocol or --top-n"
+            )
     return config_of(config, overrides) if values else config
 
 

@@ -3,7 +3,7 @@
 Records are written for in groups as users are in scorers/beams.py, so that texts are the same at any number of ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 import torch
@@ -43,10 +43,13 @@ def check_explained(trained: Assembled | None, store: InteractionStore, split: s
         raise UserError(f"--protocol {EXPLANATION}: {store.path} has no explanations of its {split} split")
 
 
-def ranked_of(protocols: Sequence[str], setting: Setup, split: str) -> list[str]:
-    """Those of some protocols that rank. Raises UserError as `check_explained`, if the other one is among them."""
+def ranked_of(protocols: Sequence[str], setting: Setup, split: str, of_lists: Mapping[str, object]) -> list[str]:
+    """Those of some protocols that rank. Raises UserError as `check_explained`, if the other one is among them, or is
+    alone beside an option that is `of_lists` and given."""
     if EXPLANATION in protocols:
         check_explained(setting if isinstance(setting, Assembled) else None, setting.store, split)
+        for option in [name for name, given in of_lists.items() if given and set(protocols) == {EXPLANATION}]:
+            raise UserError(f"{option}: is of lists, and --protocol {EXPLANATION} ranks nothing; leave it out")
     return [name for name in protocols if name != EXPLANATION]
 
 
@@ -112,7 +115,5 @@ def evaluate_explanations(trained: Assembled, split: str, *, progress: bool = Fa
 
 
 def _cut(text: str, task: AskingTask) -> str:
-    """A person's words, as many as the model may write."""
-    tokens = task.vocabulary.tokens(text)
-    most = task.max_answer_tokens
-    return " ".join(text.split()) if len(tokens) <= most else task.vocabulary.decode(tokens[: most - 1])
+    """A person's words as the tokenizer has them, which is how a model writes, and as many as it may write."""
+    return task.vocabulary.decode(task.vocabulary.tokens(text)[: task.max_answer_tokens - 1])

@@ -226,8 +226,10 @@ def test_what_makes_no_sense_is_refused_in_one_line(run: Run, tmp_path: Path) ->
         evaluate(run, protocols="seed", top_n=5)
     with pytest.raises(UserError, match=r"^protocols elmrec_explanation: is of a model that writes, and here is no"):
         evaluate(data=run.store.path, baselines="popularity", protocols="elmrec_explanation")
-    with pytest.raises(UserError, match=r"^overrides train: is no setting of an evaluation; give one that is"):
+    with pytest.raises(UserError, match=r"^overrides train.max_steps: is no setting of an evaluation; give one of"):
         evaluate(run, overrides=["train.max_steps=3"])
+    with pytest.raises(UserError, match=r"^overrides evaluation.top_n: is no setting of an evaluation; .* top_n$"):
+        evaluate(run, overrides=["evaluation.top_n=[5]"])
     assert command_line(f"evaluate {tmp_path} --texts {tmp_path}/a.jsonl") == 2
 
 

@@ -74,7 +74,11 @@ class Vocabulary:
             )
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(
+            tokens,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,  # words stay apart from what people wrote apart from them
+        )
         return text.strip()
 
 

@@ -70,8 +70,7 @@ class Paths(Cooccurrence):
         starts = np.cumsum(of_user) - of_user
         by_item = np.argsort(items, kind="stable")
         user, middle_of = user[by_item], items[by_item]
-        keys: list[np.ndarray] = []
-        weights: list[np.ndarray] = []
+        keys, weights = [np.empty(0, np.int64)], [np.empty(0)]
         for begin, end in _blocks(middle_of, of_user[user]):
             middle = user[begin:end]
             edge, places = spans(starts[middle], starts[middle] + of_user[middle])
