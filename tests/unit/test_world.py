@@ -203,7 +203,8 @@ def time_out(directory):
 
 def test_a_collective_that_times_out_names_the_late_rank_and_what_was_under_way(tmp_path):
     (told, has_stacks, last), _ = run_ranks(2, time_out, tmp_path, collective_timeout=1)
-    assert told.startswith("rank 1: gave no answer for 0.5 s: it is gone or stuck; alive, at a place outside of ")
+    late = "rank 1: took no part in a collective for 1 s, and gave no answer for 0.5 s: it is gone or stuck"
+    assert told.startswith(f"{late}; alive, at a place outside of ")
     assert has_stacks
     assert last == ("gloo:all_reduce", [[7]])
 
