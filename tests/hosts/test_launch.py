@@ -1,7 +1,7 @@
 """The documented commands on several hosts, as they are typed, and what a fault leads to there; `make hosts-test`."""
 
-import re
 import os
+import re
 import signal
 import subprocess
 import sys
