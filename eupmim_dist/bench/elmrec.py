@@ -15,7 +15,7 @@ from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.data.heldout import HeldOut, held_out
 from eupmim_dist.data.prompts.templates import KINDS
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.runner import _candidates, excluded_items, ranking_mode, scorer_of
+from eupmim_dist.evaluation.runner import excluded_items, negatives_and_target, ranking_mode, scorer_of
 from eupmim_dist.evaluation.scorers.interface import ListScorer
 from eupmim_dist.models.elmrec.model import SEQUENTIAL, Elmrec
 from eupmim_dist.parallel.world import World
@@ -95,7 +95,7 @@ def _evaluations(run: Run, published: Published, chosen: np.ndarray, batch: int,
             assert isinstance(scorer, ListScorer)
             for users in chunks():
                 excluded = excluded_items(users.seen, len(users), True, True)
-                candidates = _candidates(users, run.store.num_item_rows) if direct else None
+                candidates = negatives_and_target(users, run.store.num_item_rows) if direct else None
                 scorer.scored_lists(users, excluded, TOP_N, candidates)
 
     def plain(cached: bool) -> None:
@@ -111,7 +111,7 @@ def _evaluations(run: Run, published: Published, chosen: np.ndarray, batch: int,
 def _texts(task: Prompts, users: HeldOut, num_item_rows: int, direct: bool) -> list[str]:
     if not direct:
         return texts_of(users.batch, SEQUENTIAL)
-    candidates = _candidates(users, num_item_rows)
+    candidates = negatives_and_target(users, num_item_rows)
     rows = [candidates.item[candidates.user == user] for user in range(len(users))]
     table = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NO_ROW)
     return texts_of(task.to_choose(users.users, table), DIRECT)

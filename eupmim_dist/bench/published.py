@@ -1,8 +1,9 @@
 """ELMRec as it was published, plainly: what this package's is measured against.
 
-The whole graph is propagated by autograd in every call, as a sparse product; prompts are tokenised in each step, and
-whole words looked for among their tokens; the encoder reads inputs repeated for each beam; beams are those of
-transformers, over all tokens, without a cache of keys and values unless one is asked for. Tables are dense, under Adam.
+The whole graph is propagated by autograd for every batch of direct prompts, as a sparse product; prompts are tokenised
+in each step, and whole words looked for among their tokens; the encoder reads inputs repeated for each beam; beams are
+those of transformers, over all tokens, without a cache of keys and values unless one is asked for. Tables are dense,
+under Adam.
 
 B prompts, S tokens of a prompt, n nodes: 0 for none, users from 1, then the rows of items. D dim.
 """
@@ -35,7 +36,7 @@ class Published(nn.Module):
         assert isinstance(run.task, Prompts)
         propagation = run.model.propagation()
         assert propagation is not None, "it has a graph"
-        self.config, self.tokenizer = run.model.config, run.task.vocabulary._tokenizer
+        self.config, self.tokenizer = run.model.config, run.task.vocabulary.tokenizer
         self.t5 = copy.deepcopy(run.model.t5)
         self.prompts = nn.Parameter(run.model.prompts.detach().clone())
         self.places = copy.deepcopy(run.model.places)

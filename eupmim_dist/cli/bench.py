@@ -8,6 +8,7 @@ import typer
 from eupmim_dist.cli.bench_elmrec import elmrec
 from eupmim_dist.cli.bench_gpu import gpu
 from eupmim_dist.cli.bench_scaling import scaling
+from eupmim_dist.cli.options import Ids, IdsPerSample, Rows, Samples, Width
 from eupmim_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,13 +144,11 @@ def _print_checkpoint(measured: dict[str, Any]) -> None:
 
 @bench.command()
 def tables(
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 2_000_000,
-    dim: Annotated[int, typer.Option(min=1, help="Width of a row.")] = 64,
-    samples: Annotated[int, typer.Option(min=1, help="Samples per rank and step.")] = 2048,
-    ids_per_sample: Annotated[int, typer.Option(min=1, help="Ids that each sample looks up.")] = 21,
-    ids: Annotated[
-        Literal["zipf", "uniform"], typer.Option(help="zipf: popular rows, exponent 1.2; uniform: all alike.")
-    ] = "zipf",
+    rows: Rows = 2_000_000,
+    dim: Width = 64,
+    samples: Samples = 2048,
+    ids_per_sample: IdsPerSample = 21,
+    ids: Ids = "zipf",
     steps: Annotated[int, typer.Option(min=1, help="Counted steps of each system in a round.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, in which the systems take turns.")] = 5,
     optimizer: Annotated[

@@ -21,9 +21,9 @@ def elmrec(
 ) -> None:
     """Measure evaluation and training of ELMRec beside the published procedure, one rank, the same users and sizes.
 
-    Published: the graph is propagated anew in every call, prompts are tokenised in every step, the encoder reads each
-    prompt once for every beam, beams run over all tokens without a cache of keys and values; a second figure has that
-    cache, as transformers has it.
+    Published: the graph is propagated anew for every batch of direct prompts, prompts are tokenised in every step,
+    the encoder reads each prompt once for every beam, beams run over all tokens without a cache of keys and values; a
+    second figure has that cache, as transformers has it. Ours scores direct candidates exactly.
 
     **Examples**
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from eupmim_dist.cli.options import Ids, IdsPerSample, Rows, Samples, Width
 from eupmim_dist.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -23,13 +24,11 @@ def scaling(
     within: Annotated[float, typer.Option(min=1e-3, help="Gbit/s that a rank sends to its node.")] = 40.0,
     latency: Annotated[float, typer.Option(min=0, help="Microseconds of an exchange of nothing.")] = 50.0,
     message: Annotated[float, typer.Option(min=0, help="Microseconds to send and receive a message.")] = 10.0,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 2_000_000,
-    dim: Annotated[int, typer.Option(min=1, help="Width of a row.")] = 64,
-    samples: Annotated[int, typer.Option(min=1, help="Samples per rank and step.")] = 2048,
-    ids_per_sample: Annotated[int, typer.Option(min=1, help="Ids that each sample looks up.")] = 21,
-    ids: Annotated[
-        Literal["zipf", "uniform"], typer.Option(help="zipf: popular rows, exponent 1.2; uniform: all alike.")
-    ] = "zipf",
+    rows: Rows = 2_000_000,
+    dim: Width = 64,
+    samples: Samples = 2048,
+    ids_per_sample: IdsPerSample = 21,
+    ids: Ids = "zipf",
     steps: Annotated[int, typer.Option(min=1, help="Counted steps.")] = 20,
     optimizer: Annotated[
         Literal["rowwise_adagrad", "lazy_adam", "sgd"], typer.Option(help="Of the table.")

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,6 +32,13 @@ CategoriesOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="CSV or Parquet with columns item, of raw ids, and category."),
 ]
+
+# Of a benchmark of one table.
+Rows = Annotated[int, typer.Option(min=1, help="Rows of the table.")]
+Width = Annotated[int, typer.Option(min=1, help="Width of a row.")]
+Samples = Annotated[int, typer.Option(min=1, help="Samples per rank and step.")]
+IdsPerSample = Annotated[int, typer.Option(min=1, help="Ids that each sample looks up.")]
+Ids = Annotated[Literal["zipf", "uniform"], typer.Option(help="zipf: popular rows, exponent 1.2; uniform: all alike.")]
 
 
 def check_json(file: Path | None) -> None:

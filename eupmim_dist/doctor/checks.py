@@ -101,10 +101,8 @@ def settings(facts: Sequence[Facts]) -> Finding:
 
 def open_files(facts: Sequence[Facts], size: int) -> Finding:
     what, needed = "open files", descriptors.needed(size)
-    known = [(each.open_files, each) for each in facts if each.open_files is not None]
-    if not known:
-        return passed(what, f"limit not known; {needed:,} needed")
-    (soft, hard), least = min(known, key=lambda pair: _limited(pair[0][0]))
+    least = min(facts, key=lambda each: _limited(each.open_files[0]))
+    soft, hard = least.open_files
     told = f"{_limit(soft)} allowed (at most {_limit(hard)}), {needed:,} needed for {_number(range(size), 'rank')}"
     if _limited(soft) >= needed:
         return passed(what, told)
@@ -116,10 +114,8 @@ def open_files(facts: Sequence[Facts], size: int) -> Finding:
 
 def locked_memory(facts: Sequence[Facts]) -> Finding:
     what = "locked memory"
-    known = [(each.locked_memory, each) for each in facts if each.locked_memory is not None]
-    if not known:
-        return passed(what, "limit not known")
-    (soft, _), least = min(known, key=lambda pair: _limited(pair[0][0]))
+    least = min(facts, key=lambda each: _limited(each.locked_memory[0]))
+    soft = least.locked_memory[0]
     told = "no limit" if soft < 0 else f"{in_bytes(soft)} allowed"
     if soft >= 0 and least.kind == "cuda" and len(_by(facts, lambda each: each.host)) > 1:
         return warned(what, f"{least.name}: {told}", "ulimit -l unlimited, where NCCL goes over InfiniBand or RoCE")

@@ -136,5 +136,5 @@ def _apart(cpu: bool) -> World:
 
 
 def _facts(told: dict[str, Any]) -> Facts:
-    limits = {name: None if told[name] is None else tuple(told[name]) for name in ("open_files", "locked_memory")}
+    limits = {name: tuple(told[name]) for name in ("open_files", "locked_memory")}
     return Facts(**(told | limits))

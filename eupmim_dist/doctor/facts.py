@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import shutil
 import socket
 from collections.abc import Mapping
@@ -49,8 +50,8 @@ class Facts:
     """Whether the host has NVIDIA's driver and torch sees no GPU, though nobody hid it."""
     settings: dict[str, str]
     """Of NCCL and gloo, as they were set for it."""
-    open_files: tuple[int, int] | None
-    locked_memory: tuple[int, int] | None
+    open_files: tuple[int, int]
+    locked_memory: tuple[int, int]
     """Limits in bytes, soft and hard; -1 for none."""
     lacks_triton: str | None
     free: dict[str, int]
@@ -134,11 +135,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _limit(name: str) -> tuple[int, int] | None:
-    try:
-        import resource
-    except ImportError:  # of Windows
-        return None
+def _limit(name: str) -> tuple[int, int]:
     soft, hard = resource.getrlimit(getattr(resource, name))
     return soft, hard
 

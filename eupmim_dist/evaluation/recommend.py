@@ -15,7 +15,7 @@ import torch
 
 from eupmim_dist.data.audience import Audience
 from eupmim_dist.data.batch import UserBatch
-from eupmim_dist.data.heldout import HeldOut, Ragged, held_out
+from eupmim_dist.data.heldout import HeldOut, Ragged, grouped_range, held_out
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.tables import has_titles, read_table
 from eupmim_dist.errors import UserError
@@ -31,7 +31,7 @@ from eupmim_dist.evaluation.runner import (
 )
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.scorers.interface import ListScorer, recommends
-from eupmim_dist.evaluation.topn import NO_ITEM
+from eupmim_dist.evaluation.topn import NO_ITEM, gather_rows
 from eupmim_dist.evaluation.why import Reasons, left_out, nearest
 from eupmim_dist.parallel.agreement import agreed
 from eupmim_dist.telemetry.progress import task_progress
@@ -126,11 +126,10 @@ def _scorer(trained: Assembled, wanted: Wanted) -> InterestScorer | ListScorer:
 def _ranked(
     trained: Assembled, scorer: InterestScorer | ListScorer, audience: Audience, first: int, stop: int, wanted: Wanted
 ) -> Block:
+    if isinstance(scorer, ListScorer):
+        return _listed(trained, scorer, audience, first, stop, wanted)
     users, number = _histories(trained, audience, first, stop), stop - first
     excluded = excluded_items(users.seen, number, wanted.exclude_seen, exclude_padding=True)
-    if isinstance(scorer, ListScorer):
-        written, ranked = (part.cpu() for part in scorer.scored_lists(users, excluded, wanted.num))
-        return Block(first, ranked.numpy(), written.numpy(), torch.zeros_like(ranked).numpy())
     ranked = varied_top_n(scorer, users, excluded, wanted.num, number, trained.world, wanted.variety)
     reasons, batch = None, users.batch
     assert isinstance(batch, UserBatch), "interests are of a history"
@@ -143,6 +142,17 @@ def _ranked(
             found = left_out(scorer, batch, ranked[:, 0], scores[:, 0]).cpu()
             reasons = Reasons(found.items[:, None], found.weights[:, None])
     return Block(first, ranked.cpu().numpy(), scores.cpu().numpy(), interests.cpu().numpy(), reasons)
+
+
+def _listed(trained: Assembled, scorer: ListScorer, audience: Audience, first: int, stop: int, wanted: Wanted) -> Block:
+    """Each rank has its own users listed, and all get all lists: no item is needed of another rank."""
+    world, number = trained.world, stop - first
+    begin, end = grouped_range(number, scorer.group, world.rank, world.size)
+    users = _histories(trained, audience, first + begin, first + end)
+    excluded = excluded_items(users.seen, end - begin, wanted.exclude_seen, exclude_padding=True)
+    most = grouped_range(number, scorer.group, 0, world.size)[1]
+    scores, ranked = (gather_rows(part, most, world).cpu() for part in scorer.scored_lists(users, excluded, wanted.num))
+    return Block(first, ranked.numpy(), scores.numpy(), torch.zeros_like(ranked).numpy())
 
 
 def _histories(trained: Assembled, audience: Audience, first: int, stop: int) -> HeldOut:

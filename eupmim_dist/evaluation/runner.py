@@ -18,7 +18,7 @@ from eupmim_dist.evaluation.metrics import MetricSums
 from eupmim_dist.evaluation.protocols import PROTOCOLS, Protocol
 from eupmim_dist.evaluation.scorers.interests import InterestScorer
 from eupmim_dist.evaluation.scorers.interface import ListScorer, Ranking, Scorer, make_scorer
-from eupmim_dist.evaluation.topn import gather_rows, scored_top_n, top_n
+from eupmim_dist.evaluation.topn import gather_rows, top_n
 from eupmim_dist.models.interface import Model
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.progress import task_progress
@@ -114,7 +114,8 @@ def evaluate_scorer(
                 protocol.exclude_history and exclude_seen,
                 protocol.exclude_padding,
             )
-            candidates = _candidates(chunk, store.num_item_rows) if protocol.candidates == "negatives" else None
+            among = protocol.candidates == "negatives"
+            candidates = negatives_and_target(chunk, store.num_item_rows) if among else None
             ranked = varied_top_n(scorer, chunk, excluded, max(cutoffs), block, world, variety, candidates)
             of_users = sums.add(ranked, chunk.targets)
             if used is not None:
@@ -157,14 +158,14 @@ def varied_top_n(
             raise UserError("--diversity: re-ranks by scores, and this model gives lists; leave it out")
         return scorer.scored_lists(users, excluded, num, candidates)[1]
     if variety is None or not variety.strength:
-        return top_n(scorer, users, excluded, num, block, world, candidates)
+        return top_n(scorer, users, excluded, num, block, world, candidates)[1]
     wanted = min(CANDIDATES * num, len(variety.categories) - 1)
-    scores, ids = scored_top_n(scorer, users, excluded, wanted, block, world, candidates)
+    scores, ids = top_n(scorer, users, excluded, wanted, block, world, candidates)
     categories = variety.categories.to(ids.device)
     return diversify(scores[:, 0], ids[:, 0], categories, variety.strength, num)[:, None]
 
 
-def _candidates(users: HeldOut, num_item_rows: int) -> Ragged:
+def negatives_and_target(users: HeldOut, num_item_rows: int) -> Ragged:
     """The negatives of each user and his targets."""
     assert users.negatives is not None, "check_protocols makes sure"
     both = (users.negatives, users.targets)

@@ -30,25 +30,13 @@ def top_n(
     block: int,
     world: World,
     candidates: Ragged | None = None,
-) -> Tensor:
-    """The best `num` items of each list, best first, ties by smaller id: int64 [b, S, num], NO_ITEM past the end.
+) -> tuple[Tensor, Tensor]:
+    """The best `num` items of each list, best first, ties by smaller id: their scores, float64 [b, S, num], minus
+    infinity past the end, and they themselves, int64 [b, S, num], NO_ITEM there.
 
     `block` is the most users that any rank has in this chunk. With `candidates`, as `Ragged.distinct` gives them,
     nothing else is ranked, excluded or not. Collective.
     """
-    return scored_top_n(scorer, users, excluded, num, block, world, candidates)[1]
-
-
-def scored_top_n(
-    scorer: Scorer,
-    users: HeldOut,
-    excluded: Ragged,
-    num: int,
-    block: int,
-    world: World,
-    candidates: Ragged | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The scores of the best items, float64 [b, S, num], minus infinity past the end; and the items, as `top_n`."""
     query = all_gather(_pad(scorer.query(users), block), world)
     gathered = _gather_pairs(excluded if candidates is None else candidates, block, world)
     if candidates is None:

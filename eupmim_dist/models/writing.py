@@ -20,6 +20,8 @@ Draft = Any
 class Writer(Model):
     start_token: int
     """What every answer begins with, before its first token."""
+    num_tokens: int
+    """V."""
 
     @abstractmethod
     def read(self, rows: Rows, batch: Any) -> Draft:

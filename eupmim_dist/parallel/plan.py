@@ -126,11 +126,10 @@ def make_plan(
                 ]
                 keys[place].append((columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)).reshape(-1))
                 blocks[place].append(UseBlock(number, samples, {name: ids.shape for name, ids in together.items()}))
+        every = [np.concatenate(k) if len(k) > 2 else k[-1] for k in keys]
+        found = [distinct(k, group.end) for group, k in zip(groups, every, strict=True)]
     except Exception as error:  # whatever it is, the other ranks must hear of it
-        problem = error
-    found = [
-        distinct(np.concatenate(k) if len(k) > 2 else k[-1], group.end) for group, k in zip(groups, keys, strict=True)
-    ]
+        problem, found = error, [distinct(k[0], group.end) for group, k in zip(groups, keys, strict=True)]
     plans = [_local_plan(*of_group, exchange.world) for of_group in zip(blocks, found, strict=True)]
     if exchange.world.size > 1:
         stop = _plan_with_others(plans, groups, found, problem, stop, route, exchange)

@@ -133,7 +133,7 @@ def _ranked(trained: Assembled, scorer: InterestScorer, chunk: HeldOut, num: int
     number, exclude_seen = len(chunk), trained.config.evaluation.exclude_seen
     excluded = excluded_items(chunk.seen, number, exclude_seen, exclude_padding=True)
     num = min(num, trained.store.num_item_rows - 1)
-    return top_n(scorer, chunk, excluded, num, number, trained.world).cpu()
+    return top_n(scorer, chunk, excluded, num, number, trained.world)[1].cpu()
 
 
 def _served(

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.config.load import parse_config
+from eupmim_dist.data.audience import whole_split
 from eupmim_dist.evaluation.explanations import evaluate_explanations
+from eupmim_dist.evaluation.recommend import Wanted, recommendations
 from eupmim_dist.evaluation.runner import excluded_items, held_out_users, ranking_mode, scorer_of
 from eupmim_dist.evaluation.scorers.interface import ListScorer
 from eupmim_dist.evaluation.topn import gather_rows
@@ -70,6 +72,8 @@ def trained(values: dict[str, Any], more: bool = True) -> dict[str, Any]:
     told = evaluate_explanations(run, "test")
     assert told.texts is not None
     found = {"before": lists_of(run), "likeness": told.metrics, "texts": told.texts["written"].to_list()}
+    everybody, wanted = whole_split(store, None), Wanted(5)
+    found["recommended"] = [each.as_dict()["items"] for each in recommendations(run, everybody, wanted)]
     found |= {"losses": losses_of(run, NUM_STEPS), "after": lists_of(run)}
     found |= {name: p.detach().clone() for name, p in run.model.named_parameters()}
     found |= of_tables(run, {name: shard.weight for name, shard in run.tables.shards.items()})
@@ -99,7 +103,8 @@ def test_any_number_of_ranks_trains_and_writes_what_one_does(tmp_path: Path) -> 
         ranks = run_ranks(size, train, values, timeout=240)
         first = ranks[0]
         assert all(torch.equal(*pair) for pair in zip(first["before"], one["before"], strict=True))
-        assert (first["likeness"], first["texts"]) == (one["likeness"], one["texts"])
+        for name in ("likeness", "texts", "recommended"):
+            assert first[name] == one[name]
         for name in {"losses", "padding"} & first.keys():
             assert torch.allclose(first[name], one[name], rtol=1e-5), (size, name)
         (scores, items), (expected, of_one) = first["after"], one["after"]
@@ -108,5 +113,5 @@ def test_any_number_of_ranks_trains_and_writes_what_one_does(tmp_path: Path) -> 
         no_other, past_the_end = torch.full_like(gap[:, :1], torch.inf), torch.zeros_like(gap[:, :1])
         ties = torch.cat([no_other, gap, past_the_end], dim=1).unfold(1, 2, 1).amin(2) < NEAR
         assert (ties | (items == of_one)).all(), "what differs are near ties"
-        for name in one.keys() - {"before", "likeness", "texts", "losses", "after", "padding"}:
+        for name in one.keys() - {"before", "likeness", "texts", "recommended", "losses", "after", "padding"}:
             assert torch.allclose(joined(ranks, name), joined([one], name), rtol=1e-3, atol=2e-4), (size, name)

@@ -22,7 +22,7 @@ from eupmim_dist.data.heldout import HeldOutUsers, grouped_range
 from eupmim_dist.data.prompts.templates import KINDS
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.explanations import evaluate_explanations
-from eupmim_dist.evaluation.runner import _candidates, evaluate_model, excluded_items, scorer_of
+from eupmim_dist.evaluation.runner import evaluate_model, excluded_items, negatives_and_target, scorer_of
 from eupmim_dist.evaluation.scorers import beams
 from eupmim_dist.evaluation.scorers.beams import BeamScorer
 from eupmim_dist.models.elmrec.model import Elmrec
@@ -102,7 +102,7 @@ def lists_of(run: Run, scorer: BeamScorer, world_size: int, direct: bool) -> tup
                 group=scorer.group,
             )
             chunk = users.chunk(index)
-            candidates = _candidates(chunk, ITEMS + 1) if direct else None
+            candidates = negatives_and_target(chunk, ITEMS + 1) if direct else None
             excluded = excluded_items(chunk.seen, len(chunk), True, True)
             assert len(chunk) <= users.block(index)
             found.append(scorer.scored_lists(chunk, excluded, 5, candidates))

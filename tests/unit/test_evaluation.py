@@ -20,10 +20,10 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation import topn
 from eupmim_dist.evaluation.protocols import PROTOCOLS
 from eupmim_dist.evaluation.runner import (
-    _candidates,
     evaluate_model,
     evaluate_scorer,
     held_out_users,
+    negatives_and_target,
     ranking_of,
     scorer_of,
 )
@@ -222,7 +222,7 @@ def test_ties_go_to_the_smaller_id_whatever_the_blocks(
     monkeypatch.setattr(topn, "ITEM_BLOCK", block)
     assembled.config.evaluation.batch_size = 8
     chunk = held_out_users(assembled, "test").chunk(0)
-    ranked = topn.top_n(FewLevels(), chunk, chunk.seen, 9, 8, WORLD)
+    ranked = topn.top_n(FewLevels(), chunk, chunk.seen, 9, 8, WORLD)[1]
     for user, (seen, _) in enumerate(histories(assembled.store, "test")):
         scores = np.array([(7 * item + user) % 4 for item in range(61)])
         assert ranked[user, 0].tolist() == plain.top_list(scores, seen, 9)
@@ -246,9 +246,9 @@ def test_candidates_are_ranked_in_no_order_but_the_scores_whatever_the_blocks(
         chunk = users.chunk(index)
         assert chunk.negatives is not None
         turned = Ragged(chunk.negatives.user.flip(0), chunk.negatives.item.flip(0))
-        both = [_candidates(replace(chunk, negatives=some), 61) for some in (chunk.negatives, turned)]
+        both = [negatives_and_target(replace(chunk, negatives=some), 61) for some in (chunk.negatives, turned)]
         number, scorer = len(chunk), FewLevels() if exact else Doubles()
-        lists = [topn.top_n(scorer, chunk, chunk.seen, 20, number, WORLD, some) for some in both]
+        lists = [topn.top_n(scorer, chunk, chunk.seen, 20, number, WORLD, some)[1] for some in both]
         assert torch.equal(*lists)
         for user in range(number):
             allowed = set(both[0].item[both[0].user == user].tolist())
@@ -305,7 +305,7 @@ def test_lists_end_where_nothing_is_left_to_recommend(tmp_path: Path) -> None:
     users = held_out_users(setup, "test")
     popularity = make_scorer("popularity", ranking_of(setup))
     chunk = users.chunk(0)
-    ranked = topn.top_n(popularity, chunk, chunk.seen, 12, len(users.users), WORLD)
+    ranked = topn.top_n(popularity, chunk, chunk.seen, 12, len(users.users), WORLD)[1]
     for user, (seen, _) in enumerate(histories(store, "test")):
         kept = [item for item in ranked[user, 0].tolist() if item != topn.NO_ITEM]
         assert len(kept) == min(12, 13 - len(seen))

@@ -55,7 +55,7 @@ def test_there_are_as_many_wordings_as_the_authors_have() -> None:
 @pytest.mark.parametrize("name", ["pieces", PLAIN])
 def test_a_name_is_one_word_to_its_last_digit_in_all_wordings(tokenizer: str, name: str) -> None:
     vocabulary = load_vocabulary(tokenizer if name == "pieces" else PLAIN)
-    backend = vocabulary._tokenizer.backend_tokenizer
+    backend = vocabulary.tokenizer.backend_tokenizer
     generator = np.random.default_rng(0)
     punctuated = [
         "{user}, {items}.",
@@ -75,7 +75,7 @@ def test_a_name_is_one_word_to_its_last_digit_in_all_wordings(tokenizer: str, na
             numbers = {("user", user + 1): USER_WORD}
             numbers |= {("item", int(item)): FIRST_ITEM_WORD + k for k, item in enumerate(items)}
             prompts.append(prompt)
-            strings = vocabulary._tokenizer.convert_ids_to_tokens(backend.encode(prompt.text).ids)
+            strings = vocabulary.tokenizer.convert_ids_to_tokens(backend.encode(prompt.text).ids)
             expected.append(word_ids(strings, numbers))
             tokens.append(backend.encode(prompt.text).ids)
         found, words = tokenise(vocabulary, prompts, 512, lambda _: ("", ""))
@@ -87,7 +87,7 @@ def test_a_name_is_one_word_to_its_last_digit_in_all_wordings(tokenizer: str, na
 
 def test_the_tokenizer_of_the_test_cuts_names_as_a_real_one_does(tokenizer: str) -> None:
     vocabulary = load_vocabulary(tokenizer)
-    tokens = vocabulary._tokenizer.convert_ids_to_tokens(vocabulary.tokens("item_8668, item_33."))
+    tokens = vocabulary.tokenizer.convert_ids_to_tokens(vocabulary.tokens("item_8668, item_33."))
     assert any(token[0].isdigit() and token[-1] in ",." for token in tokens), tokens
 
 

@@ -27,7 +27,7 @@ class Vocabulary:
 
     def __init__(self, name: str, tokenizer: Any) -> None:
         """`tokenizer` is transformers' PreTrainedTokenizerFast. Raises UserError for one that cannot write ids."""
-        self.name, self._tokenizer = name, tokenizer
+        self.name, self.tokenizer = name, tokenizer
         if not tokenizer.is_fast:
             raise UserError(f"task.tokenizer: {name}: is no fast tokenizer, which has a tokenizer.json; use one")
         if tokenizer.eos_token_id is None:
@@ -50,14 +50,14 @@ class Vocabulary:
 
     def __len__(self) -> int:
         """One more than the largest token."""
-        return max(self._tokenizer.get_vocab().values()) + 1
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     def part(self, text: str) -> "Part":
         """The tokens of a text without spaces, without an end."""
         if (part := self._parts.get(text)) is None:
             if len(self._parts) >= MOST_PARTS:
                 self._parts = {}
-            part = Part(self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
+            part = Part(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
             self._parts[text] = part
         return part
 
@@ -74,7 +74,7 @@ class Vocabulary:
             )
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(
+        text: str = self.tokenizer.decode(
             tokens,
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,  # words stay apart from what people wrote apart from them

@@ -69,13 +69,14 @@ class BeamScorer(ListScorer):
     def _written(self, users: HeldOut, excluded: Ragged, num: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The best of all items, by beam search."""
         assert isinstance(users.batch, PromptBatch)
-        pairs, these = excluded.distinct(len(self.trie.path)), self.these is not None
+        pairs, these = excluded.distinct(len(self.trie.path)), self.these
         pairs = Ragged(pairs.user[pairs.item > 0], pairs.item[pairs.item > 0])  # padding is never written
-        if self.these is not None:
-            pairs = _without(Ragged(*torch.cartesian_prod(torch.arange(len(users)), self.these).T), pairs)
         beams = num + self.more
         for first, stop, draft in drafts(self.model, self.tables, users.batch, lambda *_: beams):
-            allowed = Allowed(self.trie, _between(pairs, first, stop), these=these)
+            of_users = _between(pairs, first, stop)
+            if these is not None:
+                of_users = _without(Ragged(*torch.cartesian_prod(torch.arange(stop - first), these).T), of_users)
+            allowed = Allowed(self.trie, of_users, these=these is not None)
             scores, items = beam_search(self.model, draft, stop - first, self.trie, beams, allowed)
             yield scores[:, :num], items[:, :num]
 
@@ -135,7 +136,7 @@ def drafts(
     rows: Rows = tables.lookup(model.uses(prompts)).rows[0]
     for start in range(0, len(prompts), GROUP):
         end = min(start + GROUP, len(prompts))
-        together = max(1, min(GROUP, MOST_SCORES // (most_nodes(start, end) * model.shape.num_tokens)))
+        together = max(1, min(GROUP, MOST_SCORES // (most_nodes(start, end) * model.num_tokens)))
         for first in range(start, end, together):
             stop = min(first + together, end)
             part = prompts.samples(first, stop).trimmed().to(tables.world.device)

@@ -42,6 +42,7 @@ class Elmrec(Writer):
         self.config, self.shape, self.dim = config, shape, config.dim
         self.t5 = build_t5(config, shape.num_tokens)
         self.start_token = self.t5.config.decoder_start_token_id
+        self.num_tokens = self.t5.config.vocab_size
         self.prompts = nn.Parameter(torch.randn(len(KINDS), config.num_prompts, config.dim))
         longest = shape.num_words if config.words == "places" else FIRST_ITEM_WORD + shape.history_length
         self.places = nn.Embedding(longest, config.dim)  # by word, NO_WORD included
