@@ -8,7 +8,7 @@ import torch
 
 from eupmim_dist.bench.gpu import check, kernels, program, ranking, training
 from eupmim_dist.bench.gpu.check import CHECKS, Check, run_checks
-from eupmim_dist.bench.gpu.sizes import ON_CPU, NotHere, config_for
+from eupmim_dist.bench.gpu.sizes import ON_CPU, NotHere, Wrong, config_for
 from eupmim_dist.models.layers import attention
 from eupmim_dist.parallel import merge, world
 from eupmim_dist.parallel.merge import lack_of_triton
@@ -42,8 +42,9 @@ def test_a_curve_that_is_off_is_a_failure(place: Path, monkeypatch: pytest.Monke
         return {"sgd device": [8.0, 7.0 if len(seen) == 1 else 7.01]}
 
     monkeypatch.setattr(training, "_curves_elsewhere", curves)
-    with pytest.raises(AssertionError, match=r"sgd device, float32: a loss is off by 1.4e-03 of the CPU's"):
+    with pytest.raises(Wrong, match=r"sgd device, float32: a loss is off by 1.4e-03 of the CPU's") as wrong:
         training.curves_agree(place, ON_CPU)
+    assert set(wrong.value.figures["largest difference of a loss"]) == {"sgd device float32", "sgd device bf16"}
     assert [*seen[0], *seen[1]] == ["ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION"]
 
 
@@ -69,10 +70,11 @@ def test_verdicts_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     monkeypatch.setitem(CHECKS, "attention", Check("kernels", "attention", 1))
     outcomes = list(run_checks(tmp_path, ["speed", "curves", "attention"], 1000))
-    assert [outcome.verdict for outcome in outcomes] == ["PASS", "FAIL", "FAIL"]
-    assert outcomes[0].figures == {"a": 1}
-    assert outcomes[1].reason == "ended with 1: broken"
-    assert outcomes[2].reason.startswith("not done after 1 s")
+    found = {outcome.name: outcome for outcome in outcomes}
+    assert [found[name].verdict for name in ("speed", "curves", "attention")] == ["PASS", "FAIL", "FAIL"]
+    assert found["speed"].figures == {"a": 1}
+    assert found["curves"].reason == "ended with 1: broken"
+    assert found["attention"].reason.startswith("not done after 1 s")
     [late] = run_checks(tmp_path, ["speed"], 0)
     assert late.verdict == "LATE"
 
@@ -90,7 +92,7 @@ def test_what_a_check_says_of_itself(place: Path, tmp_path: Path, monkeypatch: p
 
 def test_a_check_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line("bench gpu --only attentoin") == 2
-    assert "'attentoin' is none of machine, attention" in capsys.readouterr().err
+    assert "'attentoin' is none of machine, curves" in capsys.readouterr().err
 
 
 def test_every_check_is_a_function() -> None:

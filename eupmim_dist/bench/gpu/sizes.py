@@ -1,5 +1,6 @@
 """What the checks of a device are given, and what they say when there is nothing to check."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ Figures = dict[str, Any]
 
 class NotHere(Exception):
     """The check cannot be made on this machine; says why."""
+
+
+class Wrong(AssertionError):
+    """Something that a check found wrong, beside all that it measured."""
+
+    def __init__(self, found: Sequence[str], figures: Figures) -> None:
+        super().__init__("; ".join(found))
+        self.figures = figures
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.bench.gauges import now, peak_bytes, start_of_peak
-from eupmim_dist.bench.gpu.sizes import ON_GPU, Figures, NotHere, Sizes, config_for
+from eupmim_dist.bench.gpu.sizes import ON_GPU, Figures, NotHere, Sizes, Wrong, config_for
 from eupmim_dist.config.schema import Config
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
 from eupmim_dist.parallel.prefetch import Prefetcher
@@ -64,15 +64,19 @@ def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
 def curves_agree(place: Path, sizes: Sizes) -> Figures:
     """The CPU's losses, the device's in float32 and in bf16, each in a process of its own."""
     wanted = _curves_elsewhere(place, sizes, {"ACCELERATE_USE_CPU": "1"})
-    figures: Figures = {}
+    apart: dict[str, float] = {}
+    figures, wrong = {"largest difference of a loss": apart}, []
     for precision, tolerance in (("no", FLOAT32_TOLERANCE), ("bf16", BFLOAT16_TOLERANCE)):
         found = _curves_elsewhere(place, sizes, {"ACCELERATE_MIXED_PRECISION": precision})
         name = "float32" if precision == "no" else precision
         for case, losses in found.items():
             off = max(abs(a - b) / abs(b) for a, b in zip(losses, wanted[case], strict=True))
-            figures[f"{case} {name}"] = off
-            assert off <= tolerance, f"{case}, {name}: a loss is off by {off:.1e} of the CPU's, {tolerance:.0e} allowed"
-    return {"largest difference of a loss": figures}
+            apart[f"{case} {name}"] = off
+            if not off <= tolerance:
+                wrong.append(f"{case}, {name}: a loss is off by {off:.1e} of the CPU's, {tolerance:.0e} allowed")
+    if wrong:
+        raise Wrong(wrong, figures)
+    return figures
 
 
 def _curves_elsewhere(place: Path, sizes: Sizes, environment: dict[str, str]) -> dict[str, list[float]]:
@@ -131,7 +135,8 @@ def no_waiting(place: Path, sizes: Sizes) -> Figures:
         where.update(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found)
     told = {"waits a step": waits, "where": dict(where.most_common(8))}
     unwanted = [case for case, number in waits.items() if number and case.endswith("device")]
-    assert not unwanted, f"the host waits for the GPU with {', '.join(unwanted)}: {told['where']}"
+    if unwanted:
+        raise Wrong([f"the host waits for the GPU with {', '.join(unwanted)}"], told)
     return told
 
 
