@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from eupmim_dist import __version__
 from eupmim_dist.checkpoint.layout import complete_steps, step_dir, step_dirs
 from eupmim_dist.checkpoint.state import host_copies, not_finite, readable_failures, training_tensors
 from eupmim_dist.checkpoint.writer import CheckpointWriter, remove
@@ -110,7 +110,7 @@ def describe(assembled: Assembled, step: int, training: dict[str, Any]) -> dict[
             "attributes": [attribute.as_manifest() for attribute in assembled.store.attributes],
             **of_items,
         },
-        "versions": {"eupmim-dist": version("eupmim-dist"), "torch": torch.__version__, **origins(assembled.config)},
+        "versions": {"eupmim-dist": __version__, "torch": torch.__version__, **origins(assembled.config)},
     }
 
 

@@ -2,8 +2,8 @@
 
 The queries go to the shards; each rank keeps the best N of its own rows for every query and sends them back to
 the query's rank, which merges W short lists. Excluded items are masked where they live, so N per rank are enough.
-Memory of a rank, beyond its rows: two int64 per item of its own, scores of G queries x S lists x ITEM_BLOCK items, and
-G x S x N results.
+Memory of a rank, beyond its rows: two int64 per item of its own, scores of G queries x S lists x a block of items
+(`item_block`), and G x S x N results.
 
 b users of this rank, G = W * ceil(chunk / W) users of the chunk, S lists per user, N length of a list.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.data.heldout import HeldOut, Ragged
-from eupmim_dist.evaluation.scorers.interface import ITEM_BLOCK, Scorer
+from eupmim_dist.evaluation.scorers.interface import Scorer, item_block
 from eupmim_dist.parallel.collectives import all_gather, all_to_all
 from eupmim_dist.parallel.world import World
 
@@ -74,8 +74,9 @@ def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tu
     position = torch.searchsorted(scorer.item_ids, excluded.item)
     owned = _take(scorer.item_ids, position) == excluded.item
     best: tuple[Tensor, Tensor] | None = None
-    for start in range(0, max(num_items, 1), ITEM_BLOCK):
-        stop = min(start + ITEM_BLOCK, num_items)
+    block = item_block(len(query), query.device)
+    for start in range(0, max(num_items, 1), block):
+        stop = min(start + block, num_items)
         scores = scorer.scores(query, start, stop)
         here = owned & (position >= start) & (position < stop)
         scores.transpose(1, 2)[excluded.user[here], position[here] - start] = -torch.inf

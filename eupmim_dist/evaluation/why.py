@@ -38,7 +38,7 @@ def left_out(scorer: InterestScorer, batch: UserBatch, ranked: Tensor, scores: T
     lowers the score count. ranked int64 [b, N] and their scores [b, N] -> [b, N, M]; collective.
     """
     length = batch.history.shape[1]
-    together = max(1, USERS_AT_A_TIME // length)
+    together = max(1, USERS_AT_A_TIME[scorer.world.device.type] // length)
     falls = [
         _falls(scorer, batch.samples(first, first + together), ranked[first : first + together])
         for first in range(0, max(len(batch), 1), together)

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from eupmim_dist import assemble
+from eupmim_dist import __version__, assemble
 from eupmim_dist.arguments import StoreLike, path_of, several, store_dir
 from eupmim_dist.checkpoint.changes import changes_of
 from eupmim_dist.data.store import InteractionStore
@@ -142,7 +141,7 @@ def _content(
         bytes_sent=[bytes_sent(run.metrics) for run in runs],
         differences=differences([run.config for run in runs]),
         notes=notes,
-        version=version("eupmim-dist"),
+        version=__version__,
     )
 
 

@@ -219,7 +219,7 @@ class FewLevels(Scorer):
 def test_ties_go_to_the_smaller_id_whatever_the_blocks(
     assembled: Assembled, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topn, "ITEM_BLOCK", block)
+    monkeypatch.setattr(interface, "ITEM_BLOCK", block)
     assembled.config.evaluation.batch_size = 8
     chunk = held_out_users(assembled, "test").chunk(0)
     ranked = topn.top_n(FewLevels(), chunk, chunk.seen, 9, 8, WORLD)[1]
@@ -290,7 +290,7 @@ def test_memory_is_bounded_by_a_block_of_items(assembled: Assembled, monkeypatch
     class ManyItems(FewLevels):
         item_ids = torch.arange(num_items)
 
-    monkeypatch.setattr(topn, "ITEM_BLOCK", 1000)
+    monkeypatch.setattr(interface, "ITEM_BLOCK", 1000)
     assembled.config.evaluation.batch_size = num_users
     chunk = held_out_users(assembled, "test").chunk(0)
     with LargestTensor() as seen:

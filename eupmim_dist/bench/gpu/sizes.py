@@ -81,7 +81,7 @@ def config_for(store: Path, sizes: Sizes, **changes: Any) -> Config:
         "data": {"dir": str(store)},
         "task": {"history_length": sizes.history},
         "model": {"name": "eupmim", "dim": sizes.dim, "num_heads": 2, "dropout": 0.0, "attention_dropout": 0.0},
-        "objective": {"num_negatives": 10},
+        "objective": {},
         "train": {
             "global_batch_size": sizes.batch,
             "max_steps": sizes.steps,
@@ -94,4 +94,6 @@ def config_for(store: Path, sizes: Sizes, **changes: Any) -> Config:
     for key, value in changes.items():
         section, _, name = key.partition("__")
         values.setdefault(section, {})[name] = value
+    if values["objective"].get("name", "sampled_softmax") == "sampled_softmax":
+        values["objective"].setdefault("num_negatives", 10)
     return parse_config(values, "bench gpu")

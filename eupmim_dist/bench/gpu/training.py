@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,10 @@ from eupmim_dist.train.step import prepare_step, train_step
 FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 3e-2
 """Of a loss, in relation to the CPU's in float32: sums in another order, and 8 bits in place of 24."""
 PROFILED_STEPS = 10
+SHORT = 10
+"""Histories where a CPU computes the same."""
+LARGEST_MICRO_BATCH = 16_384
+"""What a GPU of 80 GB has memory for; larger batches are accumulated."""
 
 
 def _run(config: Config, world: World) -> Run:
@@ -54,7 +59,8 @@ def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
     for optimizer, memory in product(TABLE_OPTIMIZERS, ("device", "host")):
         if (optimizer, memory) == ("exact", "host"):  # is refused: it moves every row
             continue
-        config = config_for(place / "store", sizes, tables__optimizer=optimizer, tables__memory=memory)
+        changes = {"tables__optimizer": optimizer, "tables__memory": memory, "task__history_length": SHORT}
+        config = config_for(place / "store", sizes, **changes)
         run = _run(config, world)
         with _prefetcher(run, sizes.steps) as batches:
             found[f"{optimizer} {memory}"] = torch.stack(_steps(run, batches, sizes.steps)).tolist()
@@ -63,14 +69,17 @@ def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
 
 def curves_agree(place: Path, sizes: Sizes) -> Figures:
     """The CPU's losses, the device's in float32 and in bf16, each in a process of its own."""
-    wanted = _curves_elsewhere(place, sizes, {"ACCELERATE_USE_CPU": "1"})
+    ways = {"CPU": {"ACCELERATE_USE_CPU": "1"}} | {
+        name: {"ACCELERATE_MIXED_PRECISION": name} for name in ("no", "bf16")
+    }
+    with ThreadPoolExecutor(len(ways) if (os.cpu_count() or 1) > len(ways) else 1) as pool:
+        found = dict(zip(ways, pool.map(partial(_curves_elsewhere, place, sizes), ways.values()), strict=True))
     apart: dict[str, float] = {}
     figures, wrong = {"largest difference of a loss": apart}, []
     for precision, tolerance in (("no", FLOAT32_TOLERANCE), ("bf16", BFLOAT16_TOLERANCE)):
-        found = _curves_elsewhere(place, sizes, {"ACCELERATE_MIXED_PRECISION": precision})
         name = "float32" if precision == "no" else precision
-        for case, losses in found.items():
-            off = max(abs(a - b) / abs(b) for a, b in zip(losses, wanted[case], strict=True))
+        for case, losses in found[precision].items():
+            off = max(abs(a - b) / abs(b) for a, b in zip(losses, found["CPU"][case], strict=True))
             apart[f"{case} {name}"] = off
             if not off <= tolerance:
                 wrong.append(f"{case}, {name}: a loss is off by {off:.1e} of the CPU's, {tolerance:.0e} allowed")
@@ -80,7 +89,7 @@ def curves_agree(place: Path, sizes: Sizes) -> Figures:
 
 
 def _curves_elsewhere(place: Path, sizes: Sizes, environment: dict[str, str]) -> dict[str, list[float]]:
-    file = place / "curves.json"
+    file = place / f"curves-{'-'.join(environment.values())}.json"
     code = (
         "import json, sys; from pathlib import Path; from eupmim_dist.bench.gpu import sizes, training\n"
         "place, file, name = sys.argv[1:]\n"
@@ -145,7 +154,12 @@ def speed(place: Path, sizes: Sizes) -> Figures:
     world = init_world()
     figures: Figures = {}
     for number in sizes.batches:
-        changes = {"train__global_batch_size": number, "model__dropout": 0.1, "tables__optimizer": "lazy_adam"}
+        changes = {
+            "train__global_batch_size": number,
+            "train__accumulation": -(-number // LARGEST_MICRO_BATCH),
+            "model__dropout": 0.1,
+            "tables__optimizer": "lazy_adam",
+        }
         config = config_for(place / "store", sizes, **changes)
         start = start_of_peak(world.device)
         run = _run(config, world)

@@ -24,7 +24,14 @@ from eupmim_dist.parallel.world import World
 from eupmim_dist.tasks.interface import Task
 
 ITEM_BLOCK = 8192
-"""Items scored at a time."""
+"""Items scored at a time on a CPU, in whose cache their scores stay."""
+GPU_SCORES = 1 << 27
+"""Scores of a list each that a GPU is given at a time: it is launching kernels that takes it long."""
+
+
+def item_block(lists: int, device: torch.device) -> int:
+    """Items scored at a time for so many queries."""
+    return ITEM_BLOCK if device.type == "cpu" else max(ITEM_BLOCK, GPU_SCORES // max(lists, 1))
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,9 @@ class Scorer(ABC):
         number of ranks. Here they are taken from those of all items, which have to be in float64.
         """
         found = torch.zeros(positions.shape, dtype=torch.float64, device=positions.device)
-        for start in range(0, len(self.item_ids), ITEM_BLOCK):
-            scores = self.scores(query, start, min(start + ITEM_BLOCK, len(self.item_ids)))
+        block = item_block(len(query), query.device)
+        for start in range(0, len(self.item_ids), block):
+            scores = self.scores(query, start, min(start + block, len(self.item_ids)))
             if scores.dtype != torch.float64:
                 raise NotImplementedError("a scorer with float32 scores has exact ones too")
             place = positions - start
