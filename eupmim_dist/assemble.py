@@ -39,6 +39,7 @@ from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.progress import in_bytes
 from eupmim_dist.telemetry.trackers import check_trackers
 from eupmim_dist.train.check import check_parts
+from eupmim_dist.train.compiled import compile_network
 from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.room import check_room, room_of
 from eupmim_dist.train.state import Assembled, Progress, Run, Setup
@@ -177,6 +178,7 @@ def assemble_run(
     set_weights(base)  # before the dense network is handed to what may copy it
     rate, l2 = config.train.learning_rate, config.train.l2
     adam = make_dense_optimizer(model.parameters(), config.train)
+    compile_network(model, config.train, world)
     return Run(
         config=config,
         world=world,

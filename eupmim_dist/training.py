@@ -41,6 +41,7 @@ from eupmim_dist.telemetry.progress import StepProgress, byte_progress, duration
 from eupmim_dist.telemetry.throughput import Throughput
 from eupmim_dist.telemetry.trackers import NO_TRACKERS, Trackers, tracking
 from eupmim_dist.train.callbacks import Callback, Callbacks
+from eupmim_dist.train.compiled import told_of_compiling
 from eupmim_dist.train.hooks import LogHook
 from eupmim_dist.train.loop import train
 from eupmim_dist.train.preemption import leaving_on_signal
@@ -109,6 +110,8 @@ def begin(
         run = assemble.assemble_run(config, world, store, set_weights)
         for line in [*assemble.describe(run), *taken]:
             log.info(line)
+        if (note := told_of_compiling(config.train, world)) is not None:
+            log.info(note)
         if world.device.type == "cuda" and (lack := lack_of_triton()):
             log.warning(f"each step waits for the GPU, as rows are updated by torch's operators: {lack}")
     if start.checkpoint:

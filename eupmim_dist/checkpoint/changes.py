@@ -40,6 +40,7 @@ ON_REQUEST = (
     "train.l2",
     "train.weight_decay",
     "train.accumulation",
+    "train.compile",
     "tables.learning_rate",
     "tables.weight_decay",
 )

@@ -7,12 +7,12 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
+from eupmim_dist import __version__
 from eupmim_dist.checkpoint.changes import FREE_KEYS, ON_REQUEST, Changed
 from eupmim_dist.checkpoint.layout import (
     CONFIG_FILE,
@@ -140,7 +140,7 @@ def forget_lost_best(run: Run, run_dir: Path) -> None:
 def write_config(run_dir: Path, config: Config) -> None:
     """The resolved configuration, with what it ran under as comments."""
     others = "".join(f", {package} {number}" for package, number in origins(config).items())
-    header = f"{HEADER} {version('eupmim-dist')}, torch {torch.__version__}, commit {commit()}{others}\n"
+    header = f"{HEADER} {__version__}, torch {torch.__version__}, commit {commit()}{others}\n"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

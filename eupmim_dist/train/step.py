@@ -13,6 +13,7 @@ from eupmim_dist.parallel.exchange import Connections
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.propagation import LeftOut
 from eupmim_dist.parallel.verdict import judge
+from eupmim_dist.train.compiled import begin_step
 from eupmim_dist.train.state import Outcome, Run
 
 
@@ -48,15 +49,17 @@ def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
     # Dropout is a function of (seed, step, rank), so resuming needs no generator state.
     torch.manual_seed(stream_key(run.config.seed, "dropout", step, run.world.rank))
     device, dense = run.world.device, run.dense
+    begin_step(run.config.train, run.world)
     lookup = run.tables.fetch(prepared.plan, prepared.left_out)
     catalogue = run.tables.catalogue() if run.objective.whole_catalogue else None
     shares: dict[str, Tensor] = {}
     for number, ((batch, candidates), rows) in enumerate(zip(prepared.micro_batches, lookup.rows, strict=True)):
         with dense.micro_batch(last=number == len(prepared.micro_batches) - 1):
             found: dict[str, Tensor] = dense.module(rows, batch.to(device), candidates.to(device), catalogue)
-            dense.backward(torch.stack(list(found.values())).sum())
-        for name, share in found.items():
-            shares[name] = shares[name] + share.detach() if name in shares else share.detach()
+            parts = torch.stack(list(found.values()))
+            dense.backward(parts.sum())
+        for name, share in zip(found, parts.detach(), strict=True):
+            shares[name] = shares[name] + share if name in shares else share
     gradients = dense.row_gradients(lookup, catalogue)
     max_norm = run.config.train.clip_norm
     verdict = judge(dense.gradients(), gradients, run.tables, max_norm, run.world, dense.partitioned)

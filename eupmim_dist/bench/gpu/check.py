@@ -26,7 +26,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 """What a pod of several may be started with; a check is a process alone."""
 
 
-ABREAST = max(1, (os.cpu_count() or 1) // 4)
+ABREAST = max(1, (os.cpu_count() or 1) // 2)
 """Checks at a time that time nothing: they wait for the processor, not for the GPU."""
 
 
@@ -49,12 +49,14 @@ CHECKS = {
     "groups": Check("program", "one_rank_groups", 120),
     "ranking": Check("ranking", "same_lists", 90),
     "resume": Check("program", "killed_and_resumed", 90),
+    "compiled": Check("training", "compiled_alike", 150),
     "attention": Check("kernels", "attention", 60),
     "large tables": Check("kernels", "large_tables", 60),
     "same bits": Check("training", "same_bits", 60),
     "no waiting": Check("training", "no_waiting", 60),
     "speed": Check("training", "speed", 120, timed=True),
     "tables": Check("kernels", "table_speed", 90, timed=True),
+    "fused speed": Check("training", "speed_of_fused", 150, timed=True),
     "evaluation": Check("ranking", "evaluation_speed", 120, timed=True),
     "several GPUs": Check("program", "several_gpus", 180, timed=True),
 }

@@ -3,6 +3,7 @@
 import importlib.util
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,6 +57,38 @@ def machine(place: Path, sizes: Sizes) -> Figures:
         "TF32": torch.get_float32_matmul_precision() != "highest" or (cuda and torch.backends.cudnn.allow_tf32),
         "copy GB/s": copy_bandwidth(world.device) / 1e9 if cuda else None,
         "bf16 TFLOP/s": 2 * side**3 / taken / 1e12,
+        "update of many rows, GB/s": _update_speed(world.device, sizes),
+    }
+
+
+def _update_speed(device: torch.device, sizes: Sizes) -> dict[str, float]:
+    """Bytes that an update of rows all over a table needs to read and write, by the time that it takes."""
+    rows, dim = sizes.bench_rows, sizes.dim
+    touched = torch.randperm(rows, device=device)[: rows // 16].sort().values
+    gradient = torch.randn(len(touched), dim, device=device)
+    table, first, second = (torch.zeros(rows, dim, device=device) for _ in range(3))
+    total, number = torch.zeros(rows, device=device), torch.ones((), device=device)
+    options = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0}
+    common = {"learning_rate": 0.1, "l2": 0.0}
+
+    def adagrad() -> None:
+        rowwise_adagrad_(table, total, touched, gradient, None, None, eps=1e-8, **common)
+
+    def adam() -> None:
+        lazy_adam_(table, first, second, touched, gradient, None, None, number, eps=1e-8, **common, **options)
+
+    def speed(update: Callable[[], None], floats: int) -> float:
+        """`floats`: read and written for each row."""
+        update()
+        started = now(device)
+        for _ in range(10):
+            update()
+        return 10 * 4 * floats * len(touched) / (now(device) - started) / 1e9
+
+    return {
+        "sgd": speed(lambda: sgd_(table, touched, gradient, None, None, **common), 3 * dim),
+        "rowwise_adagrad": speed(adagrad, 3 * dim + 2),
+        "lazy_adam": speed(adam, 7 * dim),
     }
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
@@ -60,7 +61,7 @@ def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
         if (optimizer, memory) == ("exact", "host"):  # is refused: it moves every row
             continue
         changes = {"tables__optimizer": optimizer, "tables__memory": memory, "task__history_length": SHORT}
-        config = config_for(place / "store", sizes, **changes)
+        config = config_for(place / "store", sizes, train__global_batch_size=sizes.batch // 2, **changes)
         run = _run(config, world)
         with _prefetcher(run, sizes.steps) as batches:
             found[f"{optimizer} {memory}"] = torch.stack(_steps(run, batches, sizes.steps)).tolist()
@@ -139,7 +140,7 @@ def no_waiting(place: Path, sizes: Sizes) -> Figures:
                 torch.cuda.set_sync_debug_mode("warn")
                 _steps(run, batches, PROFILED_STEPS)
                 torch.cuda.set_sync_debug_mode("default")
-        found = [warning for warning in caught if "synchroniz" in str(warning.message)]
+        found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
         waits[f"{objective} {memory}"] = len(found) / PROFILED_STEPS
         where.update(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found)
     told = {"waits a step": waits, "where": dict(where.most_common(8))}
@@ -149,12 +150,67 @@ def no_waiting(place: Path, sizes: Sizes) -> Figures:
     return told
 
 
+def compiled_alike(place: Path, sizes: Sizes) -> Figures:
+    """CUDA graphs change no bit of a training, of one or several micro-batches; fused kernels its losses a little."""
+    world = init_world()
+    if world.device.type != "cuda":
+        raise NotHere("needs a GPU")
+    figures: Figures = {}
+    wrong = []
+    for accumulation in (1, 2):
+        found = {}
+        for how in ("none", "cuda_graphs") if accumulation > 1 else ("none", "cuda_graphs", "inductor"):
+            changes = {
+                "train__accumulation": accumulation,
+                "train__compile": how,
+                "model__dropout": 0.2 if how != "inductor" else 0.0,
+                "tables__optimizer": "lazy_adam",
+            }
+            run = _run(config_for(place / "store", sizes, **changes), world)
+            started = now(world.device)
+            with _prefetcher(run, sizes.steps) as batches:
+                losses = _steps(run, batches, 1)
+                figures[f"first step of {how}, s"] = now(world.device) - started
+                found[how] = torch.stack(losses + _steps(run, batches, sizes.steps - 1))
+        same = torch.equal(found["none"], found["cuda_graphs"])
+        figures[f"CUDA graphs, {accumulation} micro-batches"] = "the same losses" if same else "other losses"
+        if not same:
+            off = (found["none"] - found["cuda_graphs"]).abs().max().item()
+            wrong.append(f"CUDA graphs, {accumulation} micro-batches: a loss is off by {off:.1e}")
+        if "inductor" in found:
+            run = _run(config_for(place / "store", sizes, tables__optimizer="lazy_adam"), world)
+            with _prefetcher(run, sizes.steps) as batches:
+                plain = torch.stack(_steps(run, batches, sizes.steps))
+            off = ((found["inductor"] - plain).abs() / plain).max().item()
+            figures["fused, largest difference of a loss"] = off
+            if not off <= FLOAT32_TOLERANCE:
+                wrong.append(f"fused: a loss is off by {off:.1e}, {FLOAT32_TOLERANCE:.0e} allowed")
+    if wrong:
+        raise Wrong(wrong, figures)
+    return figures
+
+
 def speed(place: Path, sizes: Sizes) -> Figures:
     """Samples/s, kernels, share of the time the GPU works, wait for the plan and peak memory, by batch size."""
+    cases = [(number, "none") for number in sizes.batches]
+    if init_world().device.type == "cuda":
+        cases[1:1] = [(number, "cuda_graphs") for number in sizes.batches[:2]]
+    return _speed(place, sizes, cases)
+
+
+def speed_of_fused(place: Path, sizes: Sizes) -> Figures:
+    """`speed` of a network whose kernels torch's compiler has fused."""
+    if init_world().device.type != "cuda":
+        raise NotHere("needs a GPU")
+    return _speed(place, sizes, [(sizes.batches[1], "inductor")])
+
+
+def _speed(place: Path, sizes: Sizes, cases: Sequence[tuple[int, str]]) -> Figures:
     world = init_world()
     figures: Figures = {}
-    for number in sizes.batches:
+    for number, how in cases:
         changes = {
+            "train__compile": how,
             "train__global_batch_size": number,
             "train__accumulation": -(-number // LARGEST_MICRO_BATCH),
             "model__dropout": 0.1,
@@ -163,20 +219,21 @@ def speed(place: Path, sizes: Sizes) -> Figures:
         config = config_for(place / "store", sizes, **changes)
         start = start_of_peak(world.device)
         run = _run(config, world)
-        counted = max(PROFILED_STEPS, min(sizes.steps, 200_000 // number))
-        with _prefetcher(run, 3 * counted + PROFILED_STEPS) as batches:
+        counted = max(3, min(sizes.steps, 200_000 // number))
+        profiled = min(counted, PROFILED_STEPS)
+        with _prefetcher(run, 3 * counted + profiled) as batches:
             _steps(run, batches, counted)
             batches.waited_seconds = 0.0
             started = now(world.device)
             _steps(run, batches, 2 * counted)
             taken = now(world.device) - started
             waited = batches.waited_seconds
-            kernels, busy = _profiled(run, batches) if world.device.type == "cuda" else (0.0, 0.0)
+            kernels, busy = _profiled(run, batches, profiled) if world.device.type == "cuda" else (0.0, 0.0)
         place_of_memory = "GPU" if world.device.type == "cuda" else "host"
         peak = peak_bytes(world.device).get(place_of_memory, 0) - start.get(place_of_memory, 0)
         shape = run.model.shape
         least = sum(room_of(config, shape, run.store, (1, 1), world, training=True).values())
-        figures[f"{number:,}"] = {
+        figures[f"{number:,}" if how == "none" else f"{number:,} {how}"] = {
             "samples/s": 2 * counted * number / taken,
             "ms/step": 1000 * taken / (2 * counted),
             "wait for the plan, ms": 1000 * waited / (2 * counted),
@@ -188,14 +245,14 @@ def speed(place: Path, sizes: Sizes) -> Figures:
     return {"batch": figures}
 
 
-def _profiled(run: Run, batches: Prefetcher) -> tuple[float, float]:
+def _profiled(run: Run, batches: Prefetcher, number: int) -> tuple[float, float]:
     """Kernels launched in a step, and the seconds that they take."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        _steps(run, batches, PROFILED_STEPS)
+        _steps(run, batches, number)
         now(run.world.device)
     events = [event for event in profiled.events() if event.device_type == DeviceType.CUDA]
     seconds = sum(event.self_device_time_total for event in events) / 1e6
-    return len(events) / PROFILED_STEPS, seconds / PROFILED_STEPS
+    return len(events) / number, seconds / number
