@@ -26,8 +26,12 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 """What a pod of several may be started with; a check is a process alone."""
 
 
-ABREAST = max(1, (os.cpu_count() or 1) // 2)
+ABREAST = max(1, (os.cpu_count() or 1) // 4)
 """Checks at a time that time nothing: they wait for the processor, not for the GPU."""
+SHARED = {
+    name: str(max(1, (os.cpu_count() or 1) // ABREAST)) for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+}
+"""What such a check is started with: as many threads each as there are processors would be in each other's way."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,10 @@ class Check:
 
 CHECKS = {
     "machine": Check("kernels", "machine", 60, timed=True),
-    "curves": Check("training", "curves_agree", 150),
-    "groups": Check("program", "one_rank_groups", 120),
-    "ranking": Check("ranking", "same_lists", 90),
-    "resume": Check("program", "killed_and_resumed", 90),
+    "curves": Check("training", "curves_agree", 180),
+    "groups": Check("program", "one_rank_groups", 180),
+    "ranking": Check("ranking", "same_lists", 150),
+    "resume": Check("program", "killed_and_resumed", 150),
     "compiled": Check("training", "compiled_alike", 150),
     "attention": Check("kernels", "attention", 60),
     "large tables": Check("kernels", "large_tables", 60),
@@ -115,6 +119,7 @@ class _Process:
         scratch.mkdir()
         (scratch / "store").symlink_to(place / "store")
         self.file, self.log = scratch / "outcome.json", scratch / "output.txt"
+        outside = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
         self.started = time.monotonic()
         with self.log.open("w") as stream:
             # Its own group: what a check has started must not outlive it.
@@ -123,7 +128,7 @@ class _Process:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={name: value for name, value in os.environ.items() if name not in LAUNCHED},
+                env={**outside, **({} if CHECKS[name].timed else SHARED)},
             )
 
     def over(self) -> bool:

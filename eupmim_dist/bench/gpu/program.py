@@ -20,7 +20,7 @@ from eupmim_dist.config.load import dump_config
 
 MODULE = [sys.executable, "-m", "eupmim_dist"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Of a loss of other ranks in relation to one rank's."""
 PATIENCE = 120
 """Seconds after which what is waited for is given up."""

@@ -71,6 +71,11 @@ ON_CPU = Sizes(
 )
 
 
+LEARNING_RATE = 5e-5
+"""So low that rounding stays rounding: weights off by 1e-7 move a loss of 50 steps by 2e-7, and the training by 2e-4 to
+4e-4. At 2e-3, where Adam makes much of gradients near zero, they move it by 1e-3 to 9e-3, on one CPU already."""
+
+
 def sizes_for(device: torch.device) -> Sizes:
     return ON_GPU if device.type == "cuda" else ON_CPU
 
@@ -86,7 +91,7 @@ def config_for(store: Path, sizes: Sizes, **changes: Any) -> Config:
             "global_batch_size": sizes.batch,
             "max_steps": sizes.steps,
             "clip_norm": 1.0,
-            "learning_rate": 0.002,
+            "learning_rate": LEARNING_RATE,
             "threads": 1,
         },
         "evaluation": {"every": 1000, "top_n": [10], "metric": "recall@10"},

@@ -25,7 +25,7 @@ from eupmim_dist.train.room import room_of
 from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import prepare_step, train_step
 
-FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 3e-2
+FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-5, 3e-2
 """Of a loss, in relation to the CPU's in float32: sums in another order, and 8 bits in place of 24."""
 PROFILED_STEPS = 10
 SHORT = 10
