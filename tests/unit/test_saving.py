@@ -144,7 +144,7 @@ def test_all_ranks_end_at_one_step_with_what_failed_meanwhile_on_any(tmp_path: P
     (first, step), other = run_ranks(2, train_until_full, config, tmp_path / "run")
     assert "step-000000006: cannot be read or written on rank 1: No space left on device" in first
     assert other == (first, step)
-    assert 6 < step < 12
+    assert 6 < step <= 12  # at the latest when the next one is due
     assert complete_steps(tmp_path / "run") == []
 
 
