@@ -37,13 +37,18 @@ def step(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps per repetition.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions; the median is reported.")] = 5,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="By turns with the authors' step in plain torch: dense tables, its encoder.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the measurements to this file.")] = None,
 ) -> None:
-    """Measure samples/s of the full training step and users/s of evaluation.
+    """Measure samples/s of the full training step, where its time goes, and users/s of evaluation.
 
     **Examples**
 
     `eupmim-dist bench step --data data/ml-1m`
+
+    `eupmim-dist bench step --config configs/eupmim_movielens.yaml --data data/ml-1m --plain`
 
     `eupmim-dist launch --nproc 2 --threads 1 -- bench step --data data/ml-1m`
     """
@@ -57,7 +62,7 @@ def step(
     with agreed(world):
         check_json(json_file)
         settings = load_config(config, [*(set_ or []), f"data.dir={data}"])
-        measured = measure_step(settings, world, steps, repeats)
+        measured = measure_step(settings, world, steps, repeats, plain=plain)
     if world.is_main:
         for name, value in measured.items():
             typer.echo(f"{name:26} {value:,.1f}" if isinstance(value, float) else f"{name:26} {value}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from eupmim_dist.data.batch import Batch
 from eupmim_dist.data.counter import stream_key
@@ -44,28 +45,38 @@ def prepare_step(run: Run, step: int, connections: Connections | None = None) ->
     return Prepared(micro_batches, plan, left_out)
 
 
+PHASES = ("fetch", "forward", "backward", "row gradients", "verdict", "update")
+"""Of a step, in order; a profile of torch's shows them."""
+
+
 def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
     """Trains on the global batch of `step`."""
     # Dropout is a function of (seed, step, rank), so resuming needs no generator state.
     torch.manual_seed(stream_key(run.config.seed, "dropout", step, run.world.rank))
     device, dense = run.world.device, run.dense
     begin_step(run.config.train, run.world)
-    lookup = run.tables.fetch(prepared.plan, prepared.left_out)
-    catalogue = run.tables.catalogue() if run.objective.whole_catalogue else None
+    with record_function("fetch"):
+        lookup = run.tables.fetch(prepared.plan, prepared.left_out)
+        catalogue = run.tables.catalogue() if run.objective.whole_catalogue else None
     shares: dict[str, Tensor] = {}
     for number, ((batch, candidates), rows) in enumerate(zip(prepared.micro_batches, lookup.rows, strict=True)):
         with dense.micro_batch(last=number == len(prepared.micro_batches) - 1):
-            found: dict[str, Tensor] = dense.module(rows, batch.to(device), candidates.to(device), catalogue)
-            parts = torch.stack(list(found.values()))
-            dense.backward(parts.sum())
+            with record_function("forward"):
+                found: dict[str, Tensor] = dense.module(rows, batch.to(device), candidates.to(device), catalogue)
+                parts = torch.stack(list(found.values()))
+            with record_function("backward"):
+                dense.backward(parts.sum())
         for name, share in zip(found, parts.detach(), strict=True):
             shares[name] = shares[name] + share if name in shares else share
-    gradients = dense.row_gradients(lookup, catalogue)
-    max_norm = run.config.train.clip_norm
-    verdict = judge(dense.gradients(), gradients, run.tables, max_norm, run.world, dense.partitioned)
-    factor = rate_factor(run.config.train, step)
-    dense.step(factor * run.config.train.learning_rate, verdict)
-    run.table_optimizer.step(gradients, verdict, factor)
+    with record_function("row gradients"):
+        gradients = dense.row_gradients(lookup, catalogue)
+    with record_function("verdict"):
+        max_norm = run.config.train.clip_norm
+        verdict = judge(dense.gradients(), gradients, run.tables, max_norm, run.world, dense.partitioned)
+    with record_function("update"):
+        factor = rate_factor(run.config.train, step)
+        dense.step(factor * run.config.train.learning_rate, verdict)
+        run.table_optimizer.step(gradients, verdict, factor)
     return Outcome(shares, verdict)
 
 
