@@ -4,7 +4,7 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +23,7 @@ from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.optim.tables import make_table_optimizer
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.collectives import barrier
+from eupmim_dist.parallel.exchange import Exchange, Traffic, open_connections
 from eupmim_dist.parallel.merge import merge_rows
 from eupmim_dist.parallel.route import ExchangeKind
 from eupmim_dist.parallel.sharded import ShardedTables
@@ -30,16 +31,20 @@ from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 
 PROBED_ROWS = 10_000
+PROBED_BYTES = 4 << 20
+"""That a rank sends each of some others to see how fast it goes."""
 
 
 def measure_exchanges(
     shape: Shape, kind: IdKind, config: TablesConfig, steps: int, costs: Costs, cluster: Cluster, world: World
 ) -> dict[str, Any]:
-    """Each exchange's step, measured and as predicted; collective, the same on every rank.
+    """Each exchange's step, measured and as predicted from `costs` and from how fast these links are found to be;
+    `cluster` has the seconds of a message. Collective, the same on every rank.
 
     Bytes are those of a node and step that go to other nodes: of what is exchanged, and all that its interface counts.
     """
     shared = crowding(world)
+    cluster = _with_links(cluster, world)
     found: dict[str, Any] = {}
     for way in get_args(ExchangeKind):
         get_logger(world.rank).info(f"{way}: {WARM_UP + steps} steps")
@@ -71,6 +76,35 @@ def measure_exchanges(
         }
         del ours, tables
     return {"ranks per processor": shared, "cluster": asdict(cluster), "ways": found}
+
+
+def _with_links(cluster: Cluster, world: World) -> Cluster:
+    """What exchanges over these ranks' links take, by themselves: of next to nothing, within nodes, between nodes."""
+    exchange = Exchange(world, Traffic(), open_connections("tables"))
+    node = world.rank // cluster.local
+
+    def seconds(size: int, *, near: bool | None) -> float:
+        """Of `size` bytes to each other rank, or to those of the same node or not; of the slowest rank, the median."""
+        peers = [near is None or (peer // cluster.local == node) == near for peer in range(world.size)]
+        numbers = [size // 4 * to for to in peers]
+        send, receive = ([torch.zeros(number, device=world.device) for number in numbers] for _ in range(2))
+        taken = []
+        for _ in range(WARM_UP + 9):
+            barrier(world)
+            started = now(world.device)
+            with exchange.receiving("rows", [receive]) as go:
+                go([send])
+            taken.append(now(world.device) - started)
+        return max(everywhere(statistics.median(taken[WARM_UP:]), world))
+
+    latency = max(0.0, seconds(4, near=None) - (world.size - 1) * cluster.message)
+    found = replace(cluster, latency=latency)
+    mates, far = cluster.local - 1, world.size - cluster.local
+    if mates:
+        found = replace(found, within=mates * PROBED_BYTES / seconds(PROBED_BYTES, near=True))
+    if far:
+        found = replace(found, link=cluster.local * far * PROBED_BYTES / seconds(PROBED_BYTES, near=False))
+    return found
 
 
 def predict(

@@ -106,7 +106,12 @@ def _print(found: dict[str, Any], title: str) -> None:
             size, told, predicted = (one[f"{of}link bytes"] / 1e3 for of in ("", "interface ", "predicted "))
             times.add_row(way, *_compared(one["ms/step"], one["predicted ms/step"]))
             sizes.add_row(way, *_compared(size, predicted), *_compared(told, predicted)[::2])
-        console.print(f"{nodes}, {measured['ranks per processor']:g} ranks for each processor")
+        speeds = [f"{1e6 * cluster['latency']:,.0f} us for an exchange of nothing"]
+        speeds += [f"{8 * cluster['within'] / 1e9:,.1f} Gbit/s of a rank within a node"] if cluster["local"] > 1 else []
+        speeds += (
+            [f"{8 * cluster['link'] / 1e9:,.1f} Gbit/s of a node's link"] if cluster["ranks"] > cluster["local"] else []
+        )
+        console.print(f"{nodes}, {measured['ranks per processor']:g} ranks for each processor; {', '.join(speeds)}")
         console.print(times)
         if cluster["ranks"] > cluster["local"]:
             console.print("what a node sends the others")

@@ -13,7 +13,6 @@ from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import StepProgress
 from eupmim_dist.telemetry.throughput import SECONDS, Throughput
 from eupmim_dist.train.state import Outcome, Run
-from eupmim_dist.train.step import l2_term
 
 BYTES = "bytes_sent/"
 """What metrics of the bytes that a rank sends in a step begin with: of look-ups by KINDS, and bytes_sent/dense."""
@@ -95,3 +94,26 @@ class LogHook:
         of_all = sum_(torch.tensor(sent, dtype=torch.float64, device=run.world.device), run.world)
         mean = [*(of_all / (run.world.size * num_steps)).tolist(), float(self._dense_bytes)]
         return {f"{BYTES}{kind}": value for kind, value in zip([*KINDS, "dense"], mean, strict=True)}
+
+
+@torch.no_grad()
+def l2_term(run: Run) -> tuple[Tensor, Tensor]:
+    """(the replicated part, this rank's shards' part) of l2/2 times the sum of squares of every parameter.
+
+    The optimizers add its gradient (weight decay as Adam's L2); its value is only needed for the log. Weights count
+    where the optimizer adds it: the lazy table optimizers to touched rows alone, AdamW not at all.
+    """
+    config = run.config
+    factor = 0.5 * config.train.l2
+    common = torch.zeros((), device=run.world.device)
+    own = torch.zeros_like(common)
+    if not factor:
+        return common, own
+    if config.train.optimizer == "adam":
+        common += torch.stack([p.square().sum() for p in run.model.parameters()]).sum()
+    for group in run.tables.groups if config.tables.optimizer == "exact" else []:
+        if not group.trained:
+            continue
+        total = common if group.replicated else own
+        total += torch.linalg.vector_norm(group.weight).square().to(total.device)
+    return factor * common, factor * own

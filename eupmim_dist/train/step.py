@@ -78,26 +78,3 @@ def train_step(run: Run, step: int, prepared: Prepared) -> Outcome:
         dense.step(factor * run.config.train.learning_rate, verdict)
         run.table_optimizer.step(gradients, verdict, factor)
     return Outcome(shares, verdict)
-
-
-@torch.no_grad()
-def l2_term(run: Run) -> tuple[Tensor, Tensor]:
-    """(the replicated part, this rank's shards' part) of l2/2 times the sum of squares of every parameter.
-
-    The optimizers add its gradient (weight decay as Adam's L2); its value is only needed for the log. Weights count
-    where the optimizer adds it: the lazy table optimizers to touched rows alone, AdamW not at all.
-    """
-    config = run.config
-    factor = 0.5 * config.train.l2
-    common = torch.zeros((), device=run.world.device)
-    own = torch.zeros_like(common)
-    if not factor:
-        return common, own
-    if config.train.optimizer == "adam":
-        common += torch.stack([p.square().sum() for p in run.model.parameters()]).sum()
-    for group in run.tables.groups if config.tables.optimizer == "exact" else []:
-        if not group.trained:
-            continue
-        total = common if group.replicated else own
-        total += torch.linalg.vector_norm(group.weight).square().to(total.device)
-    return factor * common, factor * own
