@@ -13,6 +13,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 
+from eupmim_dist.bench.exchanges import measure_costs, measure_exchanges
+from eupmim_dist.bench.rivals import Shape
+from eupmim_dist.bench.scaling import Cluster
 from eupmim_dist.checkpoint import pieces as in_pieces
 from eupmim_dist.checkpoint.layout import complete_steps, resolve
 from eupmim_dist.checkpoint.load import load_training
@@ -21,6 +24,7 @@ from eupmim_dist.checkpoint.reshard import reshard
 from eupmim_dist.checkpoint.save import save_checkpoint
 from eupmim_dist.checkpoint.state import row_views
 from eupmim_dist.checkpoint.writer import CheckpointWriter
+from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.blocks import block_range
 from eupmim_dist.models.interface import TableSpec
@@ -180,3 +184,21 @@ def test_no_tool_holds_a_table(tmp_path: Path) -> None:
         for first in (0, 444_444, ROWS - 1000):
             expected = order.positions(torch.arange(first, first + 1000).numpy())
             assert (table[first : first + 1000] == expected[:, None]).all()
+
+
+def scaling_of_two() -> dict[str, Any]:
+    world = init_world(cpu=True)
+    config = parse_config({"tables": {"optimizer": "sgd", "replicate_below": 0}}, "test").tables
+    shape = Shape(rows=300, dim=4, num_samples=8, ids_per_sample=3)
+    costs = measure_costs(shape, "zipf", config, 2, world)
+    return measure_exchanges(shape, "zipf", config, 2, costs, Cluster(2, 2), world)
+
+
+def test_steps_are_predicted_from_the_links_that_are_there() -> None:
+    found, other = run_ranks(2, scaling_of_two)
+    assert found == other
+    assert set(found["ways"]) == {"flat", "two_level"}
+    given, cluster = Cluster(2, 2), found["cluster"]
+    assert cluster["within"] not in (0, given.within)
+    assert cluster["latency"] != given.latency
+    assert cluster["link"] == given.link, "there is one node"
