@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> InteractionStore:
 def losses(store: InteractionStore, model: dict[str, Any], task: dict[str, Any], *, traced: bool) -> list[torch.Tensor]:
     """Of four steps of two micro-batches; `traced` demands one graph without breaks, as CUDA graphs are made of."""
     values = {
-        "model": {"dim": 8, "dropout": 0.0, **model},  # a CPU's dropout asks its generator for a number
+        "model": {"dim": 8, "dropout": 0.0, "num_encoder_layers": 1, "num_levels": 1, **model},  # a CPU's dropout asks its generator for a number
         "task": {"history_length": 6, **task},
         "train": {"global_batch_size": 16, "accumulation": 2, "threads": 1},
     }
