@@ -23,7 +23,7 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.protocols import check_protocols
 from eupmim_dist.evaluation.runner import check_cutoffs
-from eupmim_dist.evaluation.scorers.interface import item_block
+from eupmim_dist.evaluation.scorers.interface import ITEM_BLOCK
 from eupmim_dist.models.features import features_of, first_rows, trained_or_not
 from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
 from eupmim_dist.objectives.interface import Objective
@@ -65,10 +65,9 @@ def shape_of_data(config: Config, store: InteractionStore) -> DataShape:
     )
 
 
-def _ranked(config: Config, store: InteractionStore, world: World) -> tuple[int, int]:
-    """The most users that an evaluation ranks for, and items that are scored for a batch of them at a time."""
-    users = max(len(store.users(split)) for split in ("valid", "test"))
-    return users, item_block(min(config.evaluation.batch_size, users), world.device)
+def _ranked(store: InteractionStore) -> tuple[int, int]:
+    """The most users that an evaluation ranks for, and items that are scored at a time at the least."""
+    return max(len(store.users(split)) for split in ("valid", "test")), ITEM_BLOCK
 
 
 def make_model(config: Config, shape: DataShape) -> Model:
@@ -102,7 +101,7 @@ def assemble(config: Config, world: World, store: InteractionStore) -> Assembled
     """A model with initial weights and its tables, to rank with."""
     _check_ranks(config, world)
     shape = shape_of_data(config, store)
-    check_room(config, shape, store, _ranked(config, store, world), world, training=False)
+    check_room(config, shape, store, _ranked(store), world, training=False)
     model = make_model(config, shape)
     return _with_tables(config, world, store, make_task(config, world, store, model), model, None)
 
@@ -146,7 +145,7 @@ def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Mo
     for key, cutoffs in (("metric", [config.evaluation.cutoff]), ("top_n", config.evaluation.top_n)):
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
     shape = shape_of_data(config, store)
-    check_room(config, shape, store, _ranked(config, store, world), world, training=True)
+    check_room(config, shape, store, _ranked(store), world, training=True)
     model = make_model(config, shape)
     task = make_task(config, world, store, model)
     objective: Objective = build("objective", config.objective.name, Objective, config.objective, model, task)
@@ -229,7 +228,7 @@ def describe(run: Run) -> list[str]:
 
 def needed_room(config: Config, store: InteractionStore, world: World, *, training: bool = True) -> dict[str, int]:
     """Bytes that each rank needs at the least, by what for; without `training` to rank only."""
-    return room_of(config, shape_of_data(config, store), store, _ranked(config, store, world), world, training=training)
+    return room_of(config, shape_of_data(config, store), store, _ranked(store), world, training=training)
 
 
 def describe_room(run: Run) -> str:

@@ -97,13 +97,17 @@ def _with_links(cluster: Cluster, world: World) -> Cluster:
             taken.append(now(world.device) - started)
         return max(everywhere(statistics.median(taken[WARM_UP:]), world))
 
+    def speed(num_bytes: int, *, near: bool) -> float:
+        """Beyond what as many messages of next to nothing take."""
+        return num_bytes / max(1e-9, seconds(PROBED_BYTES, near=near) - seconds(4, near=near))
+
     latency = max(0.0, seconds(4, near=None) - (world.size - 1) * cluster.message)
     found = replace(cluster, latency=latency)
     mates, far = cluster.local - 1, world.size - cluster.local
     if mates:
-        found = replace(found, within=mates * PROBED_BYTES / seconds(PROBED_BYTES, near=True))
+        found = replace(found, within=speed(mates * PROBED_BYTES, near=True))
     if far:
-        found = replace(found, link=cluster.local * far * PROBED_BYTES / seconds(PROBED_BYTES, near=False))
+        found = replace(found, link=speed(cluster.local * far * PROBED_BYTES, near=False))
     return found
 
 

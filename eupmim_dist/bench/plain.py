@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eupmim_dist.config.schema import Section
 from eupmim_dist.data.batch import NO_ROW, Batch, UserBatch
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.eupmim.extractor import ARMIENet
@@ -23,6 +24,23 @@ from eupmim_dist.models.layers.transformer import EncoderLayer, TransformerEncod
 from eupmim_dist.objectives.interface import Candidates
 from eupmim_dist.objectives.sampled_softmax import Sampled, SampledSoftmax
 from eupmim_dist.train.state import Run
+
+FREE_OF_MODEL = (
+    *("dim", "num_interests", "num_levels", "num_encoder_layers", "num_heads"),
+    *("dropout", "attention_dropout"),
+)
+FREE_OF_TRAINING = (
+    *("global_batch_size", "max_steps", "learning_rate", "l2", "schedule", "warmup_steps"),
+    *("compile", "prefetch", "threads", "log_every", "init_from"),
+)
+"""Settings that the authors' step has too, or that change nothing in what a step computes."""
+
+
+def _other(section: Section, *free: str) -> list[str]:
+    """Keys, beside those, that are not as they are left alone."""
+    own = section.model_dump()
+    usual = type(section)().model_dump()
+    return [key for key in own if key not in free and own[key] != usual[key]]
 
 
 class TorchEncoder(nn.Module):
@@ -53,12 +71,12 @@ class PlainStep:
         model, objective, config = run.model, run.objective, run.config
         if not (isinstance(model, EUPMiM) and isinstance(model.extractor, ARMIENet)):
             raise UserError("--plain: is the authors' E-UPMiM: use model.name=eupmim, model.extractor=transformer")
-        usual = isinstance(objective, SampledSoftmax) and objective.config.candidates == "uniform"
-        if not (usual and model.config.graph and model.config.profile_attention == "seed" and run.world.size == 1):
-            raise UserError(
-                "--plain: is the authors' step: leave objective, model.graph and model.profile_attention as they are, "
-                "and use one rank"
-            )
+        other = [f"objective.{key}" for key in _other(config.objective, "name", "num_negatives")]
+        other += [f"model.{key}" for key in _other(model.config, *FREE_OF_MODEL)]
+        other += [f"train.{key}" for key in _other(config.train, *FREE_OF_TRAINING)]
+        if not isinstance(objective, SampledSoftmax) or other or run.world.size > 1:
+            told = f"without {', '.join(other)}" if other else "with objective.name=sampled_softmax on one rank"
+            raise UserError(f"--plain: is the authors' step: measure it {told}")
         self.model = copy.deepcopy(model)
         self.extractor = self.model.extractor
         if isinstance(self.extractor.encoder, TransformerEncoder):

@@ -56,7 +56,8 @@ def measure_step(config: Config, world: World, steps: int, repeats: int, *, plai
         batches.waited_seconds = 0.0
         works: list[Callable[[], object]] = [lambda: some_steps(steps)]
         if authors is not None:
-            given = [batch for step in range(steps) for batch in prepare_step(run, step).micro_batches]
+            batches_of = (prepare_step(run, step).micro_batches for step in range(steps))
+            given = [(batch.to(world.device), drawn.to(world.device)) for [(batch, drawn)] in batches_of]
             works.append(lambda: _plain_steps(authors, given))
         training, *other = _median_seconds(works, repeats, world)
         waited = 1000 * batches.waited_seconds / (repeats * steps)
@@ -98,7 +99,8 @@ def _plain_steps(authors: PlainStep, given: Sequence[tuple[Batch, Candidates]]) 
 
 
 def _profiled(run: Run, step: Callable[[], None], seconds: float) -> dict[str, float]:
-    """The phases of a step that takes `seconds`, and its arithmetic beside a large matrix product's."""
+    """The phases of a step that takes `seconds`, and its arithmetic beside a large matrix product's, as far as torch
+    counts it: not the products within GRU4Rec's cells, nor some of causal attention."""
     counter = FlopCounterMode(display=False)
     with counter:
         step()

@@ -11,6 +11,9 @@ from eupmim_dist.errors import UserError, shown
 if TYPE_CHECKING:
     from rich.table import Table
 
+LINK, WITHIN, LATENCY = 10.0, 40.0, 50.0
+"""Gbit/s between and within nodes, and microseconds, where nothing else is said."""
+
 
 def scaling(
     simulate: Annotated[
@@ -20,9 +23,9 @@ def scaling(
         str, typer.Option(metavar="W,...", help="Numbers of ranks to predict; on several nodes whole ones.")
     ] = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096",
     ranks_per_node: Annotated[int, typer.Option(min=1, help="Ranks of a node in the prediction.")] = 8,
-    link: Annotated[float, typer.Option(min=1e-3, help="Gbit/s of a node's link, each way.")] = 10.0,
-    within: Annotated[float, typer.Option(min=1e-3, help="Gbit/s that a rank sends to its node.")] = 40.0,
-    latency: Annotated[float, typer.Option(min=0, help="Microseconds of an exchange of nothing.")] = 50.0,
+    link: Annotated[float, typer.Option(min=1e-3, help="Gbit/s of a node's link, each way.")] = LINK,
+    within: Annotated[float, typer.Option(min=1e-3, help="Gbit/s that a rank sends to its node.")] = WITHIN,
+    latency: Annotated[float, typer.Option(min=0, help="Microseconds of an exchange of nothing.")] = LATENCY,
     message: Annotated[float, typer.Option(min=0, help="Microseconds to send and receive a message.")] = 10.0,
     rows: Rows = 2_000_000,
     dim: Width = 64,
@@ -37,7 +40,8 @@ def scaling(
 ) -> None:
     """Measure and predict steps of a sharded table under each `tables.exchange`: time, and bytes on the links.
 
-    On several ranks each exchange is measured and compared with its prediction: nodes are those of the launch. A
+    On several ranks each exchange is measured and compared with its prediction: nodes are those of the launch, and how
+    fast their links are is measured too; --link, --within and --latency are for --simulate. A
     prediction draws ids as the benchmark does and counts what crosses. `head` is no setting: it is what rows that
     nearly every rank asks for would cost, were they held by all.
 
@@ -62,6 +66,8 @@ def scaling(
     shape = Shape(rows, dim, samples, ids_per_sample)
     joined = {"link": link * 1e9 / 8, "within": within * 1e9 / 8, "latency": latency / 1e6, "message": message / 1e6}
     world = init_world()
+    if not simulate and (link, within, latency) != (LINK, WITHIN, LATENCY):
+        raise UserError("--link, --within, --latency: are for --simulate; without it they are measured")
     if not simulate and world.size == 1:
         raise UserError("bench scaling: one rank exchanges nothing; launch several, or predict them with --simulate")
     found: dict[str, Any] = {}

@@ -188,7 +188,7 @@ class TrainConfig(Section):
     """Largest norm of the global gradient, dense network and tables together; scaled down beyond it. null: no limit."""
     compile: Literal["none", "cuda_graphs", "inductor"] = "none"
     """How a GPU is given the network: kernel by kernel; as recorded CUDA graphs, with the same results; or with fused
-    kernels too, with sums and dropout in another order. The first step takes 10 s, or a minute, longer."""
+    kernels too, with sums and dropout in another order. The first steps take seconds, or a minute, longer."""
     prefetch: bool = True
     """Sample the next batches and exchange their ids while a step computes; results are the same without."""
     threads: int | None = Field(None, ge=1, le=256)

@@ -74,7 +74,7 @@ def _local_best(scorer: Scorer, query: Tensor, excluded: Ragged, num: int) -> tu
     position = torch.searchsorted(scorer.item_ids, excluded.item)
     owned = _take(scorer.item_ids, position) == excluded.item
     best: tuple[Tensor, Tensor] | None = None
-    block = item_block(len(query), query.device)
+    block = item_block(query)
     for start in range(0, max(num_items, 1), block):
         stop = min(start + block, num_items)
         scores = scorer.scores(query, start, stop)

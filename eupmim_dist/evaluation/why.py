@@ -10,7 +10,8 @@ from torch import Tensor
 
 from eupmim_dist.data.batch import NO_ROW, UserBatch, last_position
 from eupmim_dist.data.heldout import HeldOut, Ragged
-from eupmim_dist.evaluation.scorers.interests import USERS_AT_A_TIME, InterestScorer
+from eupmim_dist.evaluation.scorers.interests import InterestScorer
+from eupmim_dist.evaluation.scorers.interface import users_at_a_time
 from eupmim_dist.evaluation.topn import NO_ITEM
 from eupmim_dist.models.interface import ITEM_TABLE
 
@@ -38,7 +39,7 @@ def left_out(scorer: InterestScorer, batch: UserBatch, ranked: Tensor, scores: T
     lowers the score count. ranked int64 [b, N] and their scores [b, N] -> [b, N, M]; collective.
     """
     length = batch.history.shape[1]
-    together = max(1, USERS_AT_A_TIME[scorer.world.device.type] // length)
+    together = max(1, users_at_a_time(scorer.world.device) // length)
     falls = [
         _falls(scorer, batch.samples(first, first + together), ranked[first : first + together])
         for first in range(0, max(len(batch), 1), together)

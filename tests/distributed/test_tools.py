@@ -199,6 +199,7 @@ def test_steps_are_predicted_from_the_links_that_are_there() -> None:
     assert found == other
     assert set(found["ways"]) == {"flat", "two_level"}
     given, cluster = Cluster(2, 2), found["cluster"]
-    assert cluster["within"] not in (0, given.within)
-    assert cluster["latency"] != given.latency
+    assert 1e6 < cluster["within"] < 1e12
+    assert cluster["within"] != given.within
+    assert 0 < cluster["latency"] < 10
     assert cluster["link"] == given.link, "there is one node"

@@ -5,14 +5,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from eupmim_dist.assemble import assemble_run
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.schema import TrainConfig
+from eupmim_dist.data.batch import Batch, UserBatch
+from eupmim_dist.data.prompts.batch import PromptBatch
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
+from eupmim_dist.models.layers import causal, transformer
+from eupmim_dist.models.layers.attention import MASKED, fused_attention
+from eupmim_dist.models.layers.dropout import Dropout
+from eupmim_dist.models.layers.transformer import ReLUDropout
 from eupmim_dist.parallel.world import World, init_world
 from eupmim_dist.train import compiled
+from eupmim_dist.train import step as step_module
 from eupmim_dist.train.compiled import compile_network, told_of_compiling
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.stores import small_store
@@ -21,6 +30,8 @@ GPU: Any = SimpleNamespace(device=torch.device("cuda"))
 
 
 class Compiled(torch.nn.Module):
+    batch_type: type[Batch] = UserBatch
+
     def __init__(self) -> None:
         super().__init__()
         self.asked: dict[str, Any] = {}
@@ -37,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> InteractionStore:
 def losses(store: InteractionStore, model: dict[str, Any], task: dict[str, Any], *, traced: bool) -> list[torch.Tensor]:
     """Of four steps of two micro-batches; `traced` demands one graph without breaks, as CUDA graphs are made of."""
     values = {
-        "model": {"dim": 8, "dropout": 0.0, "num_encoder_layers": 1, "num_levels": 1, **model},  # a CPU's dropout asks its generator for a number
+        "model": {"dim": 8, "num_heads": 2, "num_encoder_layers": 1, "num_levels": 1, **model},
         "task": {"history_length": 6, **task},
         "train": {"global_batch_size": 16, "accumulation": 2, "threads": 1},
     }
@@ -51,22 +62,41 @@ def losses(store: InteractionStore, model: dict[str, Any], task: dict[str, Any],
     return found
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branches that a GPU takes; a CPU's dropout asks its generator for a number, which no graph has."""
+
+    def padded(qkv: Tensor, mask: Tensor, num_heads: int, dropout: float) -> Tensor:
+        return fused_attention(qkv, num_heads, dropout, torch.where(mask > 0, 0.0, MASKED)[:, None, None, :])
+
+    def dropped(self: Dropout, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training)
+
+    monkeypatch.setattr(transformer, "multi_head_attention", padded)
+    monkeypatch.setattr(causal, "causal_attention", fused_attention)
+    monkeypatch.setattr(Dropout, "forward", dropped)
+    monkeypatch.setattr(ReLUDropout, "forward", lambda self, x: dropped(self, F.relu(x)))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(
     ("model", "task"),
     [
-        ({"name": "eupmim", "attention_dropout": 0.0, "num_heads": 2}, {}),
-        (
-            {"name": "eupmim", "attention_dropout": 0.0, "num_heads": 2, "extractor": "causal"},
-            {"name": "every_position"},
-        ),
+        ({"name": "eupmim"}, {}),
+        ({"name": "eupmim", "extractor": "causal"}, {"name": "every_position"}),
     ],
 )
-def test_a_step_is_one_graph_and_stays_it(store: InteractionStore, model: dict[str, Any], task: dict[str, Any]) -> None:
+def test_a_step_is_one_graph_and_stays_it(
+    store: InteractionStore, model: dict[str, Any], task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch._dynamo.reset()
+    begun: list[TrainConfig] = []
+    monkeypatch.setattr(step_module, "begin_step", lambda config, _: begun.append(config))
     plain = losses(store, model, task, traced=False)
     with torch._dynamo.config.patch(error_on_recompile=True):
         found = losses(store, model, task, traced=True)
     torch.testing.assert_close(found, plain, rtol=1e-6, atol=0)
+    assert len(begun) == len(plain) + len(found), "once for each step, whatever its micro-batches"
 
 
 def test_each_way_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +113,14 @@ def test_each_way_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_network(network, TrainConfig(compile="inductor"), GPU)
 
 
-def test_without_a_gpu_the_network_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_many_shapes_is_refused() -> None:
+    network: Any = Compiled()
+    network.batch_type = PromptBatch
+    with pytest.raises(UserError, match=r"^train\.compile: Compiled is given batches of many shapes; use none"):
+        compile_network(network, TrainConfig(compile="cuda_graphs"), GPU)
+
+
+def test_without_a_gpu_the_network_stays_as_it_is() -> None:
     world: World = init_world()
     network: Any = Compiled()
     compile_network(network, TrainConfig(compile="cuda_graphs"), world)

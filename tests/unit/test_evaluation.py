@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eupmim_dist import evaluate
@@ -270,6 +271,16 @@ def test_negatives_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
     assert results[0].metrics["recall@10"] == results[1].metrics["recall@10"]
 
 
+@pytest.mark.parametrize(
+    ("queries", "block"),
+    [((1, 1, 64), interface.GPU_ITEMS), ((1024, 1, 64), 65_536), ((1024, 8, 64), 8192), ((2048, 3), 32_768)],
+)
+def test_a_gpu_is_given_blocks_of_bounded_items_and_scores(queries: tuple[int, ...], block: int) -> None:
+    with FakeTensorMode():
+        assert interface.item_block(torch.empty(queries, device="cuda")) == block
+    assert interface.item_block(torch.empty(queries)) == interface.ITEM_BLOCK
+
+
 class LargestTensor(TorchDispatchMode):
     """The most elements that any result of an operation had."""
 
@@ -284,7 +295,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_memory_is_bounded_by_a_block_of_items(assembled: Assembled, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What topn.py promises: no tensor is larger than G x S x (ITEM_BLOCK + the list), far below all scores."""
+    """What topn.py promises: no tensor is larger than G x S x (a block of items + the list), far below all scores."""
     num_items, num_users, num = 100_000, 8, 20
 
     class ManyItems(FewLevels):

@@ -28,9 +28,8 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 ABREAST = max(1, (os.cpu_count() or 1) // 4)
 """Checks at a time that time nothing: they wait for the processor, not for the GPU."""
-SHARED = {
-    name: str(max(1, (os.cpu_count() or 1) // ABREAST)) for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
-}
+_THREADS = str(max(1, (os.cpu_count() or 1) // (2 * ABREAST)))
+SHARED = {"OMP_NUM_THREADS": _THREADS, "TORCHINDUCTOR_COMPILE_THREADS": _THREADS}
 """What such a check is started with: as many threads each as there are processors would be in each other's way."""
 
 

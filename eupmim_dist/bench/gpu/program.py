@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +90,10 @@ def one_rank_groups(place: Path, sizes: Sizes) -> Figures:
     if torch.cuda.is_available():
         cases |= {f"{name}, CUDA graphs": (launcher, "cuda_graphs") for name, launcher in ways.items()}
 
-    def train(name: str) -> dict[int, float]:
-        launcher, how = cases[name]
-        return _train(
-            place, sizes, name.replace(", ", "-").replace(" ", "-"), [f"train.compile={how}"], launcher=launcher
-        )
-
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4)) as pool:
-        for name, found in zip(cases, pool.map(train, cases), strict=True):
-            figures[name] = _apart(found, wanted)
+    for name, (launcher, how) in cases.items():
+        run_dir = name.replace(", ", "-").replace(" ", "-")
+        found = _train(place, sizes, run_dir, [f"train.compile={how}"], launcher=launcher)
+        figures[name] = _apart(found, wanted)
     if wrong := [f"{name}: a loss is off by {off:.1e}" for name, off in figures.items() if not off <= TOLERANCE]:
         raise Wrong(wrong, {"largest difference of a loss": figures})
     if "ZeRO-1" not in ways:
@@ -140,7 +134,12 @@ def several_gpus(place: Path, sizes: Sizes) -> Figures:
     wanted, figures = _train(place, sizes, "one", ["train.max_steps=20"]), {}
     for ranks in sorted({2, number}):
         launcher = [*TORCHRUN, "--nproc-per-node", str(ranks), "-m", "eupmim_dist"]
-        for name, settings in (("", []), (", most shards empty", ["tables.replicate_below=0"])):
+        ways = {
+            "": [],
+            ", most shards empty": ["tables.replicate_below=0"],
+            ", CUDA graphs": ["train.compile=cuda_graphs"],
+        }
+        for name, settings in ways.items():
             found = _train(place, sizes, f"ranks-{ranks}{name}", ["train.max_steps=20", *settings], launcher=launcher)
             figures[f"{ranks} ranks{name}"] = _apart(found, wanted)
             assert figures[f"{ranks} ranks{name}"] <= TOLERANCE, f"{ranks} ranks{name}: {figures}"

@@ -25,8 +25,11 @@ from eupmim_dist.train.room import room_of
 from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import prepare_step, train_step
 
-FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-5, 3e-2
-"""Of a loss, in relation to the CPU's in float32: sums in another order, and 8 bits in place of 24."""
+FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-5, 1e-3
+"""Of a loss, in relation to the CPU's in float32: sums in another order, and 8 bits in place of 24, which the forward
+pass alone has."""
+TABLE_RATES = {"exact": 2e-4, "lazy_adam": 2e-4, "rowwise_adagrad": 3e-4, "sgd": 1.0}
+"""At which what tables learn in 50 steps moves a loss by 4e-4 to 2e-3, and weights off by 1e-7 by less than 1e-5."""
 PROFILED_STEPS = 10
 SHORT = 10
 """Histories where a CPU computes the same."""
@@ -60,8 +63,14 @@ def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
     for optimizer, memory in product(TABLE_OPTIMIZERS, ("device", "host")):
         if (optimizer, memory) == ("exact", "host"):  # is refused: it moves every row
             continue
-        changes = {"tables__optimizer": optimizer, "tables__memory": memory, "task__history_length": SHORT}
-        config = config_for(place / "store", sizes, train__global_batch_size=sizes.batch // 2, **changes)
+        changes = {
+            "tables__optimizer": optimizer,
+            "tables__memory": memory,
+            "tables__learning_rate": TABLE_RATES[optimizer],
+            "task__history_length": SHORT,
+            "train__global_batch_size": sizes.batch // 2,
+        }
+        config = config_for(place / "store", sizes, **changes)
         run = _run(config, world)
         with _prefetcher(run, sizes.steps) as batches:
             found[f"{optimizer} {memory}"] = torch.stack(_steps(run, batches, sizes.steps)).tolist()
@@ -170,7 +179,7 @@ def compiled_alike(place: Path, sizes: Sizes) -> Figures:
             started = now(world.device)
             with _prefetcher(run, sizes.steps) as batches:
                 losses = _steps(run, batches, 1)
-                figures[f"first step of {how}, s"] = now(world.device) - started
+                figures[f"first step of {how}, {accumulation} micro-batches, s"] = now(world.device) - started
                 found[how] = torch.stack(losses + _steps(run, batches, sizes.steps - 1))
         same = torch.equal(found["none"], found["cuda_graphs"])
         figures[f"CUDA graphs, {accumulation} micro-batches"] = "the same losses" if same else "other losses"

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from eupmim_dist.config.registry import Registered
 from eupmim_dist.config.schema import ScorerSection
 from eupmim_dist.data.heldout import HeldOut
-from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer
+from eupmim_dist.evaluation.scorers.interface import Ranking, Scorer, users_at_a_time
 from eupmim_dist.models.interface import ITEM_TABLE
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.train.skipped import Diverged
 
-USERS_AT_A_TIME = {"cpu": 128, "cuda": 2048}
-"""Users a forward pass takes: the activations of more fall out of a CPU's cache, those of fewer leave a GPU idle."""
+EXACT_NUMBERS = 1 << 25
+"""Numbers of rows that are scored exactly at a time, at the most."""
 
 
 class InterestsConfig(ScorerSection):
@@ -53,7 +53,7 @@ class InterestScorer(Scorer):
         batch = users.batch.to(self.world.device)
         lookup = self.tables.lookup(self.model.uses(users.batch))
         parts = []
-        number = USERS_AT_A_TIME[self.world.device.type]
+        number = users_at_a_time(self.world.device)
         for start in range(0, max(len(batch), 1), number):
             stop = start + number
             rows = {name: values[start:stop] for name, values in lookup.rows[0].items()}
@@ -88,7 +88,8 @@ class InterestScorer(Scorer):
         return best[:, None]
 
     def exact(self, query: Tensor, positions: Tensor) -> Tensor:
-        number = USERS_AT_A_TIME[query.device.type]
+        of_a_user = max(1, positions.shape[1:].numel() * query.shape[-1])
+        number = min(users_at_a_time(query.device), max(1, EXACT_NUMBERS // of_a_user))
         parts = zip(query.split(number), positions.split(number), strict=True)
         return torch.cat([self._exact_part(*part) for part in parts])
 

@@ -25,13 +25,21 @@ from eupmim_dist.tasks.interface import Task
 
 ITEM_BLOCK = 8192
 """Items scored at a time on a CPU, in whose cache their scores stay."""
-GPU_SCORES = 1 << 27
-"""Scores of a list each that a GPU is given at a time: it is launching kernels that takes it long."""
+GPU_ITEMS, GPU_SCORES = 1 << 18, 1 << 26
+"""Items and scores that a GPU is given at a time at the most: it is launching kernels that takes it long."""
 
 
-def item_block(lists: int, device: torch.device) -> int:
-    """Items scored at a time for so many queries."""
-    return ITEM_BLOCK if device.type == "cpu" else max(ITEM_BLOCK, GPU_SCORES // max(lists, 1))
+def item_block(query: Tensor) -> int:
+    """Items scored at a time for queries [G, ...], or [G, K, D] that may have K lists each."""
+    if query.device.type == "cpu":
+        return ITEM_BLOCK
+    lists = query.shape[:2].numel() if query.dim() > 2 else len(query)
+    return max(ITEM_BLOCK, min(GPU_ITEMS, GPU_SCORES // max(lists, 1)))
+
+
+def users_at_a_time(device: torch.device) -> int:
+    """That a forward pass takes: the activations of more fall out of a CPU's cache, those of fewer leave a GPU idle."""
+    return 128 if device.type == "cpu" else 2048
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Scorer(ABC):
         number of ranks. Here they are taken from those of all items, which have to be in float64.
         """
         found = torch.zeros(positions.shape, dtype=torch.float64, device=positions.device)
-        block = item_block(len(query), query.device)
+        block = item_block(query)
         for start in range(0, len(self.item_ids), block):
             scores = self.scores(query, start, min(start + block, len(self.item_ids)))
             if scores.dtype != torch.float64:
