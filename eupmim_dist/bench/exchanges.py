@@ -41,7 +41,8 @@ def measure_exchanges(
     """Each exchange's step, measured and as predicted from `costs` and from how fast these links are found to be;
     `cluster` has the seconds of a message. Collective, the same on every rank.
 
-    Bytes are those of a node and step that go to other nodes: of what is exchanged, and all that its interface counts.
+    Times are medians over the steps, as those of `costs` are. Bytes are those of a node and step that go to other
+    nodes: of what is exchanged, and all that its interface counts.
     """
     shared = crowding(world)
     cluster = _with_links(cluster, world)
@@ -57,10 +58,10 @@ def measure_exchanges(
         tables.traffic.clear()
         ids = _ids(shape, kind, world, range(WARM_UP, WARM_UP + steps))
         barrier(world)
-        before, started = _sent_by_interface(), now(world.device)
+        before, marks = _sent_by_interface(), [now(world.device)]
         for _ in ours.steps(ids):
-            pass
-        taken = (now(world.device) - started) / steps
+            marks.append(now(world.device))
+        taken = statistics.median(np.diff(marks).tolist())
         barrier(world)
         counted = _sent_by_interface() - before
         between = sum(cost.between_nodes for cost in tables.traffic.values())
