@@ -68,6 +68,17 @@ def peak_bytes(device: torch.device) -> dict[str, int]:
     return peak
 
 
+def product_flops(side: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations per second of a product of two square matrices, the best of ten after a first one."""
+    factor = torch.randn(side, side, device=device).to(dtype)
+    taken = []
+    for _ in range(11):
+        started = now(device)
+        factor @ factor
+        taken.append(now(device) - started)
+    return 2 * side**3 / min(taken[1:])
+
+
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written per second by copying a large tensor within the device."""
     source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device)

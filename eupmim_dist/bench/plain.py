@@ -25,10 +25,7 @@ from eupmim_dist.objectives.interface import Candidates
 from eupmim_dist.objectives.sampled_softmax import Sampled, SampledSoftmax
 from eupmim_dist.train.state import Run
 
-FREE_OF_MODEL = (
-    *("dim", "num_interests", "num_levels", "num_encoder_layers", "num_heads"),
-    *("dropout", "attention_dropout"),
-)
+SIZES = ("dim", "num_interests", "num_levels", "num_encoder_layers", "num_heads")
 FREE_OF_TRAINING = (
     *("global_batch_size", "max_steps", "learning_rate", "l2", "schedule", "warmup_steps"),
     *("compile", "prefetch", "threads", "log_every", "init_from"),
@@ -72,15 +69,15 @@ class PlainStep:
         if not (isinstance(model, EUPMiM) and isinstance(model.extractor, ARMIENet)):
             raise UserError("--plain: is the authors' E-UPMiM: use model.name=eupmim, model.extractor=transformer")
         other = [f"objective.{key}" for key in _other(config.objective, "name", "num_negatives")]
-        other += [f"model.{key}" for key in _other(model.config, *FREE_OF_MODEL)]
+        other += [f"model.{key}" for key in _other(model.config, *SIZES, "dropout", "attention_dropout")]
         other += [f"train.{key}" for key in _other(config.train, *FREE_OF_TRAINING)]
         if not isinstance(objective, SampledSoftmax) or other or run.world.size > 1:
             told = f"without {', '.join(other)}" if other else "with objective.name=sampled_softmax on one rank"
             raise UserError(f"--plain: is the authors' step: measure it {told}")
         self.model = copy.deepcopy(model)
         self.extractor = self.model.extractor
-        if isinstance(self.extractor.encoder, TransformerEncoder):
-            self.extractor.encoder = TorchEncoder(self.extractor.encoder, model.config.num_heads, model.config.dropout)
+        assert isinstance(self.extractor.encoder, TransformerEncoder), "its extractor is the usual one"
+        self.extractor.encoder = TorchEncoder(self.extractor.encoder, model.config.num_heads, model.config.dropout)
         for module in list(self.model.modules()):
             for name, part in module.named_children():
                 if isinstance(part, Dropout):

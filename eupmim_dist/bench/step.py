@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from eupmim_dist.assemble import assemble_run, open_store
+from eupmim_dist.bench.gauges import product_flops
 from eupmim_dist.bench.plain import PlainStep
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.batch import Batch
@@ -21,7 +22,6 @@ from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.machine import device_name
-from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import PHASES, prepare_step, train_step
 from eupmim_dist.train.threads import settle_threads, threads_restored
 
@@ -65,7 +65,7 @@ def measure_step(config: Config, world: World, steps: int, repeats: int, *, plai
             f"{kind} exchange ms/step": 1000 * cost.seconds / (repeats * steps)
             for kind, cost in run.tables.traffic.items()
         }
-        where = _profiled(run, lambda: some_steps(1), training / steps) if world.device.type == "cpu" else {}
+        where = _profiled(lambda: some_steps(1), training / steps) if world.device.type == "cpu" else {}
     beside = {}
     for seconds in other:
         beside["the authors' step samples/s"] = config.train.global_batch_size * steps / seconds
@@ -98,7 +98,7 @@ def _plain_steps(authors: PlainStep, given: Sequence[tuple[Batch, Candidates]]) 
         authors.step(batch, candidates)
 
 
-def _profiled(run: Run, step: Callable[[], None], seconds: float) -> dict[str, float]:
+def _profiled(step: Callable[[], None], seconds: float) -> dict[str, float]:
     """The phases of a step that takes `seconds`, and its arithmetic beside a large matrix product's, as far as torch
     counts it: not the products within GRU4Rec's cells, nor some of causal attention."""
     counter = FlopCounterMode(display=False)
@@ -109,7 +109,10 @@ def _profiled(run: Run, step: Callable[[], None], seconds: float) -> dict[str, f
             step()
     taken = {event.key: event.cpu_time_total for event in profiled.key_averages() if event.key in PHASES}
     whole = sum(taken.values())
-    speed, most = counter.get_total_flops() / seconds / 1e9, _product_speed()
+    speed, most = (
+        counter.get_total_flops() / seconds / 1e9,
+        product_flops(1024, torch.float32, torch.device("cpu")) / 1e9,
+    )
     return {
         **{f"{phase} % of the step": 100 * taken[phase] / whole for phase in PHASES if phase in taken},
         "products of a step, GFLOP": counter.get_total_flops() / 1e9,
@@ -117,17 +120,6 @@ def _profiled(run: Run, step: Callable[[], None], seconds: float) -> dict[str, f
         "a large product's GFLOP/s": most,
         "share of that %": 100 * speed / most,
     }
-
-
-def _product_speed() -> float:
-    """GFLOP/s of a product of two matrices of 1,024 x 1,024, the best of ten."""
-    factor = torch.randn(1024, 1024)
-    taken = []
-    for _ in range(10):
-        started = time.perf_counter()
-        factor @ factor
-        taken.append(time.perf_counter() - started)
-    return 2 * 1024**3 / min(taken) / 1e9
 
 
 def _median_seconds(works: Sequence[Callable[[], object]], repeats: int, world: World) -> list[float]:

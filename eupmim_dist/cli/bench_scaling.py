@@ -130,7 +130,7 @@ def _print(found: dict[str, Any], title: str) -> None:
             table.add_row(f"{line['ranks']:,}", line["way"], between, share, *told)
         console.print("predicted: what a node sends the others, and a rank the others of its node")
         console.print(table)
-        console.print("Bytes are counted; times are estimates that no measurement has confirmed yet.")
+        console.print("Bytes are counted; times are estimates, too low where they were measured (docs/tables.md).")
 
 
 def _compared(found: float, predicted: float) -> tuple[str, str, str]:

@@ -19,11 +19,12 @@ def seconds_of_a_step(run: Run) -> tuple[float, int]:
     Of a run that has ended none, in no time.
     """
     compiled = is_compiled(run.config.train, run.world)
-    watch = _Stopwatch(COMPILED_WARM_UP if compiled else 0)
+    warm_up = COMPILED_WARM_UP if compiled else WARM_UP
+    watch = _Stopwatch(warm_up if compiled else 0)
     train(run, [watch])
     if len(watch.marks) == 1:
         return 0.0, 0
-    marks = watch.marks[min(COMPILED_WARM_UP if compiled else WARM_UP, len(watch.marks) - 2) :]
+    marks = watch.marks[min(warm_up, len(watch.marks) - 2) :]
     return (marks[-1] - marks[0]) / (len(marks) - 1), len(marks) - 1
 
 

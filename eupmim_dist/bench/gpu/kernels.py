@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eupmim_dist.bench.gauges import copy_bandwidth, now
+from eupmim_dist.bench.gauges import copy_bandwidth, now, product_flops
 from eupmim_dist.bench.gpu.sizes import Figures, Sizes
 from eupmim_dist.bench.rivals import Shape
 from eupmim_dist.bench.tables import SystemName, measure_tables
@@ -32,14 +32,6 @@ def machine(place: Path, sizes: Sizes) -> Figures:
     """What everything else was measured on."""
     world = init_world()
     cuda = world.device.type == "cuda"
-    side = 8192 if cuda else 256
-    factor = torch.randn(side, side, device=world.device, dtype=torch.bfloat16)
-    for _ in range(3):
-        factor @ factor
-    started = now(world.device)
-    for _ in range(10):
-        factor @ factor
-    taken = (now(world.device) - started) / 10
     versions = {
         name: getattr(importlib.import_module(name), "__version__", "?")
         for name in ("torch", "triton", "accelerate", "deepspeed", "numpy", "polars", "pydantic")
@@ -56,7 +48,7 @@ def machine(place: Path, sizes: Sizes) -> Figures:
         "Triton's kernels": "used" if lack_of_triton() is None else lack_of_triton(),
         "TF32": torch.get_float32_matmul_precision() != "highest" or (cuda and torch.backends.cudnn.allow_tf32),
         "copy GB/s": copy_bandwidth(world.device) / 1e9 if cuda else None,
-        "bf16 TFLOP/s": 2 * side**3 / taken / 1e12,
+        "bf16 TFLOP/s": product_flops(8192 if cuda else 256, torch.bfloat16, world.device) / 1e12,
         "update of many rows, GB/s": _update_speed(world.device, sizes),
     }
 

@@ -29,7 +29,7 @@ FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-5, 1e-3
 """Of a loss, in relation to the CPU's in float32: sums in another order, and 8 bits in place of 24, which the forward
 pass alone has."""
 TABLE_RATES = {"exact": 2e-4, "lazy_adam": 2e-4, "rowwise_adagrad": 3e-4, "sgd": 1.0}
-"""At which what tables learn in 50 steps moves a loss by 4e-4 to 2e-3, and weights off by 1e-7 by less than 1e-5."""
+"""At which what tables learn in 50 steps moves a loss by 5e-4 to 2e-3, and weights off by 1e-7 by 2e-7 to 3e-6."""
 PROFILED_STEPS = 10
 SHORT = 10
 """Histories where a CPU computes the same."""
@@ -166,34 +166,31 @@ def compiled_alike(place: Path, sizes: Sizes) -> Figures:
         raise NotHere("needs a GPU")
     figures: Figures = {}
     wrong = []
+
+    def losses(how: str, accumulation: int, dropout: float) -> torch.Tensor:
+        changes = {
+            "train__accumulation": accumulation,
+            "train__compile": how,
+            "model__dropout": dropout,
+            "tables__optimizer": "lazy_adam",
+        }
+        run = _run(config_for(place / "store", sizes, **changes), world)
+        started = now(world.device)
+        with _prefetcher(run, sizes.steps) as batches:
+            first = _steps(run, batches, 1)
+            figures[f"first step of {how}, {accumulation} micro-batches, s"] = now(world.device) - started
+            return torch.stack(first + _steps(run, batches, sizes.steps - 1))
+
     for accumulation in (1, 2):
-        found = {}
-        for how in ("none", "cuda_graphs") if accumulation > 1 else ("none", "cuda_graphs", "inductor"):
-            changes = {
-                "train__accumulation": accumulation,
-                "train__compile": how,
-                "model__dropout": 0.2 if how != "inductor" else 0.0,
-                "tables__optimizer": "lazy_adam",
-            }
-            run = _run(config_for(place / "store", sizes, **changes), world)
-            started = now(world.device)
-            with _prefetcher(run, sizes.steps) as batches:
-                losses = _steps(run, batches, 1)
-                figures[f"first step of {how}, {accumulation} micro-batches, s"] = now(world.device) - started
-                found[how] = torch.stack(losses + _steps(run, batches, sizes.steps - 1))
-        same = torch.equal(found["none"], found["cuda_graphs"])
-        figures[f"CUDA graphs, {accumulation} micro-batches"] = "the same losses" if same else "other losses"
-        if not same:
-            off = (found["none"] - found["cuda_graphs"]).abs().max().item()
+        plain, graphs = (losses(how, accumulation, 0.2) for how in ("none", "cuda_graphs"))
+        off = (plain - graphs).abs().max().item()
+        figures[f"CUDA graphs, {accumulation} micro-batches, largest difference of a loss"] = off
+        if off != 0:
             wrong.append(f"CUDA graphs, {accumulation} micro-batches: a loss is off by {off:.1e}")
-        if "inductor" in found:
-            run = _run(config_for(place / "store", sizes, tables__optimizer="lazy_adam"), world)
-            with _prefetcher(run, sizes.steps) as batches:
-                plain = torch.stack(_steps(run, batches, sizes.steps))
-            off = ((found["inductor"] - plain).abs() / plain).max().item()
-            figures["fused, largest difference of a loss"] = off
-            if not off <= FLOAT32_TOLERANCE:
-                wrong.append(f"fused: a loss is off by {off:.1e}, {FLOAT32_TOLERANCE:.0e} allowed")
+    plain, fused = (losses(how, 1, 0.0) for how in ("none", "inductor"))  # whose dropout draws other numbers
+    figures["fused, largest difference of a loss"] = off = ((fused - plain).abs() / plain).max().item()
+    if not off <= FLOAT32_TOLERANCE:
+        wrong.append(f"fused: a loss is off by {off:.1e}, {FLOAT32_TOLERANCE:.0e} allowed")
     if wrong:
         raise Wrong(wrong, figures)
     return figures
