@@ -6,6 +6,7 @@ import torch
 
 from eupmim_dist.data.prompts.vocabulary import import_transformers, where
 from eupmim_dist.errors import UserError, short
+from eupmim_dist.models.elmrec import attention
 from eupmim_dist.models.elmrec.config import ElmrecConfig
 
 
@@ -19,6 +20,8 @@ def build_t5(config: ElmrecConfig, num_tokens: int) -> Any:
         t5 = transformers.T5ForConditionalGeneration(_of_sizes(transformers, config, num_tokens))
     else:
         t5 = _taken(transformers, config, config.t5, num_tokens)
+    attention.register(transformers)
+    t5.encoder.set_attn_implementation(attention.NAME)
     if config.gradient_checkpointing:
         t5.activation_checkpointing_enable({"use_reentrant": False})
     return t5
