@@ -16,11 +16,11 @@ def learnt(trained: Assembled) -> tuple[Tensor, Tensor]:
     return users.weight[users.ids().argsort()].double(), items.weight[items.ids().argsort()].double()
 
 
-def matrix_of(store: InteractionStore, left_out: Edges | None = None) -> Tensor:
+def matrix_of(store: InteractionStore, left_out: Edges | None = None, known: str = "train") -> Tensor:
     sequences = [part.tolist() for part in np.split(store.items, store.offsets[1:-1])]
-    return adjacency(clean_edges(sequences), left_out or set(), store.num_users, store.num_item_rows)
+    return adjacency(clean_edges(sequences, known), left_out or set(), store.num_users, store.num_item_rows)
 
 
-def plain_rows(trained: Assembled, left_out: Edges | None = None) -> tuple[Tensor, Tensor]:
+def plain_rows(trained: Assembled, left_out: Edges | None = None, known: str = "train") -> tuple[Tensor, Tensor]:
     """Those of all users and items after propagation, float64."""
-    return propagated(*learnt(trained), matrix_of(trained.store, left_out), 4)
+    return propagated(*learnt(trained), matrix_of(trained.store, left_out, known), 4)

@@ -91,7 +91,7 @@ def _evaluations(run: Run, published: Published, chosen: np.ndarray, batch: int,
 
     def ours() -> None:
         with ranking_mode(run.model):
-            scorer = scorer_of(run)
+            scorer = scorer_of(run, "test")
             assert isinstance(scorer, ListScorer)
             for users in chunks():
                 excluded = excluded_items(users.seen, len(users), True, True)

@@ -1,6 +1,8 @@
-"""The graph of users and items that LightGCN and ELMRec propagate over: who has taken what, from one of two sources.
+"""The graph of users and items that LightGCN and ELMRec propagate over: who has taken what, from one of three sources.
 
 clean      what training may see: of `leave_one_out` stores all but the last two items of each user
+history    the same while training; where a model is judged, all that each user had before what is held out, as models
+           that read histories know it, and all that he had where items are recommended
 published  what ELMRec was published with: the training part of a random split over all interactions, which knows about
            as much of what is held out as of anything else. Scores made with it are those of a leak.
 
@@ -19,7 +21,7 @@ import torch
 
 from eupmim_dist.data.counter import random_bits, random_integers, stream_key
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.data.training_data import training_interactions
+from eupmim_dist.data.training_data import spans
 
 TRAIN_SHARE = 0.8
 """Of the interactions that P5's random split trains on, at the least one of each user and of each item."""
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """Users and items, int64 [n] each."""
-GraphSource = Literal["clean", "published"]
+GraphSource = Literal["clean", "history", "published"]
+Known = str
+"""What is known of users: train, what training may see; valid or test, what came before that split's targets; all."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,28 @@ class InteractionGraph:
     The published one of a store with `explanations.parquet` is that of its records for training.
     """
 
-    def __init__(self, store: InteractionStore, choice: GraphChoice) -> None:
-        self.store, self.choice = store, choice
+    def __init__(self, store: InteractionStore, choice: GraphChoice, known: Known = "train") -> None:
+        self.store, self.choice, self.known = store, choice, known
+
+    def where_known(self, known: Known) -> InteractionGraph:
+        """The graph to rank with where so much of users is known; itself if that has the same edges."""
+        if self.choice.source != "history" or known == self.known:
+            return self
+        other = InteractionGraph(self.store, self.choice, known)
+        return self if np.array_equal(self.lengths, other.lengths) else other
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Of each user, how many of the first interactions are known: int64 [users]."""
+        store, found = self.store, np.zeros(self.store.num_users, np.int64)
+        if self.known == "all":
+            return store.lengths(np.arange(store.num_users))
+        users = store.users("train")
+        found[users] = store.train_lengths(users)
+        if self.known != "train":
+            users = store.users(self.known)
+            found[users] = np.maximum(found[users], store.evaluation_window(users, self.known)[0])
+        return found
 
     @cached_property
     def degrees(self) -> tuple[np.ndarray, np.ndarray]:
@@ -65,21 +89,22 @@ class InteractionGraph:
 
     def edges(self) -> Iterator[Pairs]:
         """All edges, in blocks of some users or records; none is in two of them."""
-        if self.choice.source == "clean":
-            blocks = self._trained()
-        else:
+        if self.choice.source == "published":
             explanations = self.store.explanations()
             blocks = self._drawn() if explanations is None else self._explained(explanations)
+        else:
+            blocks = self._had()
         for users, items in blocks:
             keys = np.unique(users * self.store.num_item_rows + items)
             yield keys // self.store.num_item_rows, keys % self.store.num_item_rows
 
-    def _trained(self) -> Iterator[Pairs]:
-        users = self.store.users("train")
+    def _had(self) -> Iterator[Pairs]:
+        users = np.flatnonzero(self.lengths)
         for first in range(0, len(users), USERS_AT_A_TIME):
             some = users[first : first + USERS_AT_A_TIME]
-            position, items = training_interactions(self.store, some)
-            yield some[position], items
+            starts = self.store.offsets[some]
+            position, places = spans(starts, starts + self.lengths[some])
+            yield some[position], self.store.items[places].astype(np.int64)
 
     def _explained(self, explanations: pl.LazyFrame) -> Iterator[Pairs]:
         trained = explanations.filter(split="train").select("user", "item").unique().sort("user", "item").collect()

@@ -70,7 +70,7 @@ ToRank = Callable[[np.ndarray, np.ndarray], Batch]
 
 
 class HeldOutUsers:
-    """The users of a split in chunks; each chunk is cut over the ranks, so each user belongs to one rank.
+    """Users of a split in chunks; each chunk is cut over the ranks, so each user belongs to one rank.
 
     `group` users of a chunk, counted from its first, are never parted.
     """
@@ -79,6 +79,7 @@ class HeldOutUsers:
         self,
         store: InteractionStore,
         split: str,
+        users: np.ndarray,
         to_rank: ToRank,
         *,
         chunk_size: int,
@@ -86,7 +87,7 @@ class HeldOutUsers:
         world_size: int = 1,
         group: int = 1,
     ) -> None:
-        self.store, self.split, self.users, self.group = store, split, store.users(split), group
+        self.store, self.split, self.users, self.group = store, split, users, group
         self.to_rank, self.chunk_size = to_rank, chunk_size
         self.rank, self.world_size = rank, world_size
 

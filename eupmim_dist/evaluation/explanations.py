@@ -82,7 +82,7 @@ def evaluate_explanations(trained: Assembled, split: str, *, progress: bool = Fa
         ranking_mode(trained.model),
         task_progress(f"{name}: {split} split, protocol {EXPLANATION}", len(records), progress and world.is_main) as on,
     ):
-        model, task, tables, _ = writing(ranking_of(trained))
+        model, task, tables, _ = writing(ranking_of(trained, split))
         for start in range(0, len(records), size):
             chunk = records[start : start + size]
             first, stop = grouped_range(len(chunk), GROUP, world.rank, world.size)

@@ -27,7 +27,7 @@ class EvaluationHook:
     def _evaluate(self, run: Run) -> None:
         config = run.config.evaluation
         with self.throughput.pause() as pause:
-            result = evaluate_model(run, "valid", config.protocol, cutoffs_of(config))
+            result = evaluate_model(run, "valid", config.protocol, cutoffs_of(config), sample=config.users)
         self.writer.log(run.progress.step, _tags(result) | {f"{SECONDS}evaluation": pause.seconds})
         self._look_at(run, result.interests)
         self._judge(run, result.metrics[config.metric])
@@ -53,7 +53,8 @@ class EvaluationHook:
         best = "best so far"
         if progress.best_step != progress.step:
             best = f"best {progress.best_value:.4f} at {progress.best_step}"
-        told = f"step {progress.step}  valid {config.protocol} {config.metric} {value:.4f}, {best}"
+        some = f" of {config.users:,} users" if config.users else ""
+        told = f"step {progress.step}  valid {config.protocol} {config.metric} {value:.4f}{some}, {best}"
         get_logger(run.world.rank).info(f"{time_of_day()}  {told}")
 
 

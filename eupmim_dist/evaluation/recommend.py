@@ -117,8 +117,8 @@ def ranked_by_interests(trained: Assembled) -> bool:
 def _scorer(trained: Assembled, wanted: Wanted) -> InterestScorer | ListScorer:
     if ranked_by_interests(trained):
         kind = InterestListScorer if wanted.per_interest else InterestScorer
-        return kind(InterestsConfig(), ranking_of(trained))
-    scorer = scorer_of(trained)
+        return kind(InterestsConfig(), ranking_of(trained, "all"))
+    scorer = scorer_of(trained, "all")
     assert isinstance(scorer, ListScorer), "check_wanted makes sure"
     return scorer
 

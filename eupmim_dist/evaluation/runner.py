@@ -10,6 +10,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from eupmim_dist.data.counter import random_bits, stream_key
+from eupmim_dist.data.graph import Known
 from eupmim_dist.data.heldout import HeldOut, HeldOutUsers, Ragged
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.diversity import CANDIDATES, Variety, diversify
@@ -205,12 +207,14 @@ def evaluate_by(
     variety: Variety | None = None,
     progress: bool = False,
     per_user: bool = False,
+    sample: int | None = None,
 ) -> Result:
-    """`evaluate_scorer` for the users of a split as the setup's task and configuration have them; collective."""
+    """`evaluate_scorer` for the users of a split, or `sample` of them, as the setup's task and configuration have them;
+    collective."""
     return evaluate_scorer(
         scorer,
         name,
-        held_out_users(setup, split, scorer.group),
+        held_out_users(setup, split, scorer.group, sample),
         PROTOCOLS[protocol],
         cutoffs,
         setup.world,
@@ -224,7 +228,7 @@ def evaluate_by(
 def evaluate_model(assembled: Assembled, split: str, protocol: str, cutoffs: Sequence[int], **options: Any) -> Result:
     """`evaluate_by` a model's current weights, with the same options; collective. Its mode is left as it was."""
     with ranking_mode(assembled.model):
-        scorer = scorer_of(assembled, PROTOCOLS[protocol].per_interest)
+        scorer = scorer_of(assembled, split, PROTOCOLS[protocol].per_interest)
         return evaluate_by(scorer, assembled.config.model.label, assembled, split, protocol, cutoffs, **options)
 
 
@@ -240,16 +244,16 @@ def ranking_mode(model: Model) -> Iterator[None]:
         model.train(training)
 
 
-def scorer_of(assembled: Assembled, per_interest: bool = False) -> Scorer:
-    """What ranks by a model's current weights."""
-    return make_scorer(assembled.model.scorer, ranking_of(assembled, per_interest))
+def scorer_of(assembled: Assembled, known: Known, per_interest: bool = False) -> Scorer:
+    """What ranks by a model's current weights, where so much of users is known."""
+    return make_scorer(assembled.model.scorer, ranking_of(assembled, known, per_interest))
 
 
-def ranking_of(setup: Setup, per_interest: bool = False) -> Ranking:
+def ranking_of(setup: Setup, known: Known = "train", per_interest: bool = False) -> Ranking:
     """What a scorer is made for; of a model if there is one, with its current weights. Collective."""
     assembled = setup if isinstance(setup, Assembled) else None
     if assembled is not None:
-        assembled.tables.propagate()
+        assembled.tables.propagate(known)
     return Ranking(
         store=setup.store,
         world=setup.world,
@@ -261,11 +265,16 @@ def ranking_of(setup: Setup, per_interest: bool = False) -> Ranking:
     )
 
 
-def held_out_users(setup: Setup, split: str, group: int = 1) -> HeldOutUsers:
-    """The split's users as the task has them, in groups that one rank has together."""
+def held_out_users(setup: Setup, split: str, group: int = 1, sample: int | None = None) -> HeldOutUsers:
+    """The split's users, or `sample` of them, as the task has them, in groups that one rank has together."""
+    users = setup.store.users(split)
+    if sample is not None and sample < len(users):
+        drawn = random_bits(stream_key(setup.config.seed, "evaluated users", split), torch.from_numpy(users))
+        users = np.sort(users[drawn.numpy().argsort(kind="stable")[:sample]])
     return HeldOutUsers(
         setup.store,
         split,
+        users,
         setup.task.to_rank,
         chunk_size=setup.config.evaluation.batch_size,
         rank=setup.world.rank,

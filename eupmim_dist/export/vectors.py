@@ -27,6 +27,7 @@ def user_vectors(trained: Assembled) -> Vectors:
 
 def scored_vectors(trained: Assembled) -> Vectors:
     """Vectors [items, D] as items are ranked by, with what their features add, by their ids."""
+    trained.tables.propagate("all")
     part = trained.tables.scored(ITEM_TABLE)
     kept = part.ids > 0
     ids, rows = part.ids[kept].numpy(), part.rows()[part.places[kept]].detach().numpy()
@@ -34,7 +35,7 @@ def scored_vectors(trained: Assembled) -> Vectors:
 
 
 def _blocks(trained: Assembled, users: np.ndarray) -> Iterator[Block]:
-    scorer = scorer_of(trained)
+    scorer = scorer_of(trained, "all")
     for first in range(0, len(users), USERS_PER_BLOCK):
         some = users[first : first + USERS_PER_BLOCK]
         with ranking_mode(trained.model):

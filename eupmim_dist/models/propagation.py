@@ -20,8 +20,9 @@ class PropagationSection(ModelSection):
     num_layers: Depth = 4
     """Of propagation: a row is the mean of what comes from 0 to so many edges away."""
     graph: GraphSource = "clean"
-    """Edges of users and items: clean, what training may see; published, ELMRec's random split, whose scores are those
-    of a leak: it holds about half of what is held out."""
+    """Edges of users and items: clean, what training may see; history, the same while training, and all that users had
+    before what is asked for where the model ranks; published, ELMRec's random split, whose scores are those of a leak:
+    it holds about half of what is held out."""
     graph_seed: int = 0
     """Of the published graph, where the store has no explanations to take it from."""
     graph_explained: float = Field(2 / 3, gt=0, le=1)

@@ -10,9 +10,9 @@ propagation of that of the rows of G: the same products, and nothing to be kept 
 Edges that are left out of a step are zeros; degrees are those of the whole graph, as an evaluation has them, so that a
 target takes nothing from what its user's and its item's other edges weigh.
 
-A rank holds 16 bytes per edge of its users, and again per edge of its items; while they are built, by blocks, some four
-times as much, and the degrees of all users and items, 8 bytes each. A propagation takes 3 n + h rows of D numbers, n of
-which stay: those of G.
+A rank holds 16 bytes per edge of its users, and again per edge of its items, and those of another graph that it last
+ranked with; while they are built, by blocks, some four times as much, and the degrees of all users and items, 8 bytes
+each. A propagation takes 3 n + h rows of D numbers, n of which stay: those of G.
 
 W ranks, n rows of this rank, h rows of others that it needs, e edges of its rows, D dim.
 """
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.data.blocks import block_range
-from eupmim_dist.data.graph import InteractionGraph
+from eupmim_dist.data.graph import InteractionGraph, Known
 from eupmim_dist.models.interface import ITEM_TABLE, USER_TABLE
 from eupmim_dist.parallel.collectives import all_gather
 from eupmim_dist.parallel.exchange import Exchange
@@ -41,85 +41,6 @@ Edges = tuple[np.ndarray, np.ndarray]
 """Keys, as `_Side` has them, and weights."""
 LeftOut = ByTable
 """Table -> int64, which edges of its rows are no part of a step."""
-
-
-class GraphPropagation:
-    """The rows of G that this rank holds, made of those of E by `make`; `held` until they are dropped."""
-
-    def __init__(self, graph: InteractionGraph, num_layers: int, shards: Mapping[str, Shard], world: World) -> None:
-        """Reads the graph; `shards` are of the tables `user` and `item`."""
-        self.num_layers, self.world = num_layers, world
-        self.shards = {table: shards[table] for table in TABLES}
-        edges = _own_edges(graph, self.shards, world)
-        self._sides = {
-            table: _side(self.shards[table], self.shards[other], *edges[table], world) for table, other in BOTH_WAYS
-        }
-        self._held: ByTable | None = None
-
-    @property
-    def there(self) -> bool:
-        return self._held is not None
-
-    def held(self, table: str) -> Tensor:
-        """The rows of G for those of this rank's shard, [n, D]."""
-        assert self._held is not None, "they have been made"
-        return self._held[table]
-
-    def drop(self) -> None:
-        """What they were made of changes."""
-        self._held = None
-
-    def make(self, rows: ByTable, exchange: Exchange, left_out: LeftOut | None = None) -> None:
-        """Of this rank's blocks of rows [n, D]; collective."""
-        self._held = None  # before there are others
-        self._held = self.propagated(rows, exchange, left_out)
-
-    @torch.no_grad()
-    def propagated(self, rows: ByTable, exchange: Exchange, left_out: LeftOut | None = None) -> ByTable:
-        """This rank's blocks [n, D] of both tables -> theirs after propagation, of a table that all hold, whole;
-        collective."""
-        weights = {
-            table: side.weights if left_out is None else side.weights_without(left_out[table])
-            for table, side in self._sides.items()
-        }
-        found = rows
-        for _ in range(self.num_layers):  # mean over k of A^k E = (E + A (E + A (E + ...))) / (num_layers + 1)
-            reached = self._with_others(found, exchange)
-            found = {
-                table: self._sides[table].product(reached[other], weights[table]).add_(rows[table])
-                for table, other in BOTH_WAYS
-            }
-        return {table: self._whole(table, of_table.div_(self.num_layers + 1)) for table, of_table in found.items()}
-
-    def left_out(self, users: Tensor, items: Tensor) -> LeftOut:
-        """Where edges between users and items, int64 [k] each or NO_ROW, are among this rank's."""
-        known = (users != NO_ROW) & (items != NO_ROW)
-        ids = {USER_TABLE: users[known].numpy(), ITEM_TABLE: items[known].numpy()}
-        positions = {table: self.shards[table].order.positions(of_table) for table, of_table in ids.items()}
-        return {table: self._sides[table].places(positions[table], positions[other]) for table, other in BOTH_WAYS}
-
-    def _with_others(self, rows: ByTable, exchange: Exchange) -> ByTable:
-        """This rank's rows and behind them those of others that its edges reach, [n + h, D]."""
-        if self.world.size == 1:
-            return rows
-        reached, receive = {}, []
-        for table, other in BOTH_WAYS:
-            own, needed = rows[table], self._sides[other].needed
-            reached[table] = own.new_empty(len(own) + sum(needed), own.shape[1])
-            receive.append(reached[table][len(own) :].split(needed))
-        with exchange.receiving("propagation", receive) as send:
-            send([[rows[table].index_select(0, some) for some in self._sides[table].sent] for table in TABLES])
-            for table, own in rows.items():
-                reached[table][: len(own)] = own
-        return reached
-
-    def _whole(self, table: str, block: Tensor) -> Tensor:
-        shard = self.shards[table]
-        if not shard.replicated or self.world.size == 1:
-            return block
-        longest = -(-shard.spec.rows // self.world.size)
-        padded = F.pad(block, (0, 0, 0, longest - len(block)))
-        return all_gather(padded, self.world)[: shard.spec.rows]
 
 
 @dataclass(frozen=True)
@@ -155,6 +76,106 @@ class _Side:
         inside = place < len(self.keys)
         place, wanted = place[inside], wanted[inside]
         return torch.from_numpy(place[self.keys[place] == wanted])
+
+
+Sides = dict[str, _Side]
+"""By table."""
+
+
+class GraphPropagation:
+    """The rows of G that this rank holds, made of those of E by `make`; `held` until they are dropped."""
+
+    def __init__(self, graph: InteractionGraph, num_layers: int, shards: Mapping[str, Shard], world: World) -> None:
+        """Reads the graph; `shards` are of the tables `user` and `item`."""
+        self.num_layers, self.world = num_layers, world
+        self.shards = {table: shards[table] for table in TABLES}
+        self.graph = graph
+        self._sides = self._sides_of(graph)
+        self._ranked: tuple[Known, Sides] = graph.known, self._sides  # of the graph that was last ranked with
+        self._held: ByTable | None = None
+
+    def _sides_of(self, graph: InteractionGraph) -> Sides:
+        edges = _own_edges(graph, self.shards, self.world)
+        return {
+            table: _side(self.shards[table], self.shards[other], *edges[table], self.world)
+            for table, other in BOTH_WAYS
+        }
+
+    @property
+    def there(self) -> bool:
+        return self._held is not None
+
+    def held(self, table: str) -> Tensor:
+        """The rows of G for those of this rank's shard, [n, D]."""
+        assert self._held is not None, "they have been made"
+        return self._held[table]
+
+    def drop(self) -> None:
+        """What they were made of changes."""
+        self._held = None
+
+    def make(self, rows: ByTable, exchange: Exchange, left_out: LeftOut | None = None) -> None:
+        """Of this rank's blocks of rows [n, D], for a training step; collective."""
+        self._held = None  # before there are others
+        self._held = self.propagated(rows, exchange, left_out)
+
+    def make_to_rank(self, rows: ByTable, exchange: Exchange, known: Known) -> None:
+        """The same to rank with, where so much of users is known; collective."""
+        self._held = None
+        graph = self.graph.where_known(known)
+        if graph.known != self._ranked[0]:
+            self._ranked = graph.known, self._sides if graph is self.graph else self._sides_of(graph)
+        self._held = self._propagated(rows, exchange, self._ranked[1], None)
+
+    def propagated(self, rows: ByTable, exchange: Exchange, left_out: LeftOut | None = None) -> ByTable:
+        """This rank's blocks [n, D] of both tables -> theirs after propagation over the graph of training, of a table
+        that all hold, whole; collective."""
+        return self._propagated(rows, exchange, self._sides, left_out)
+
+    @torch.no_grad()
+    def _propagated(self, rows: ByTable, exchange: Exchange, sides: Sides, left_out: LeftOut | None) -> ByTable:
+        weights = {
+            table: side.weights if left_out is None else side.weights_without(left_out[table])
+            for table, side in sides.items()
+        }
+        found = rows
+        for _ in range(self.num_layers):  # mean over k of A^k E = (E + A (E + A (E + ...))) / (num_layers + 1)
+            reached = self._with_others(found, sides, exchange)
+            found = {
+                table: sides[table].product(reached[other], weights[table]).add_(rows[table])
+                for table, other in BOTH_WAYS
+            }
+        return {table: self._whole(table, of_table.div_(self.num_layers + 1)) for table, of_table in found.items()}
+
+    def left_out(self, users: Tensor, items: Tensor) -> LeftOut:
+        """Where edges between users and items, int64 [k] each or NO_ROW, are among this rank's."""
+        known = (users != NO_ROW) & (items != NO_ROW)
+        ids = {USER_TABLE: users[known].numpy(), ITEM_TABLE: items[known].numpy()}
+        positions = {table: self.shards[table].order.positions(of_table) for table, of_table in ids.items()}
+        return {table: self._sides[table].places(positions[table], positions[other]) for table, other in BOTH_WAYS}
+
+    def _with_others(self, rows: ByTable, sides: Sides, exchange: Exchange) -> ByTable:
+        """This rank's rows and behind them those of others that its edges reach, [n + h, D]."""
+        if self.world.size == 1:
+            return rows
+        reached, receive = {}, []
+        for table, other in BOTH_WAYS:
+            own, needed = rows[table], sides[other].needed
+            reached[table] = own.new_empty(len(own) + sum(needed), own.shape[1])
+            receive.append(reached[table][len(own) :].split(needed))
+        with exchange.receiving("propagation", receive) as send:
+            send([[rows[table].index_select(0, some) for some in sides[table].sent] for table in TABLES])
+            for table, own in rows.items():
+                reached[table][: len(own)] = own
+        return reached
+
+    def _whole(self, table: str, block: Tensor) -> Tensor:
+        shard = self.shards[table]
+        if not shard.replicated or self.world.size == 1:
+            return block
+        longest = -(-shard.spec.rows // self.world.size)
+        padded = F.pad(block, (0, 0, 0, longest - len(block)))
+        return all_gather(padded, self.world)[: shard.spec.rows]
 
 
 def _block(shard: Shard, world: World) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
-from eupmim_dist.data.graph import InteractionGraph
+from eupmim_dist.data.graph import InteractionGraph, Known
 from eupmim_dist.models.features import Feature
 from eupmim_dist.models.interface import TableSpec, Uses
 from eupmim_dist.parallel.agreement import everywhere
@@ -119,17 +119,19 @@ class ShardedTables:
             self.propagation.drop()
             named = any(plan.groups[self.number_of(table)].blocks for table in self.propagated)
             if named or self._whole in self.propagated.values():
-                self._propagate(self.exchange, left_out)
+                self.propagation.make(self._learnt(), self.exchange, left_out)
         return Lookup(self, plan, self.row_format, self.exchange, left_out)
 
-    def propagate(self) -> None:
-        """Has rows ranked with as they are now, over the whole graph, until the next training step; collective."""
+    def propagate(self, known: Known = "train") -> None:
+        """Has rows ranked with as they are now, over the whole graph of what is known of users, until the next training
+        step; collective."""
         if self.propagation is not None:
-            self._propagate(Exchange(self.world, Traffic(), self.exchange.connections))
+            exchange = Exchange(self.world, Traffic(), self.exchange.connections)
+            self.propagation.make_to_rank(self._learnt(), exchange, known)
 
-    def _propagate(self, exchange: Exchange, left_out: LeftOut | None = None) -> None:
-        assert self.propagation is not None, "there is a graph"
-        self.propagation.make({table: part.learnt() for table, part in self.propagated.items()}, exchange, left_out)
+    def _learnt(self) -> dict[str, Tensor]:
+        """The rows that are propagated, as they are before."""
+        return {table: part.learnt() for table, part in self.propagated.items()}
 
     def scored(self, table: str) -> ScoredRows:
         """The rows of a table that this rank scores; collective."""

@@ -109,10 +109,10 @@ def served(trained: Assembled, split: str, users: np.ndarray, num: int, labels: 
         store = trained.store
         cuts, ends = store.evaluation_window(users, split)
         chunk = held_out(store, users, cuts, ends, trained.task.to_rank)
-        scorer = InterestScorer(InterestsConfig(), ranking_of(trained))
+        scorer = InterestScorer(InterestsConfig(), ranking_of(trained, split))
         ranked = _ranked(trained, scorer, chunk, num)[:, 0]
         _, of_interest = scorer.served(ranked)
-        own = _ranked(trained, InterestListScorer(InterestsConfig(), ranking_of(trained)), chunk, PER_INTEREST)
+        own = _ranked(trained, InterestListScorer(InterestsConfig(), ranking_of(trained, split)), chunk, PER_INTEREST)
         interests = scorer.interests.float().cpu().numpy()
     targets = chunk.targets
     return [

@@ -8,6 +8,7 @@ import torch
 
 from eupmim_dist.config.registry import build
 from eupmim_dist.config.schema import Config
+from eupmim_dist.data.graph import InteractionGraph
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.features import Feature, features_of, trained_or_not
@@ -46,8 +47,9 @@ def room_of(
     tables = sum(table_bytes(spec, config, world, training) for spec in specs)
     for feature in features_of(config.model, store, specs) if network else []:
         tables += table_bytes(feature.spec, config, world, training) + _feature_bytes(feature, config, world)
-    if network and network.propagation() is not None:
-        tables += _propagation_bytes([spec for spec in specs if spec.name in PROPAGATED], store, world)
+    if network and (propagation := network.propagation()) is not None:
+        of_both = [spec for spec in specs if spec.name in PROPAGATED]
+        tables += _propagation_bytes(of_both, InteractionGraph(store, propagation.graph), world)
     dense = sum(p.numel() for p in network.parameters()) * FLOAT * (4 if training else 1) if network else 0
     users, items = min(config.evaluation.batch_size, ranked[0]), min(ranked[1], -(-shape.num_item_rows // world.size))
     width = config.task.history_length * config.model.dim * FLOAT
@@ -80,10 +82,11 @@ def without_memory(config: Config, shape: DataShape) -> Model | None:
         return None  # what is wrong with it, building it in earnest tells
 
 
-def _propagation_bytes(specs: list[TableSpec], store: InteractionStore, world: World) -> int:
-    """The graph, and beside a rank's rows those of layers and the ones of others that its edges reach
-    (docs/tables.md)."""
-    edges = -(-int(store.train_lengths(store.users("train")).sum()) // world.size)
+def _propagation_bytes(specs: list[TableSpec], graph: InteractionGraph, world: World) -> int:
+    """The graphs of training and of the test split; beside a rank's rows those of layers and the ones of others that
+    its edges reach (docs/tables.md)."""
+    graphs = {id(some): some for some in (graph, graph.where_known("test"))}.values()
+    edges = -(-sum(int(some.lengths.sum()) for some in graphs) // world.size)
     own = sum(-(-spec.rows // world.size) for spec in specs)
     others = min(sum(spec.rows for spec in specs) - own, 2 * edges)
     return EDGE * edges + max((spec.dim for spec in specs), default=0) * FLOAT * (3 * own + max(others, 0))

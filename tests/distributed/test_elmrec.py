@@ -42,7 +42,7 @@ def lists_of(run: Run) -> tuple[Tensor, Tensor]:
     """Scores and items of all test users; collective."""
     found = []
     with ranking_mode(run.model):
-        scorer = scorer_of(run)
+        scorer = scorer_of(run, "test")
         assert isinstance(scorer, ListScorer)
         users = held_out_users(run, "test", scorer.group)
         for index in range(len(users)):

@@ -32,6 +32,7 @@ from tests.oracles.tables_plain import initial_weight
 from tests.stores import small_store
 
 SEED, DIM, ITEMS, STEPS, RATE, LAYERS = 5, 6, 37, 3, 0.1, 3
+KNOWN = ("test", "all", "train")
 BELOW = (0, 20, 1000)
 """Values of replicate_below: both tables are sharded, the users are not, neither is."""
 
@@ -74,7 +75,7 @@ def train(scenario: Scenario) -> dict[str, Any]:
     specs = [TableSpec("item", ITEMS + 1, DIM, padding_row=0), TableSpec("user", store.num_users, DIM)]
     features = [genres(ITEMS + 1)] if scenario.features else []
     whole = "item" if scenario.catalogue else None
-    graph = InteractionGraph(store, GraphChoice())
+    graph = InteractionGraph(store, GraphChoice("history"))
     tables = ShardedTables(specs, SEED, world, config, whole, features, graph, LAYERS)
     optimizer = make_table_optimizer(config, tables, RATE, 0.0)
     seen = []
@@ -92,13 +93,16 @@ def train(scenario: Scenario) -> dict[str, Any]:
         loss.backward()
         optimizer.step(lookup.gradients(1.0, catalogue))
     held = {name: (shard.ids(), shard.weight.clone(), shard.replicated) for name, shard in tables.shards.items()}
-    part = tables.scored("item")
-    ranked = tables.lookup({"users": ("user", torch.arange(store.num_users))}).rows[0]["users"]
+    ranked = {}
+    for known in KNOWN:
+        tables.propagate(known)
+        part = tables.scored("item")
+        users = tables.lookup({"users": ("user", torch.arange(store.num_users))}).rows[0]["users"]
+        ranked[known] = (users, part.ids, part.rows()[part.places].clone())
     sent = tables.traffic.get("propagation")
     return {
         "seen": seen,
         "held": held,
-        "scored": (part.ids, part.rows()[part.places].clone()),
         "ranked": ranked,
         "sent": 0 if sent is None else sent.bytes,
     }
@@ -111,12 +115,13 @@ def weights_of(ids: Tensor) -> Tensor:
 
 
 def check(scenario: Scenario, outcomes: list[dict[str, Any]]) -> None:
-    edges, num_users = clean_edges(sequences(scenario.store)), len(sequences(scenario.store))
+    num_users = len(sequences(scenario.store))
     sizes = {"item": ITEMS + 1, "user": num_users} | ({"item:genre": 5} if scenario.features else {})
     tables = {name: initial_weight(SEED, name, rows, DIM).double().requires_grad_() for name, rows in sizes.items()}
     codes = torch.from_numpy(genres(ITEMS + 1).values[:, 0]).long()  # type: ignore[index]
 
-    def rows_without(left_out: set[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def rows_without(left_out: set[tuple[int, int]], known: str = "train") -> tuple[Tensor, Tensor]:
+        edges = clean_edges(sequences(scenario.store), known)
         items = tables["item"]
         if scenario.features:
             items = items + torch.where((codes > 0)[:, None], tables["item:genre"][codes], 0.0)
@@ -143,13 +148,15 @@ def check(scenario: Scenario, outcomes: list[dict[str, Any]]) -> None:
                 assert table.grad is not None
                 table -= RATE * table.grad
                 table.grad = None
-    of_users, of_items = (rows.detach() for rows in rows_without(set()))
-    assert sum(len(outcome["scored"][0]) for outcome in outcomes) == ITEMS + 1
+    for known in KNOWN:
+        of_users, of_items = (rows.detach() for rows in rows_without(set(), known))
+        assert sum(len(outcome["ranked"][known][1]) for outcome in outcomes) == ITEMS + 1
+        for outcome in outcomes:
+            users, ids, rows = outcome["ranked"][known]
+            near(users, of_users, f"users as they are ranked for, {known}")
+            if len(ids):
+                near(rows, of_items[ids], f"items as they are ranked, {known}")
     for outcome in outcomes:
-        near(outcome["ranked"], of_users, "users as they are ranked for")
-        ids, rows = outcome["scored"]
-        if len(ids):
-            near(rows, of_items[ids], "items as they are ranked")
         for name, table in tables.items():
             ids, weight, replicated = outcome["held"][name]
             assert replicated == (scenario.size > 1 and (sizes[name] < scenario.below or name == "item:genre"))

@@ -9,9 +9,17 @@ from torch import Tensor
 Edge = tuple[int, int]
 
 
-def clean_edges(sequences: list[list[int]]) -> set[Edge]:
-    """(user, item) of all but the last two items of each user."""
-    return {(user, item) for user, sequence in enumerate(sequences) for item in sequence[:-2]}
+UNKNOWN = {"train": 2, "valid": 2, "test": 1, "all": 0}
+"""Of each user, how many of the last items."""
+
+
+def clean_edges(sequences: list[list[int]], known: str = "train") -> set[Edge]:
+    """(user, item) of all but the last items of each user; of one who has none for training and valid only for test."""
+    return {
+        (user, item)
+        for user, sequence in enumerate(sequences)
+        for item in sequence[: max(len(sequence) - UNKNOWN[known], 0)]
+    }
 
 
 def adjacency(edges: set[Edge], left_out: set[Edge], num_users: int, num_items: int) -> Tensor:

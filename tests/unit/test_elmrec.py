@@ -317,7 +317,7 @@ def test_the_scorer_gives_lists_of_items_that_users_have_not_had(run: Run) -> No
         cut = int(run.store.evaluation_window(np.array([user]), "valid")[0][0])
         own = run.store.items[run.store.offsets[user] :][:cut]
         assert len(set(row) - set(own.tolist()) - {NO_ROW}) == 5
-    users, scorer = held_out_users(run, "valid").chunk(0), scorer_of(run)
+    users, scorer = held_out_users(run, "valid").chunk(0), scorer_of(run, "valid")
     candidates = Ragged(torch.arange(len(users)).repeat_interleave(3), torch.tensor([7, 90, 2]).repeat(len(users)))
     assert isinstance(scorer, ListScorer)
     _, lists = scorer.scored_lists(users, users.seen, 5, candidates)

@@ -81,7 +81,7 @@ def teller(place: Path) -> Run:
 def beam_scorer(run: Run, **settings: Any) -> BeamScorer:
     before = run.config.evaluation
     run.config.evaluation = before.model_copy(update=settings)
-    scorer = scorer_of(run)
+    scorer = scorer_of(run, "test")
     run.config.evaluation = before
     assert isinstance(scorer, BeamScorer)
     return scorer
@@ -95,6 +95,7 @@ def lists_of(run: Run, scorer: BeamScorer, world_size: int, direct: bool) -> tup
             users = HeldOutUsers(
                 run.store,
                 "test",
+                run.store.users("test"),
                 run.task.to_rank,
                 chunk_size=40,
                 rank=rank,

@@ -126,11 +126,27 @@ def test_what_each_user_got_is_averaged(assembled: Assembled, protocol: str) -> 
     assert ((np.array(hits) > 0) == (of.metrics["hit_rate@20"] > 0)).all()
 
 
+def test_a_sample_of_users_is_the_same_each_time_and_judged_as_among_all(assembled: Assembled) -> None:
+    whole, some = (evaluate_model(assembled, "valid", "strict", [5], per_user=True, sample=n) for n in (None, 5))
+    again = evaluate_model(assembled, "valid", "strict", [5], per_user=True, sample=5)
+    assert whole.per_user is not None
+    assert some.per_user is not None
+    assert again.per_user is not None
+    assert (some.users, whole.users) == (5, 8)
+    chosen = np.isin(whole.per_user.users, some.per_user.users)
+    assert some.per_user.users.tolist() == again.per_user.users.tolist() == whole.per_user.users[chosen].tolist()
+    assert some.per_user.users.tolist() != whole.per_user.users[:5].tolist(), "drawn"
+    for name, values in some.per_user.metrics.items():
+        assert values.tolist() == whole.per_user.metrics[name][chosen].tolist()
+        assert some.metrics[name] == pytest.approx(float(values.mean()))
+    assert evaluate_model(assembled, "valid", "strict", [5], sample=100).metrics == whole.metrics
+
+
 def test_how_interests_are_used(assembled: Assembled) -> None:
     """Against users one by one."""
     interests = evaluate_model(assembled, "test", "strict", [5], per_user=True).interests
     assert interests is not None
-    scorer = scorer_of(assembled)
+    scorer = scorer_of(assembled, "valid")
     assert isinstance(scorer, InterestScorer)
     shard = assembled.tables.shards["item"]
     rows = shard.weight[shard.ids().argsort()]

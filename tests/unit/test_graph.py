@@ -22,10 +22,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> InteractionStore:
     return small_store(directory, num_users=400, num_items=60, longest=30, split_rule="leave_one_out")
 
 
-def edges_of(store: InteractionStore, choice: GraphChoice) -> Pairs:
-    found = [
-        pair for users, items in InteractionGraph(store, choice).edges() for pair in zip(users, items, strict=True)
-    ]
+def edges_of(store: InteractionStore, choice: GraphChoice, known: str = "train") -> Pairs:
+    graph = InteractionGraph(store, choice).where_known(known)
+    found = [pair for users, items in graph.edges() for pair in zip(users, items, strict=True)]
     assert len(set(found)) == len(found)
     return {(int(user), int(item)) for user, item in found}
 
@@ -40,6 +39,21 @@ def test_the_clean_graph_is_what_training_may_see(store: InteractionStore, tmp_p
     by_user = small_store(tmp_path / "by_user")
     trained = set(by_user.users("train").tolist())
     assert edges_of(by_user, GraphChoice()) == {pair for pair in interactions(by_user) if pair[0] in trained}
+
+
+def test_the_graph_of_histories_is_what_came_before_what_is_asked_for(store: InteractionStore, tmp_path: Path) -> None:
+    history = GraphChoice("history")
+    for known, last in (("train", -2), ("valid", -2), ("test", -1), ("all", None)):
+        assert edges_of(store, history, known) == interactions(store, slice(last)), known
+        assert edges_of(store, GraphChoice(), known) == interactions(store, slice(-2)), known
+    trained = InteractionGraph(store, history)
+    assert trained.where_known("valid") is trained, "one graph in memory where there are not two"
+    by_user = small_store(tmp_path / "by_user")
+    histories = set()
+    users = by_user.users("test")
+    for user, cut in zip(users.tolist(), by_user.evaluation_window(users, "test")[0].tolist(), strict=True):
+        histories |= {(user, int(item)) for item in by_user.items[by_user.offsets[user] :][:cut]}
+    assert edges_of(by_user, history, "test") == edges_of(by_user, history) | histories
 
 
 def test_the_published_graph_takes_some_of_everything_held_out(store: InteractionStore) -> None:

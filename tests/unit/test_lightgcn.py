@@ -14,11 +14,12 @@ from eupmim_dist.checkpoint.layout import open_checkpoint
 from eupmim_dist.config.schema import Config
 from eupmim_dist.convert import export_vectors
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.runner import evaluate_model
+from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.recommending import recommend
 from eupmim_dist.tasks.interface import Task
 from eupmim_dist.train.room import TABLES
+from eupmim_dist.train.state import Run
 from eupmim_dist.train.step import prepare_step, train_step
 from tests.propagated import plain_rows
 from tests.runs import WORLD, config_of, logged, start, train_in
@@ -62,11 +63,16 @@ def test_a_step_is_that_of_the_formula(tmp_path: Path) -> None:
         torch.testing.assert_close(share.double(), expected, rtol=1e-5, atol=0.0)
 
 
-def test_room_is_asked_for_the_graph_and_its_layers(tmp_path: Path) -> None:
-    config = settings_of(tmp_path)
+@pytest.mark.parametrize("source", ["clean", "history"])
+def test_room_is_asked_for_the_graphs_and_their_layers(source: str, tmp_path: Path) -> None:
+    config = settings_of(tmp_path, model__graph=source)
     run = start(config)
-    assert run.tables.propagation is not None
-    sides = run.tables.propagation._sides.values()
+    propagation = run.tables.propagation
+    assert propagation is not None
+    sides = list(propagation._sides.values())
+    run.tables.propagate("test")
+    if source == "history":
+        sides += propagation._ranked[1].values()
     graph = sum(side.keys.nbytes + side.reached.nbytes + side.weights.nbytes for side in sides)
     layers = 3 * sum(shard.weight.nbytes for shard in run.tables.shards.values())
     tables = 4 * sum(shard.weight.nbytes for shard in run.tables.shards.values())  # and gradients, moments
@@ -83,13 +89,28 @@ def test_an_evaluation_is_of_the_weights_as_they_are(tmp_path: Path) -> None:
     assert first.per_user is not None
     assert second.per_user is not None
     assert (first.per_user.ranked != second.per_user.ranked).any()
-    of_users, of_items = plain_rows(run)
+    check_lists(run, second, held_out=2, known="valid")
+
+
+def check_lists(run: Run, found: Result, held_out: int, known: str) -> None:
+    of_users, of_items = plain_rows(run, known=known)
     scores = of_users @ of_items.T
-    for user, ranked in zip(second.per_user.users.tolist(), second.per_user.ranked[:, 0], strict=True):
+    assert found.per_user is not None
+    for user, ranked in zip(found.per_user.users.tolist(), found.per_user.ranked[:, 0], strict=True):
         start_, stop = (int(offset) for offset in run.store.offsets[user : user + 2])
         left = scores[user].clone()
-        left[[0, *run.store.items[start_ : stop - 2].tolist()]] = -torch.inf
+        left[[0, *run.store.items[start_ : stop - held_out].tolist()]] = -torch.inf
         assert left.topk(5).indices.tolist() == ranked.tolist()
+
+
+def test_the_graph_of_histories_knows_what_came_before_a_target(tmp_path: Path) -> None:
+    """In whatever order splits are evaluated, between training steps that do not know it."""
+    run, other = (start(settings_of(tmp_path, model__graph=graph)) for graph in ("history", "clean"))
+    for step in range(3):
+        check_lists(run, evaluate_model(run, "test", "strict", [5], per_user=True), held_out=1, known="test")
+        check_lists(run, evaluate_model(run, "valid", "strict", [5], per_user=True), held_out=2, known="valid")
+        shares = [train_step(each, step, prepare_step(each, step)).shares for each in (run, other)]
+        assert shares[0] == shares[1]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
@@ -102,11 +123,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(shard.weight, parts.tables.shards[name].weight)
 
 
-def test_vectors_and_lists_are_of_propagated_rows(tmp_path: Path) -> None:
-    run = train_in(settings_of(tmp_path), tmp_path / "run")
+@pytest.mark.parametrize(("graph", "known"), [("clean", "train"), ("history", "all")])
+def test_vectors_and_lists_are_of_propagated_rows(graph: str, known: str, tmp_path: Path) -> None:
+    run = train_in(settings_of(tmp_path, model__graph=graph), tmp_path / "run")
     consolidate(open_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{run.progress.step:09d}"), tmp_path / "model")
     trained = load_trained(tmp_path / "model", WORLD)
-    of_users, of_items = plain_rows(trained)
+    of_users, of_items = plain_rows(trained, known=known)
     export_vectors(open_checkpoint(tmp_path / "model"), tmp_path / "items", ["items"])
     items = np.load(tmp_path / "items" / "items.npy")
     np.testing.assert_allclose(items, of_items[1:].numpy(), rtol=1e-4, atol=1e-6)
