@@ -72,19 +72,20 @@ class Published(nn.Module):
         return found.input_ids.to(device), found.attention_mask.to(device), torch.tensor(words, device=device)
 
     def _words(self, tokens: Sequence[str], sequential: bool) -> list[int]:
-        """Of tokens `user`, `_` and those of a number."""
+        """Of tokens `user`, `_` and those of a number; `plain` has `user_` as one."""
         words, number = [0] * len(tokens), 0
         for place, token in enumerate(tokens):
-            if token != "_":
+            if not token.endswith("_"):
                 continue
+            start = place - (token == "_")
             stop = place + 1
             while stop < len(tokens) and tokens[stop].isdigit():
                 stop += 1
             if stop > place + 1:
                 number += 1
-                of_item = tokens[place - 1].endswith("item")
+                of_item = "item" in tokens[start]
                 node = int("".join(tokens[place + 1 : stop])) + (1 + self.num_users) * of_item
-                words[place - 1 : stop] = [number if sequential else node] * (stop - place + 1)
+                words[start:stop] = [number if sequential else node] * (stop - start)
         return words
 
     def read(self, texts: Sequence[str], kind: int, repeated: int = 1) -> tuple[Tensor, Tensor]:

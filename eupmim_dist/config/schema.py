@@ -200,6 +200,8 @@ class TrainConfig(Section):
     """Steps between two lines of the log."""
     init_from: Path | None = None
     """Run, checkpoint or model that a new training takes its weights from, rows by raw id; random ones if not given."""
+    init_only_rows: bool = False
+    """Take from it the rows of users and items alone, which may be those of another kind of model as wide."""
 
     @model_validator(mode="after")
     def _warm(self) -> "TrainConfig":
@@ -207,6 +209,8 @@ class TrainConfig(Section):
             raise ValueError("weight_decay is served by optimizer adamw only; adam has l2")
         if self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be fewer than max_steps {self.max_steps}")
+        if self.init_only_rows and self.init_from is None:
+            raise ValueError("init_only_rows says what of init_from is taken; set init_from too")
         if self.accumulation > self.global_batch_size:
             raise ValueError(f"accumulation {self.accumulation} exceeds global_batch_size {self.global_batch_size}")
         return self

@@ -38,6 +38,8 @@ Pieces = Mapping[str, list[Piece]]
 def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = ignore_bytes) -> list[str]:
     """Sets the weights, dense and tables, to those of a trained model; collective.
 
+    With `train.init_only_rows` those of the tables of users and items alone, where both models have them.
+
     A rank needs three times BLOCK_BYTES and, while raw ids are matched, 150 to 350 bytes for each row that it holds,
     more the smaller its share. `on_bytes` is called with the number of bytes of each block read.
 
@@ -45,14 +47,19 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
     neither the source nor the store it was trained on tells what its rows stand for.
     """
     world, store = assembled.world, assembled.store
+    everything = not assembled.config.train.init_only_rows
     rows_of = {name: rows for name, (rows, _) in source.tables.items()}
     taken = {}
     with agreed(world):
         pieces = read_pieces(source.path)
         trained_on = _trained_on(source, assembled, world)
-        of_users = [spec.name for spec in assembled.model.tables() if spec.id_map == "users"]
-        of_attributes = _attribute_weights(source, _attributes(source, trained_on), of_users)
-        _check_network(assembled, source, pieces, of_attributes)
+        of_attributes: dict[str, str] = {}
+        if everything:
+            of_users = [spec.name for spec in assembled.model.tables() if spec.id_map == "users"]
+            of_attributes = _attribute_weights(source, _attributes(source, trained_on), of_users)
+            _check_network(assembled, source, pieces, of_attributes)
+        else:
+            rows_of = _common(assembled, source)
         for name, shard in assembled.tables.shards.items():
             id_map = shard.spec.id_map
             if not shard.spec.trained or name not in rows_of:  # what is frozen is as this store has it
@@ -68,11 +75,12 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
             taken[name] = int(np.count_nonzero(matches != NEW))
             if taken[name]:
                 _copy_rows(shard.weight, matches, pieces[_TABLE + name], rows_of[name], source.is_model, on_bytes)
-        parameters = dict(assembled.model.named_parameters())
-        for name, parameter in parameters.items():
-            if name not in assembled.model.attribute_weights().values():
-                parameter.data.copy_(_whole(pieces[_DENSE + name]))
-        told = _take_attributes(assembled, source, trained_on, of_attributes, pieces)
+        told: list[str] = []
+        if everything:
+            for name, parameter in assembled.model.named_parameters():
+                if name not in assembled.model.attribute_weights().values():
+                    parameter.data.copy_(_whole(pieces[_DENSE + name]))
+            told = _take_attributes(assembled, source, trained_on, of_attributes, pieces)
         if strange := not_finite(model_tensors(assembled.model, assembled.tables)):
             raise Damaged(f"{source.path}: {strange} holds numbers that are not finite; use another checkpoint")
     lines = [f"starting from {source.path}, step {source.step}"]
@@ -89,6 +97,26 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
         lines.append(_line(shard.spec.id_map or name, "rows", source, *counts))
     lines += [f"{name} of {source.path} dropped" for name in rows_of if name not in assembled.tables.shards]
     return lines + told
+
+
+def _common(assembled: Assembled, source: Checkpoint) -> dict[str, int]:
+    """Tables with a row for each user or item that both have, and the source's rows. Raises UserError without any, or
+    if they are not as wide."""
+    here = {name: shard.spec for name, shard in assembled.tables.shards.items() if shard.spec.id_map is not None}
+    common = [name for name in here if name in source.tables]
+    if not common:
+        there = source.config.model.name
+        raise UserError(
+            f"train.init_only_rows: {source.path} ({there}) has no table that {assembled.config.model.name} has "
+            f"({', '.join(here) or 'none'}); start from a model that has"
+        )
+    for name in common:
+        if (dim := source.tables[name][1]) != here[name].dim:
+            raise UserError(
+                f"train.init_only_rows: rows of {source.path} are {dim} wide and here {here[name].dim}; set "
+                f"model.dim={dim}"
+            )
+    return {name: source.tables[name][0] for name in common}
 
 
 def _trained_on(source: Checkpoint, assembled: Assembled, world: World) -> InteractionStore | None:

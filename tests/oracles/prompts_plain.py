@@ -9,14 +9,15 @@ from torch import Tensor
 
 
 def word_ids(tokens: list[str], number_of: dict[tuple[str, int], int]) -> list[int]:
-    """The word of each token string: a name is `user` or `item`, `_`, and the tokens that begin with digits as long as
-    those before were digits alone. `number_of` says which word a name is."""
+    """The word of each token string: a name is `user` or `item` and `_`, in one token or two, and the tokens that begin
+    with digits as long as those before were digits alone. `number_of` says which word a name is."""
     plain = [token.replace("▁", "") for token in tokens]
     words = [0] * len(tokens)
-    for place, (kind, line) in enumerate(pairwise(plain)):
-        if kind not in ("user", "item") or line != "_":
+    for place, (first, second) in enumerate(pairwise(plain)):
+        kind = first.removesuffix("_")
+        if kind not in ("user", "item") or "_" not in (first[len(kind) :], second):
             continue
-        stop, digits = place + 2, ""
+        stop, digits = place + 1 + (kind == first), ""
         while stop < len(plain) and (found := re.match("[0-9]+", plain[stop])):
             digits, stop = digits + found[0], stop + 1
             if found[0] != plain[stop - 1]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.assemble import assemble_run, open_store
+from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.data.heldout import Ragged
@@ -24,6 +25,7 @@ from eupmim_dist.evaluation.generation.text import write_texts
 from eupmim_dist.evaluation.generation.trie import Allowed, Trie, make_trie
 from eupmim_dist.evaluation.runner import evaluate_model, held_out_users, scorer_of
 from eupmim_dist.evaluation.scorers.interface import ListScorer
+from eupmim_dist.export.init_from import take_weights
 from eupmim_dist.models.elmrec.config import ElmrecConfig
 from eupmim_dist.models.elmrec.model import Elmrec
 from eupmim_dist.models.interface import Rows
@@ -425,3 +427,24 @@ def test_without_rows_nothing_is_propagated_and_nothing_leaks() -> None:
     assert leaky.propagation() is not None
     assert leaky.label == "elmrec (leaky graph)"
     assert "leak" in leaky.summary()
+
+
+def test_rows_may_begin_as_those_of_another_model(place: Path) -> None:
+    shared = config_of(place).model_dump(mode="json")
+    sections = {"model": {"name": "lightgcn", "dim": SETTINGS["model"]["dim"]}, "task": {"history_length": 1}}
+    few = {"train": FEW["train"] | {"max_steps": 2}}
+    before = train_in(parse_config({"data": shared["data"]} | few | sections, "test"), place / "lightgcn")
+    source, told = resolve(place / "lightgcn"), []
+
+    def begun(**model: Any) -> Run:
+        config = config_of(place, **model)
+        config.train.init_from, config.train.init_only_rows = source.path, True
+        store = open_store(config.data.dir, WORLD)
+        return assemble_run(config, WORLD, store, lambda made: told.extend(take_weights(made, source)))
+
+    run = begun()
+    for name, shard in run.tables.shards.items():
+        assert torch.equal(shard.weight, before.tables.shards[name].weight), name
+    assert len(told) == 3
+    with pytest.raises(UserError, match=r"\(lightgcn\) has no table that elmrec has \(none\); start from a model that"):
+        begun(words="places")

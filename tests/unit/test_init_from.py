@@ -147,6 +147,26 @@ def test_another_network_is_refused(trained: Path, tmp_path: Path, changes: dict
         begun(settings(tmp_path / "new", **changes), trained / "model")
 
 
+def test_rows_alone_may_be_another_models(trained: Path, tmp_path: Path) -> None:
+    """Matched by raw id, as all are; the network and everything else begin as they would without."""
+    old, new = InteractionStore.open(trained / "old"), catalogue(tmp_path / "new", LATER_USERS, LATER_ITEMS, 4)
+    source = trained / "model"
+    changes: dict[str, Any] = {"model": {"name": "comirec_dr", "dim": 8}, "train__init_from": str(source)}
+    fresh = assemble_run(settings(new.path, model=changes["model"]), WORLD, new)
+    run, told = begun(settings(new.path, **changes, train__init_only_rows=True), source)
+    before = load_trained(source, WORLD)
+    expected = expected_rows("item", old, rows_held(before, "item"), new, rows_held(fresh, "item"))
+    assert same(rows_held(run, "item"), expected)
+    for (name, found), wanted in zip(run.model.named_parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(found, wanted), name
+    assert [line.partition(" taken")[0] for line in told[1:]] == ["items: 20 of 22 rows"]
+    wider = settings(new.path, **changes | {"model": {"name": "comirec_dr", "dim": 16}}, train__init_only_rows=True)
+    with pytest.raises(UserError, match=r"init_only_rows: rows of .* are 8 wide and here 16; set model.dim=8$"):
+        begun(wider, source)
+    with pytest.raises(UserError, match=r"init_only_rows says what of init_from is taken; set init_from too"):
+        settings(new.path, train__init_only_rows=True)
+
+
 def test_what_rows_stand_for_must_be_known(trained: Path, model: Path, tmp_path: Path) -> None:
     new = catalogue(tmp_path / "new", LATER_USERS, LATER_ITEMS, ["Bath"]).path
     place = tmp_path / "copy"

@@ -10,7 +10,7 @@ from typing import Any
 from eupmim_dist.data.prompts.templates import SHORT, TEMPLATES
 
 PADDING, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-PIECE = r"[0-9]{1,3}|[A-Za-z]+|[^A-Za-z0-9\s]"
+PIECE = r"(?:user|item)_|[0-9]{1,3}|[A-Za-z]+|[^A-Za-z0-9\s]"
 DIGITS_OF_A_PIECE = 3
 
 
@@ -19,7 +19,7 @@ def plain_tokenizer(transformers: Any) -> Any:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
     asked = " ".join([SHORT, *(template for of_kind in TEMPLATES.values() for template in of_kind)])
-    words = [*re.findall(PIECE, re.sub(r"[{}]", " ", asked)), "user", "item", "_"]
+    words = [*re.findall(PIECE, re.sub(r"[{}]", " ", asked)), "user_", "item_"]
     numbers = ["".join(d) for size in range(1, DIGITS_OF_A_PIECE + 1) for d in product("0123456789", repeat=size)]
     pieces = [PADDING, END, UNKNOWN, *dict.fromkeys([*numbers, *words])]
     tokenizer = Tokenizer(models.WordLevel({piece: token for token, piece in enumerate(pieces)}, UNKNOWN))
