@@ -26,6 +26,7 @@ from eupmim_dist.evaluation.generation.trie import Allowed, Trie, make_trie
 from eupmim_dist.evaluation.runner import evaluate_model, held_out_users, scorer_of
 from eupmim_dist.evaluation.scorers.interface import ListScorer
 from eupmim_dist.export.init_from import take_weights
+from eupmim_dist.models.elmrec import attention
 from eupmim_dist.models.elmrec.config import ElmrecConfig
 from eupmim_dist.models.elmrec.model import Elmrec
 from eupmim_dist.models.interface import Rows
@@ -125,7 +126,9 @@ def rows_to_rank_by(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def plain_log_probability(model: Elmrec, given: Tensor, answer: list[int]) -> Tensor:
+    model.t5.encoder.set_attn_implementation("eager")  # transformers' own, in the open
     states = model.t5.encoder(inputs_embeds=given[None]).last_hidden_state[0]
+    model.t5.encoder.set_attn_implementation(attention.NAME)
     return log_probability(model.t5, states, torch.ones(len(states), dtype=torch.bool), answer)
 
 
@@ -156,7 +159,7 @@ def padded_answers(task: Prompts, batch: PromptBatch, learn_padding: bool) -> li
         ("sequential", False, {}),
         ("sequential", False, {"rows_in_sequential": True}),
         ("direct", False, {}),
-        ("direct", False, {"mask_targets": False}),
+        ("direct", False, {"mask_targets": False, "head_dim": 5}),
         ("direct", True, {"words": "places"}),
         ("direct", False, {"alpha": 0.0}),
         ("explanation", False, {}),

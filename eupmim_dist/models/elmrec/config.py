@@ -23,7 +23,9 @@ class ElmrecConfig(PropagationSection):
     num_blocks: Depth = 2
     """Blocks of the encoder, and of the decoder; a T5 that is taken has its own number, as all of the next two."""
     num_heads: int = Field(4, ge=1)
-    """Heads of each attention, which share D."""
+    """Heads of each attention."""
+    head_dim: int | None = Field(None, ge=1)
+    """Width of each, T5's d_kv; not given: the heads share D."""
     feed_forward: int = Field(256, ge=1)
     """Width of the layers between attentions."""
     dropout: Probability = 0.1
@@ -50,7 +52,7 @@ class ElmrecConfig(PropagationSection):
 
     @model_validator(mode="after")
     def _heads_share(self) -> "ElmrecConfig":
-        if self.t5 is None and self.dim % self.num_heads:
+        if self.t5 is None and self.head_dim is None and self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} cannot be shared by num_heads {self.num_heads}; use a multiple")
         if self.rows_in_sequential and not self.propagates:
             raise ValueError("rows_in_sequential: there are no rows with alpha 0 or words places; leave it out")

@@ -31,7 +31,7 @@ def _of_sizes(transformers: Any, config: ElmrecConfig, num_tokens: int) -> Any:
     return transformers.T5Config(
         vocab_size=num_tokens,
         d_model=config.dim,
-        d_kv=config.dim // config.num_heads,
+        d_kv=config.head_dim or config.dim // config.num_heads,
         d_ff=config.feed_forward,
         num_layers=config.num_blocks,
         num_heads=config.num_heads,
