@@ -170,7 +170,9 @@ def _begun(
         if origin:
             if resume not in ("auto", "never"):
                 raise UserError(f"--init-from {origin}: begins a new training, --resume {resume} does not; give one")
-            beneath = decided_by_main(world, partial(source_settings, origin, run_dir))
+            beneath = {"train": {"init_from": str(origin)}}
+            if not config_of(config, overrides, beneath).train.init_only_rows:
+                beneath |= decided_by_main(world, partial(source_settings, origin, run_dir))
         settings, changed = changed_settings(config_of(config, overrides, beneath), resume_with)
         if data is not None:
             settings.data.dir = store_dir(data)

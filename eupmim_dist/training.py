@@ -99,7 +99,7 @@ def begin(
 
     def set_weights(initial: Assembled) -> None:
         if source:
-            taken.extend(compare_settings(config, source) if init_from else [])
+            taken.extend(compare_settings(config, source) if init_from and not config.train.init_only_rows else [])
             taken.extend(_take_weights(initial, source))
 
     store = assemble.open_store(config.data.dir, world)
@@ -115,7 +115,8 @@ def begin(
         if world.device.type == "cuda" and (lack := lack_of_triton()):
             log.warning(f"each step waits for the GPU, as rows are updated by torch's operators: {lack}")
     if start.checkpoint:
-        config.train.init_from = start.checkpoint.config.train.init_from  # stays on record
+        before = start.checkpoint.config.train  # where it began stays on record
+        config.train.init_from, config.train.init_only_rows = before.init_from, before.init_only_rows
         with agreed(world):
             load_training(run, start.checkpoint)
         forget_lost_best(run, run_dir)
@@ -165,10 +166,11 @@ def rehearse(run: Run, start: Start) -> None:
     with agreed(world):
         a_step, measured = seconds_of_a_step(run)
         started = time.perf_counter()
-        evaluate_model(run, "valid", config.evaluation.protocol, cutoffs_of(config.evaluation), progress=True)
+        wanted = config.evaluation
+        result = evaluate_model(run, "valid", wanted.protocol, cutoffs_of(wanted), progress=True, sample=wanted.users)
         evaluation = time.perf_counter() - started
     evaluations = -(-steps // config.evaluation.every)
-    users = f"evaluations {evaluations:,}, of {len(run.store.users('valid')):,} users"
+    users = f"evaluations {evaluations:,}, of {result.users:,} users"
     log.info(f"steps   {steps:,}, of {config.train.global_batch_size:,} samples; {users}")
     total = in_hours(steps * a_step + evaluations * evaluation)
     log.info(f"time    about {total}: {1000 * a_step:,.1f} ms a step, {duration(evaluation)} an evaluation")

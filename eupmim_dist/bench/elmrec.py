@@ -37,6 +37,8 @@ def measure_elmrec(config: Config, world: World, users: int, batch: int, steps: 
     config = config.model_copy(deep=True)
     if isinstance(mix := getattr(config.task, "mix", None), list):
         mix[:] = ["direct"]
+    if getattr(config.model, "graph", None) == "history":
+        config.model.graph = "clean"  # type: ignore[attr-defined]  # for both the same graph, whoever is asked for
     config.evaluation.more_beams = BEAMS["sequential"] - TOP_N
     run = assemble_run(config, world, open_store(config.data.dir, world))
     if not isinstance(run.model, Elmrec) or not isinstance(run.task, Prompts) or run.model.propagation() is None:

@@ -28,7 +28,7 @@ from eupmim_dist.train.state import Run
 SIZES = ("dim", "num_interests", "num_levels", "num_encoder_layers", "num_heads")
 FREE_OF_TRAINING = (
     *("global_batch_size", "max_steps", "learning_rate", "l2", "schedule", "warmup_steps"),
-    *("compile", "prefetch", "threads", "log_every", "init_from"),
+    *("compile", "prefetch", "threads", "log_every", "init_from", "init_only_rows"),
 )
 """Settings that the authors' step has too, or that change nothing in what a step computes."""
 

@@ -38,6 +38,7 @@ class Published(nn.Module):
         assert propagation is not None, "it has a graph"
         self.config, self.tokenizer = run.model.config, run.task.vocabulary.tokenizer
         self.t5 = copy.deepcopy(run.model.t5)
+        self.t5.encoder.set_attn_implementation("sdpa")  # transformers' own
         self.prompts = nn.Parameter(run.model.prompts.detach().clone())
         self.places = copy.deepcopy(run.model.places)
         self.num_users, self.num_layers = run.store.num_users, propagation.num_layers
@@ -47,7 +48,7 @@ class Published(nn.Module):
         self.register_buffer("adjacency", self._adjacency(InteractionGraph(run.store, propagation.graph)))
 
     def _adjacency(self, graph: InteractionGraph) -> Tensor:
-        of_users, of_items = (torch.from_numpy(degrees) for degrees in graph.degrees)
+        of_users, of_items = (torch.from_numpy(degrees) for degrees in graph.degrees())
         users, items = (
             torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*graph.edges(), strict=True)
         )

@@ -202,7 +202,8 @@ def _is_run(run_dir: Path) -> bool:
 def _check_compatible(checkpoint: Checkpoint, config: Config, changed: Collection[str]) -> None:
     before, now = _fixed(checkpoint.config), _fixed(config)
     if config.train.init_from is None:  # not needed again: the checkpoint has what became of those weights
-        del before["train.init_from"], now["train.init_from"]
+        for key in ("train.init_from", "train.init_only_rows"):
+            del before[key], now[key]
     if config.train.schedule != "constant":  # then every rate depends on it
         before["train.max_steps"], now["train.max_steps"] = checkpoint.config.train.max_steps, config.train.max_steps
     keys = [key for key in [*before, *(now.keys() - before.keys())] if key not in changed]

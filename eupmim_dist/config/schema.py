@@ -226,8 +226,8 @@ class EvaluationConfig(Section):
     patience: int = Field(20, ge=0)
     """Evaluations without a better value after which training stops; 0 never stops."""
     users: int | None = Field(None, ge=1)
-    """Users of the valid split that are ranked for while training, drawn by the seed, where more would take long; all
-    if not given. Once trained, all are evaluated."""
+    """Users of the valid split that are ranked for while training, drawn by the seed, where all would take long; all if
+    not given. The test split is always evaluated whole."""
     top_n: list[Annotated[int, Field(ge=1)]] = Field([10, 20, 50], min_length=1)
     """Cut-offs of the reported metrics; of a large catalogue, long lists take longer at each evaluation."""
     exclude_seen: bool = True

@@ -1,8 +1,8 @@
 """The graph of users and items that LightGCN and ELMRec propagate over: who has taken what, from one of three sources.
 
 clean      what training may see: of `leave_one_out` stores all but the last two items of each user
-history    the same while training; where a model is judged, all that each user had before what is held out, as models
-           that read histories know it, and all that he had where items are recommended
+history    the same while training; where a model is judged, all that each user had before what is held out, and all
+           that they had where items are recommended. So on test users it knows what others had last but one, too
 published  what ELMRec was published with: the training part of a random split over all interactions, which knows about
            as much of what is held out as of anything else. Scores made with it are those of a leak.
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -37,7 +36,8 @@ Pairs = tuple[np.ndarray, np.ndarray]
 """Users and items, int64 [n] each."""
 GraphSource = Literal["clean", "history", "published"]
 Known = str
-"""What is known of users: train, what training may see; valid or test, what came before that split's targets; all."""
+"""What is known of users, one of KNOWN: what training may see, what came before the targets of a split, everything."""
+KNOWN = ("train", "valid", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class GraphChoice:
 
 
 class InteractionGraph:
-    """Edges of a store, read block by block: it holds a number for each user and item (`degrees`), and no edges.
+    """Edges of a store, read block by block: it holds none.
 
     The published one of a store with `explanations.parquet` is that of its records for training.
     """
@@ -60,12 +60,12 @@ class InteractionGraph:
 
     def where_known(self, known: Known) -> InteractionGraph:
         """The graph to rank with where so much of users is known; itself if that has the same edges."""
+        assert known in KNOWN, f"{known} is none of {KNOWN}"
         if self.choice.source != "history" or known == self.known:
             return self
         other = InteractionGraph(self.store, self.choice, known)
-        return self if np.array_equal(self.lengths, other.lengths) else other
+        return self if np.array_equal(self.lengths(), other.lengths()) else other
 
-    @cached_property
     def lengths(self) -> np.ndarray:
         """Of each user, how many of the first interactions are known: int64 [users]."""
         store, found = self.store, np.zeros(self.store.num_users, np.int64)
@@ -78,7 +78,6 @@ class InteractionGraph:
             found[users] = np.maximum(found[users], store.evaluation_window(users, self.known)[0])
         return found
 
-    @cached_property
     def degrees(self) -> tuple[np.ndarray, np.ndarray]:
         """How many edges each user and each item row has: int64 [users], [item rows]."""
         of_users, of_items = np.zeros(self.store.num_users, np.int64), np.zeros(self.store.num_item_rows, np.int64)
@@ -99,11 +98,12 @@ class InteractionGraph:
             yield keys // self.store.num_item_rows, keys % self.store.num_item_rows
 
     def _had(self) -> Iterator[Pairs]:
-        users = np.flatnonzero(self.lengths)
+        lengths = self.lengths()
+        users = np.flatnonzero(lengths)
         for first in range(0, len(users), USERS_AT_A_TIME):
             some = users[first : first + USERS_AT_A_TIME]
             starts = self.store.offsets[some]
-            position, places = spans(starts, starts + self.lengths[some])
+            position, places = spans(starts, starts + lengths[some])
             yield some[position], self.store.items[places].astype(np.int64)
 
     def _explained(self, explanations: pl.LazyFrame) -> Iterator[Pairs]:

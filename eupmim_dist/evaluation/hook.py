@@ -30,7 +30,7 @@ class EvaluationHook:
             result = evaluate_model(run, "valid", config.protocol, cutoffs_of(config), sample=config.users)
         self.writer.log(run.progress.step, _tags(result) | {f"{SECONDS}evaluation": pause.seconds})
         self._look_at(run, result.interests)
-        self._judge(run, result.metrics[config.metric])
+        self._judge(run, result.metrics[config.metric], result.users)
 
     def _look_at(self, run: Run, interests: InterestUse | None) -> None:
         """Warns once where interests do not differ any more; not at the first evaluation, when they may not yet."""
@@ -42,7 +42,7 @@ class EvaluationHook:
                 f"step {run.progress.step}: {model.name}: {interests}: one does the work of all; {_mend(model)}"
             )
 
-    def _judge(self, run: Run, value: float) -> None:
+    def _judge(self, run: Run, value: float, users: int) -> None:
         progress, config = run.progress, run.config.evaluation
         if progress.best_value is None or value > progress.best_value:
             progress.best_value, progress.best_step = value, progress.step
@@ -53,7 +53,7 @@ class EvaluationHook:
         best = "best so far"
         if progress.best_step != progress.step:
             best = f"best {progress.best_value:.4f} at {progress.best_step}"
-        some = f" of {config.users:,} users" if config.users else ""
+        some = f" of {users:,} users" if config.users else ""
         told = f"step {progress.step}  valid {config.protocol} {config.metric} {value:.4f}{some}, {best}"
         get_logger(run.world.rank).info(f"{time_of_day()}  {told}")
 

@@ -15,6 +15,7 @@ import torch
 
 from eupmim_dist.data.audience import Audience
 from eupmim_dist.data.batch import UserBatch
+from eupmim_dist.data.graph import Known
 from eupmim_dist.data.heldout import HeldOut, Ragged, grouped_range, held_out
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.tables import has_titles, read_table
@@ -99,7 +100,8 @@ def ranked_blocks(trained: Assembled, audience: Audience, wanted: Wanted) -> Gen
 
     Raises UserError if the model's vectors are not finite.
     """
-    scorer, size = _scorer(trained, wanted), trained.config.evaluation.batch_size
+    known = "all" if audience.given is None else "train"  # given histories may leave out what they are judged by
+    scorer, size = _scorer(trained, wanted, known), trained.config.evaluation.batch_size
     if wanted.only is not None:
         scorer.only(torch.from_numpy(wanted.only))
     with task_progress("recommending", len(audience), trained.world.is_main) as advance:
@@ -114,11 +116,11 @@ def ranked_by_interests(trained: Assembled) -> bool:
     return trained.model.scorer == "interests"
 
 
-def _scorer(trained: Assembled, wanted: Wanted) -> InterestScorer | ListScorer:
+def _scorer(trained: Assembled, wanted: Wanted, known: Known) -> InterestScorer | ListScorer:
     if ranked_by_interests(trained):
         kind = InterestListScorer if wanted.per_interest else InterestScorer
-        return kind(InterestsConfig(), ranking_of(trained, "all"))
-    scorer = scorer_of(trained, "all")
+        return kind(InterestsConfig(), ranking_of(trained, known))
+    scorer = scorer_of(trained, known)
     assert isinstance(scorer, ListScorer), "check_wanted makes sure"
     return scorer
 

@@ -250,16 +250,14 @@ def scorer_of(assembled: Assembled, known: Known, per_interest: bool = False) ->
 
 
 def ranking_of(setup: Setup, known: Known = "train", per_interest: bool = False) -> Ranking:
-    """What a scorer is made for; of a model if there is one, with its current weights. Collective."""
+    """What a scorer is made for; of a model if there is one, with its current weights."""
     assembled = setup if isinstance(setup, Assembled) else None
-    if assembled is not None:
-        assembled.tables.propagate(known)
     return Ranking(
         store=setup.store,
         world=setup.world,
         per_interest=per_interest,
         model=None if assembled is None else assembled.model,
-        tables=None if assembled is None else assembled.tables,
+        tables=None if assembled is None else assembled.tables.to_rank(known),
         task=setup.task,
         evaluation=setup.config.evaluation,
     )

@@ -59,7 +59,7 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
             of_attributes = _attribute_weights(source, _attributes(source, trained_on), of_users)
             _check_network(assembled, source, pieces, of_attributes)
         else:
-            rows_of = _common(assembled, source)
+            rows_of = _common(assembled, source, pieces)
         for name, shard in assembled.tables.shards.items():
             id_map = shard.spec.id_map
             if not shard.spec.trained or name not in rows_of:  # what is frozen is as this store has it
@@ -83,7 +83,8 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
             told = _take_attributes(assembled, source, trained_on, of_attributes, pieces)
         if strange := not_finite(model_tensors(assembled.model, assembled.tables)):
             raise Damaged(f"{source.path}: {strange} holds numbers that are not finite; use another checkpoint")
-    lines = [f"starting from {source.path}, step {source.step}"]
+    what = "" if everything else " with its rows of users and items alone, all else is new"
+    lines = [f"starting from {source.path}, step {source.step}{what}"]
     for name, shard in assembled.tables.shards.items():
         total = taken[name] if shard.replicated else sum(everywhere(taken[name], world))
         if not shard.spec.trained:
@@ -99,7 +100,7 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
     return lines + told
 
 
-def _common(assembled: Assembled, source: Checkpoint) -> dict[str, int]:
+def _common(assembled: Assembled, source: Checkpoint, pieces: Pieces) -> dict[str, int]:
     """Tables with a row for each user or item that both have, and the source's rows. Raises UserError without any, or
     if they are not as wide."""
     here = {name: shard.spec for name, shard in assembled.tables.shards.items() if shard.spec.id_map is not None}
@@ -111,6 +112,7 @@ def _common(assembled: Assembled, source: Checkpoint) -> dict[str, int]:
             f"({', '.join(here) or 'none'}); start from a model that has"
         )
     for name in common:
+        _check_table(source, pieces, name)
         if (dim := source.tables[name][1]) != here[name].dim:
             raise UserError(
                 f"train.init_only_rows: rows of {source.path} are {dim} wide and here {here[name].dim}; set "
@@ -159,9 +161,8 @@ def _check_network(assembled: Assembled, source: Checkpoint, pieces: Pieces, of_
     here: dict[str, tuple[int, ...]] = {_DENSE + name: tuple(p.shape) for name, p in assembled.model.named_parameters()}
     here |= {_TABLE + name: (shard.spec.dim,) for name, shard in assembled.tables.shards.items()}
     there = {name: shape_of(of_tensor) for name, of_tensor in pieces.items() if name.startswith(_DENSE)}
-    for name, (rows, dim) in source.tables.items():
-        if _TABLE + name not in pieces or shape_of(pieces[_TABLE + name]) != (rows, dim):
-            raise Damaged(f"{source.path}: table {name} is not as its manifest says; use another checkpoint")
+    for name, (_, dim) in source.tables.items():
+        _check_table(source, pieces, name)
         there[_TABLE + name] = (dim,)
     # A feature that only one of them has is new, or dropped, as an attribute of users is.
     aside |= {name for name in here.keys() ^ there.keys() if owner_of(name.removeprefix(_TABLE)) is not None}
@@ -174,6 +175,11 @@ def _check_network(assembled: Assembled, source: Checkpoint, pieces: Pieces, of_
                 f"{source.path}: is of another network: {name} is {shapes[0]} there and {shapes[1]} here; "
                 f"set what shapes it as it was there: {_differences(assembled, source)}"
             )
+
+
+def _check_table(source: Checkpoint, pieces: Pieces, name: str) -> None:
+    if _TABLE + name not in pieces or shape_of(pieces[_TABLE + name]) != source.tables[name]:
+        raise Damaged(f"{source.path}: table {name} is not as its manifest says; use another checkpoint")
 
 
 def _differences(assembled: Assembled, source: Checkpoint) -> str:

@@ -27,8 +27,7 @@ def user_vectors(trained: Assembled) -> Vectors:
 
 def scored_vectors(trained: Assembled) -> Vectors:
     """Vectors [items, D] as items are ranked by, with what their features add, by their ids."""
-    trained.tables.propagate("all")
-    part = trained.tables.scored(ITEM_TABLE)
+    part = trained.tables.to_rank("all").scored(ITEM_TABLE)
     kept = part.ids > 0
     ids, rows = part.ids[kept].numpy(), part.rows()[part.places[kept]].detach().numpy()
     return Vectors("items", rows.shape, iter([(ids, rows)]))

@@ -38,7 +38,9 @@ class PropagationSection(ModelSection):
 
     @property
     def label(self) -> str:
-        return f"{self.name} (leaky graph)" if self.propagates and self.graph == "published" else self.name
+        if not self.propagates or self.graph == "clean":
+            return self.name
+        return f"{self.name} ({'leaky graph' if self.graph == 'published' else 'graph of histories'})"
 
     def summary(self) -> str:
         return super().summary() + self.told()

@@ -89,10 +89,11 @@ class GraphPropagation:
         """Reads the graph; `shards` are of the tables `user` and `item`."""
         self.num_layers, self.world = num_layers, world
         self.shards = {table: shards[table] for table in TABLES}
-        self.graph = graph
         self._sides = self._sides_of(graph)
+        self._graphs: dict[Known, InteractionGraph] = {"train": graph}  # by what was asked for
         self._ranked: tuple[Known, Sides] = graph.known, self._sides  # of the graph that was last ranked with
         self._held: ByTable | None = None
+        self._held_for: Known | None = None
 
     def _sides_of(self, graph: InteractionGraph) -> Sides:
         edges = _own_edges(graph, self.shards, self.world)
@@ -112,28 +113,39 @@ class GraphPropagation:
 
     def drop(self) -> None:
         """What they were made of changes."""
-        self._held = None
+        self._held = self._held_for = None
+
+    def there_to_rank(self, known: Known) -> bool:
+        return self._held_for == self._graph(known).known
+
+    def _graph(self, known: Known) -> InteractionGraph:
+        if known not in self._graphs:
+            self._graphs[known] = self._graphs["train"].where_known(known)
+        return self._graphs[known]
 
     def make(self, rows: ByTable, exchange: Exchange, left_out: LeftOut | None = None) -> None:
         """Of this rank's blocks of rows [n, D], for a training step; collective."""
-        self._held = None  # before there are others
+        self.drop()  # before there are others
         self._held = self.propagated(rows, exchange, left_out)
 
     def make_to_rank(self, rows: ByTable, exchange: Exchange, known: Known) -> None:
         """The same to rank with, where so much of users is known; collective."""
-        self._held = None
-        graph = self.graph.where_known(known)
+        self.drop()
+        graph, of_training = self._graph(known), self._graph("train")
         if graph.known != self._ranked[0]:
-            self._ranked = graph.known, self._sides if graph is self.graph else self._sides_of(graph)
-        self._held = self._propagated(rows, exchange, self._ranked[1], None)
-
-    def propagated(self, rows: ByTable, exchange: Exchange, left_out: LeftOut | None = None) -> ByTable:
-        """This rank's blocks [n, D] of both tables -> theirs after propagation over the graph of training, of a table
-        that all hold, whole; collective."""
-        return self._propagated(rows, exchange, self._sides, left_out)
+            self._ranked = of_training.known, self._sides  # before there is another
+            if graph is not of_training:
+                self._ranked = graph.known, self._sides_of(graph)
+        self._held = self.propagated(rows, exchange, sides=self._ranked[1])
+        self._held_for = graph.known
 
     @torch.no_grad()
-    def _propagated(self, rows: ByTable, exchange: Exchange, sides: Sides, left_out: LeftOut | None) -> ByTable:
+    def propagated(
+        self, rows: ByTable, exchange: Exchange, left_out: LeftOut | None = None, sides: Sides | None = None
+    ) -> ByTable:
+        """This rank's blocks [n, D] of both tables -> theirs after propagation, over the graph of training if no other
+        is given, of a table that all hold, whole; collective."""
+        sides = self._sides if sides is None else sides
         weights = {
             table: side.weights if left_out is None else side.weights_without(left_out[table])
             for table, side in sides.items()
@@ -211,7 +223,7 @@ def _side(shard: Shard, other: Shard, keys: np.ndarray, weights: np.ndarray, wor
 def _own_edges(graph: InteractionGraph, shards: dict[str, Shard], world: World) -> dict[str, Edges]:
     """Those of this rank's rows of each table."""
     found: dict[str, list[Edges]] = {table: [] for table in TABLES}
-    of_users, of_items = graph.degrees
+    of_users, of_items = graph.degrees()
     for users, items in graph.edges():
         weights = (1 / np.sqrt(of_users[users] * of_items[items])).astype(np.float32)
         ids = {USER_TABLE: users, ITEM_TABLE: items}

@@ -122,29 +122,30 @@ class ShardedTables:
                 self.propagation.make(self._learnt(), self.exchange, left_out)
         return Lookup(self, plan, self.row_format, self.exchange, left_out)
 
-    def propagate(self, known: Known = "train") -> None:
-        """Has rows ranked with as they are now, over the whole graph of what is known of users, until the next training
-        step; collective."""
+    def to_rank(self, known: Known) -> "RankedTables":
+        """The rows as they are now, to rank with where so much of users is known."""
         if self.propagation is not None:
-            exchange = Exchange(self.world, Traffic(), self.exchange.connections)
-            self.propagation.make_to_rank(self._learnt(), exchange, known)
+            self.propagation.drop()
+        return RankedTables(self, known)
 
     def _learnt(self) -> dict[str, Tensor]:
         """The rows that are propagated, as they are before."""
         return {table: part.learnt() for table, part in self.propagated.items()}
 
-    def scored(self, table: str) -> ScoredRows:
-        """The rows of a table that this rank scores; collective."""
-        self._propagate_once()
+    def scored(self, table: str, known: Known = "train") -> ScoredRows:
+        """The rows of a table that this rank scores where so much of users is known; collective."""
+        self._propagate_to_rank(known)
         return self._scored(table)
 
     def _scored(self, table: str) -> ScoredRows:
         propagation = self.propagation if table in TABLES else None
         return ScoredRows(self.shards[table], self.world, self._features.get(table), propagation)
 
-    def _propagate_once(self) -> None:
-        if self.propagation is not None and not self.propagation.there:
-            self.propagate()
+    def _propagate_to_rank(self, known: Known) -> None:
+        """Unless that is what is held: two who rank may know more or less, in turn."""
+        if self.propagation is not None and not self.propagation.there_to_rank(known):
+            exchange = Exchange(self.world, Traffic(), self.exchange.connections)
+            self.propagation.make_to_rank(self._learnt(), exchange, known)
 
     def number_of(self, table: str) -> int:
         """Of the group that holds it."""
@@ -169,14 +170,35 @@ class ShardedTables:
         ranks = everywhere(mine, self.world)
         return {name: [of_rank[name] for of_rank in ranks] for name in mine}
 
-    def lookup(self, uses: Uses) -> Lookup:
-        """Plans and fetches a single batch, for ranking: rows travel as float32; collective.
+    def lookup(self, uses: Uses, known: Known = "train") -> Lookup:
+        """Plans and fetches a single batch, to rank where so much of users is known: rows travel as float32;
+        collective.
 
         Neither requests nor traffic are counted: those are of training.
         """
-        self._propagate_once()
+        self._propagate_to_rank(known)
         exchange = Exchange(self.world, Traffic(), self.exchange.connections)
         return Lookup(self, self._plan([uses], exchange), torch.float32, exchange)
+
+
+@dataclass(frozen=True)
+class RankedTables:
+    """Tables as one ranks with them, who knows so much of users."""
+
+    tables: ShardedTables
+    known: Known
+
+    @property
+    def world(self) -> World:
+        return self.tables.world
+
+    def scored(self, table: str) -> ScoredRows:
+        """`ShardedTables.scored`; collective."""
+        return self.tables.scored(table, self.known)
+
+    def lookup(self, uses: Uses) -> Lookup:
+        """`ShardedTables.lookup`; collective."""
+        return self.tables.lookup(uses, self.known)
 
 
 def _check_agreement(specs: Sequence[TableSpec], seed: int, config: TablesConfig, world: World) -> None:

@@ -85,8 +85,8 @@ def without_memory(config: Config, shape: DataShape) -> Model | None:
 def _propagation_bytes(specs: list[TableSpec], graph: InteractionGraph, world: World) -> int:
     """The graphs of training and of the test split; beside a rank's rows those of layers and the ones of others that
     its edges reach (docs/tables.md)."""
-    graphs = {id(some): some for some in (graph, graph.where_known("test"))}.values()
-    edges = -(-sum(int(some.lengths.sum()) for some in graphs) // world.size)
+    graphs = [graph, other] if (other := graph.where_known("test")) is not graph else [graph]
+    edges = -(-sum(int(each.lengths().sum()) for each in graphs) // world.size)
     own = sum(-(-spec.rows // world.size) for spec in specs)
     others = min(sum(spec.rows for spec in specs) - own, 2 * edges)
     return EDGE * edges + max((spec.dim for spec in specs), default=0) * FLOAT * (3 * own + max(others, 0))

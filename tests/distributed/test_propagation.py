@@ -95,9 +95,8 @@ def train(scenario: Scenario) -> dict[str, Any]:
     held = {name: (shard.ids(), shard.weight.clone(), shard.replicated) for name, shard in tables.shards.items()}
     ranked = {}
     for known in KNOWN:
-        tables.propagate(known)
-        part = tables.scored("item")
-        users = tables.lookup({"users": ("user", torch.arange(store.num_users))}).rows[0]["users"]
+        part = tables.to_rank(known).scored("item")
+        users = tables.to_rank(known).lookup({"users": ("user", torch.arange(store.num_users))}).rows[0]["users"]
         ranked[known] = (users, part.ids, part.rows()[part.places].clone())
     sent = tables.traffic.get("propagation")
     return {

@@ -432,6 +432,23 @@ def test_without_rows_nothing_is_propagated_and_nothing_leaks() -> None:
     assert "leak" in leaky.summary()
 
 
+def test_its_encoder_has_the_attention_of_this_package_and_computes_again_what_it_did(place: Path) -> None:
+    """Gradient checkpointing changes nothing, dropout included."""
+    found = []
+    for again in (False, True):
+        run = run_of(place, gradient_checkpointing=again, dropout=0.3, num_blocks=2)
+        assert run.model.t5.encoder.config._attn_implementation == attention.NAME
+        calls = []
+        with pytest.MonkeyPatch.context() as patch:
+            blocks = attention._blocks
+            patch.setattr(attention, "_blocks", lambda *of, real=blocks, to=calls: to.append(1) or real(*of))
+            train_step(run, 1, prepare_step(run, 1))
+        assert calls
+        found.append({name: parameter.clone() for name, parameter in run.model.named_parameters()})
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
 def test_rows_may_begin_as_those_of_another_model(place: Path) -> None:
     shared = config_of(place).model_dump(mode="json")
     sections = {"model": {"name": "lightgcn", "dim": SETTINGS["model"]["dim"]}, "task": {"history_length": 1}}

@@ -57,8 +57,12 @@ def test_it_is_transformers_attention(samples: int, mask: Tensor | None, monkeyp
         torch.testing.assert_close(one.double(), whole, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("samples", [1, 2, B])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_its_gradients_are_those_of_what_it_computes(dropout: float) -> None:
+def test_its_gradients_are_those_of_what_it_computes(
+    dropout: float, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "AT_A_TIME", samples * H * Q * K)
     query, key, value, bias = (tensor.requires_grad_() for tensor in given())
     mask = masks()[1]
     assert mask is not None
@@ -71,14 +75,18 @@ def test_its_gradients_are_those_of_what_it_computes(dropout: float) -> None:
     assert torch.autograd.gradcheck(attended, (query, key, value, bias[0]))
 
 
-def test_dropout_leaves_out_weights_of_the_softmax() -> None:
+@pytest.mark.parametrize("samples", [1, 2, B])
+def test_dropout_leaves_out_weights_of_the_softmax(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "AT_A_TIME", samples * H * Q * K)
     query, key, value, bias = given()
     torch.manual_seed(3)
     found = _Attention.apply(query, key, value, bias[0], None, 0.25)
     torch.manual_seed(3)
     draws = _Draws(int(torch.randint(1 << 62, ())), 0.25)
     weights = (query @ key.transpose(2, 3) + bias).softmax(-1)
-    torch.testing.assert_close(found, (weights * draws.kept(weights)) @ value)
+    kept = torch.cat([draws.kept(weights[first : first + samples]) for first in range(0, B, samples)])
+    assert not torch.equal(kept[0], kept[1]), "each sample has its own"
+    torch.testing.assert_close(found, (weights * kept) @ value)
 
 
 def test_dropout_is_as_frequent_as_it_is_said() -> None:

@@ -34,6 +34,7 @@ from eupmim_dist.evaluation.scorers.interface import Scorer, baselines, make_sco
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.state import Assembled
 from tests.oracles import metrics_plain as plain
+from tests.runs import config_of, train_in
 from tests.stores import negatives, small_store
 
 WORLD = World(0, 1, 0, 1, torch.device("cpu"))
@@ -142,11 +143,23 @@ def test_a_sample_of_users_is_the_same_each_time_and_judged_as_among_all(assembl
     assert evaluate_model(assembled, "valid", "strict", [5], sample=100).metrics == whole.metrics
 
 
+def test_a_training_judges_by_the_sample_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_store(tmp_path / "store", num_users=60, num_items=59)
+    config = config_of(
+        tmp_path, evaluation__users=3, evaluation__every=2, train__max_steps=2, evaluation__metric="recall@5"
+    )
+    run = train_in(config, tmp_path / "run")
+    [best] = [run.progress.best_value]
+    assert best == evaluate_model(run, "valid", "strict", [5], sample=3).metrics["recall@5"]
+    assert best != evaluate_model(run, "valid", "strict", [5]).metrics["recall@5"]
+    assert " of 3 users, best so far" in capsys.readouterr().out
+
+
 def test_how_interests_are_used(assembled: Assembled) -> None:
     """Against users one by one."""
     interests = evaluate_model(assembled, "test", "strict", [5], per_user=True).interests
     assert interests is not None
-    scorer = scorer_of(assembled, "valid")
+    scorer = scorer_of(assembled, "test")
     assert isinstance(scorer, InterestScorer)
     shard = assembled.tables.shards["item"]
     rows = shard.weight[shard.ids().argsort()]

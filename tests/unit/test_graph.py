@@ -95,7 +95,7 @@ def test_one_who_took_an_item_twice_has_one_edge(tmp_path: Path) -> None:
     write_dataset(dataset, tmp_path / "store", name="twice", source="test")
     found = InteractionGraph(InteractionStore.open(tmp_path / "store"), GraphChoice())
     assert edges_of(found.store, found.choice) == {(0, 3), (0, 1), (1, 1)}
-    assert [degrees.tolist() for degrees in found.degrees] == [[2, 1], [0, 2, 0, 1]]
+    assert [degrees.tolist() for degrees in found.degrees()] == [[2, 1], [0, 2, 0, 1]]
 
 
 def test_where_there_are_explanations_the_published_graph_is_of_them(tmp_path: Path) -> None:

@@ -160,6 +160,19 @@ def test_rows_alone_may_be_another_models(trained: Path, tmp_path: Path) -> None
     for (name, found), wanted in zip(run.model.named_parameters(), fresh.model.parameters(), strict=True):
         assert torch.equal(found, wanted), name
     assert [line.partition(" taken")[0] for line in told[1:]] == ["items: 20 of 22 rows"]
+    said = {
+        "model": changes["model"],
+        "task": {"history_length": 3},
+        "evaluation": {"top_n": [5], "metric": "recall@5"},
+    }
+    wanted: dict[str, Any] = {"train.init_only_rows": True, "train.max_steps": 1, "checkpoint.every": 1}
+    fit(said, tmp_path / "run", data=new.path, overrides=wanted, init_from=source, cpu=True)
+    assert load_config(tmp_path / "run" / "config.yaml").task.history_length == 3, "not the other model's"
+    assert "rows of users and items alone" in (tmp_path / "run" / "init_from.txt").read_text()
+    for again in ({}, {"train.init_from": str(source), "train.init_only_rows": True}):
+        more = {"train.max_steps": 2, **again}
+        fit(said, tmp_path / "run", data=new.path, overrides=more, cpu=True)
+        assert load_config(tmp_path / "run" / "config.yaml").train.init_only_rows, "it stays on record"
     wider = settings(new.path, **changes | {"model": {"name": "comirec_dr", "dim": 16}}, train__init_only_rows=True)
     with pytest.raises(UserError, match=r"init_only_rows: rows of .* are 8 wide and here 16; set model.dim=8$"):
         begun(wider, source)

@@ -14,7 +14,7 @@ from eupmim_dist.checkpoint.layout import open_checkpoint
 from eupmim_dist.config.schema import Config
 from eupmim_dist.convert import export_vectors
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.runner import Result, evaluate_model
+from eupmim_dist.evaluation.runner import Result, evaluate_model, held_out_users, scorer_of
 from eupmim_dist.export.model_dir import consolidate
 from eupmim_dist.recommending import recommend
 from eupmim_dist.tasks.interface import Task
@@ -70,7 +70,7 @@ def test_room_is_asked_for_the_graphs_and_their_layers(source: str, tmp_path: Pa
     propagation = run.tables.propagation
     assert propagation is not None
     sides = list(propagation._sides.values())
-    run.tables.propagate("test")
+    run.tables.to_rank("test").scored("item")
     if source == "history":
         sides += propagation._ranked[1].values()
     graph = sum(side.keys.nbytes + side.reached.nbytes + side.weights.nbytes for side in sides)
@@ -109,6 +109,12 @@ def test_the_graph_of_histories_knows_what_came_before_a_target(tmp_path: Path) 
     for step in range(3):
         check_lists(run, evaluate_model(run, "test", "strict", [5], per_user=True), held_out=1, known="test")
         check_lists(run, evaluate_model(run, "valid", "strict", [5], per_user=True), held_out=2, known="valid")
+        known = [scorer_of(run, split) for split in ("valid", "test")]
+        users = held_out_users(run, "test").chunk(0)
+        rows = [[scorer.query(users).detach() for scorer in known] for _ in range(2)]
+        assert torch.equal(rows[0][0], rows[1][0]), "each as it was made, whichever is asked first"
+        assert torch.equal(rows[0][1], rows[1][1])
+        assert not torch.equal(rows[0][0], rows[0][1])
         shares = [train_step(each, step, prepare_step(each, step)).shares for each in (run, other)]
         assert shares[0] == shares[1]
 

@@ -25,7 +25,7 @@ from eupmim_dist.evaluation.scorers.interface import ListScorer, Ranking
 from eupmim_dist.models.interface import Rows
 from eupmim_dist.models.writing import Draft, Writer
 from eupmim_dist.parallel.agreement import everywhere
-from eupmim_dist.parallel.sharded import ShardedTables
+from eupmim_dist.parallel.sharded import RankedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.tasks.asking import AskingTask
 from eupmim_dist.train.skipped import Diverged
@@ -105,7 +105,7 @@ class BeamScorer(ListScorer):
             )
 
 
-def writing(ranking: Ranking) -> tuple[Writer, AskingTask, ShardedTables, World]:
+def writing(ranking: Ranking) -> tuple[Writer, AskingTask, RankedTables, World]:
     """What writes, and what asks it. Raises UserError where these are not there."""
     model, task = ranking.model, ranking.task
     if not isinstance(model, Writer) or not isinstance(task, AskingTask):
@@ -128,7 +128,7 @@ def check_sound(sound: bool, model: Writer, world: World) -> None:
 
 
 def drafts(
-    model: Writer, tables: ShardedTables, prompts: PromptBatch, most_nodes: Callable[[int, int], int]
+    model: Writer, tables: RankedTables, prompts: PromptBatch, most_nodes: Callable[[int, int], int]
 ) -> Iterator[tuple[int, int, Draft]]:
     """The prompts that are written for together, first..stop-1, read; `most_nodes` of such a range says how many nodes
     each is scored at. Collective when the first one is asked for.

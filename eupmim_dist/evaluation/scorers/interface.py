@@ -19,7 +19,7 @@ from eupmim_dist.data.heldout import HeldOut, Ragged
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import Model
-from eupmim_dist.parallel.sharded import ShardedTables
+from eupmim_dist.parallel.sharded import RankedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.tasks.interface import Task
 
@@ -51,7 +51,7 @@ class Ranking:
     per_interest: bool = False
     """The protocol's: a list per interest, by cosine."""
     model: Model | None = None
-    tables: ShardedTables | None = None
+    tables: RankedTables | None = None
     task: Task | None = None
     """What the users to rank for come from."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 NAME = "few_samples_at_a_time"
 """By which transformers knows it."""
 AT_A_TIME = 1 << 18
-"""Scores of a block: 1 MiB in float32."""
+"""Scores of a block, if it is not of one sample: 1 MiB in float32."""
 MOST = 1 << 16
 """Numbers that a draw for dropout is one of."""
 
@@ -98,8 +98,9 @@ def _blocks(bias: Tensor, number: int) -> list[slice]:
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor, seen: Tensor | None) -> Tensor:
-    """Of a block of b samples: [b, H, Q, K], of the bias' type."""
-    scores = (q @ k.transpose(2, 3)).to(bias.dtype).add_(bias)
+    """Of a block of b samples: [b, H, Q, K], of the bias' type also where q and k are of a short one: T5's products are
+    not scaled, and large."""
+    scores = (q.to(bias.dtype) @ k.to(bias.dtype).transpose(2, 3)).add_(bias)
     return scores if seen is None else scores.masked_fill_(~seen[:, None], -torch.inf)
 
 
@@ -115,8 +116,8 @@ def attend(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query [B, H, Q, d], mask bool [B, 1, 1 or Q, K], position_bias [1, H, Q, K] ->
-    [B, Q, H, d]. On a GPU torch's own, which has the gradient of a bias there."""
-    if query.is_cuda or position_bias is None:
+    [B, Q, H, d]. Each query sees a key. On a GPU torch's own, which has the gradient of a bias there."""
+    if query.device.type != "cpu" or position_bias is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         found: tuple[Tensor, None] = sdpa_attention_forward(
@@ -125,7 +126,7 @@ def attend(
         return found
     assert scaling == 1.0, "T5 does not scale its products"
     seen = None if mask is None else mask[:, 0]
-    attended = _Attention.apply(query, key, value, position_bias[0], seen, dropout)
+    attended = _Attention.apply(query, key, value, position_bias[0].contiguous(), seen, dropout)
     return attended.transpose(1, 2).contiguous(), None
 
 

@@ -21,7 +21,7 @@ class ElmrecConfig(PropagationSection):
     pretrained: bool = True
     """Take the weights of that T5 too; false: its sizes alone, with random weights."""
     num_blocks: Depth = 2
-    """Blocks of the encoder, and of the decoder; a T5 that is taken has its own number, as all of the next two."""
+    """Blocks of the encoder, and of the decoder; a T5 that is taken has its own number, as all of the next three."""
     num_heads: int = Field(4, ge=1)
     """Heads of each attention."""
     head_dim: int | None = Field(None, ge=1)
