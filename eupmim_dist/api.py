@@ -166,18 +166,16 @@ def _begun(
     with agreed(world):
         check_baselines(baselines or ())
         origin = path_of("init_from", init_from) if init_from else None
-        beneath: dict[str, Any] = {}
+        beneath: dict[str, Any] = {"train": {"init_from": str(origin)}} if origin else {}
         if origin:
             if resume not in ("auto", "never"):
                 raise UserError(f"--init-from {origin}: begins a new training, --resume {resume} does not; give one")
-            beneath = {"train": {"init_from": str(origin)}}
             if not config_of(config, overrides, beneath).train.init_only_rows:
                 beneath |= decided_by_main(world, partial(source_settings, origin, run_dir))
         settings, changed = changed_settings(config_of(config, overrides, beneath), resume_with)
         if data is not None:
             settings.data.dir = store_dir(data)
-        if origin:
-            settings.train.init_from = origin
+        settings.train.init_from = origin or settings.train.init_from
     return begin(settings, run_dir, resume, origin, world, changed, baselines=baselines or (), writes=writes)
 
 

@@ -149,6 +149,8 @@ def _attribute_weights(source: Checkpoint, attributes: list[Attribute], of_users
         num_item_rows=sizes[ITEM_TABLE],
         attributes={attribute.name: attribute.cardinality for attribute in attributes},
         history_length=source.config.task.history_length,
+        num_tokens=source.config.task.num_tokens(),
+        num_words=source.config.task.num_words(),
     )
     with torch.device("meta"):
         model: Model = build("model", source.config.model.name, Model, source.config.model, shape)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eupmim_dist.assemble import assemble_run, open_store
+from eupmim_dist.assemble import assemble_run, load_trained, open_store
 from eupmim_dist.checkpoint.layout import resolve
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.data.batch import NO_ROW
@@ -468,3 +468,18 @@ def test_rows_may_begin_as_those_of_another_model(place: Path) -> None:
     assert len(told) == 3
     with pytest.raises(UserError, match=r"\(lightgcn\) has no table that elmrec has \(none\); start from a model that"):
         begun(words="places")
+
+
+def test_a_training_may_go_on_from_another_one(place: Path) -> None:
+    """As from few candidates to many."""
+    before = train_in(config_of(place), place / "few")
+    config = config_of(place, task={"num_negatives": 12})
+    config.train.init_from = place / "few"
+    store = open_store(config.data.dir, WORLD)
+    run = assemble_run(config, WORLD, store, lambda made: take_weights(made, resolve(place / "few")) and None)
+    best = load_trained(place / "few", WORLD)
+    assert before.progress.step == 8
+    for name, parameter in best.model.named_parameters():
+        assert torch.equal(run.model.get_parameter(name), parameter), name
+    for name, shard in best.tables.shards.items():
+        assert torch.equal(run.tables.shards[name].weight, shard.weight), name
