@@ -144,8 +144,8 @@ def fit(
             del run
         if not left:
             names = cheap_baselines(model.store) if rivals is None else rivals
-            cutoffs = model.config.evaluation.top_n
-            results.extend(results_of_baselines(names, model, "test", ["strict"], cutoffs))
+            wanted = model.config.evaluation
+            results.extend(results_of_baselines(names, model, "test", [judge_of(wanted.protocol)], wanted.top_n))
         return Fitted(place, progress.step, not left, progress.best_value, progress.best_step, model, results)
 
 

@@ -22,6 +22,7 @@ from eupmim_dist.config.load import dump_config, flat
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.training_data import popular_items
 from eupmim_dist.errors import UserError
+from eupmim_dist.evaluation.baselines import judge_of
 from eupmim_dist.evaluation.hook import EvaluationHook, cutoffs_of
 from eupmim_dist.evaluation.runner import Result, evaluate_model
 from eupmim_dist.evaluation.scorers.interface import check_room
@@ -263,7 +264,8 @@ def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
     """The best checkpoint of a finished run on the test split; also `evaluation.json` in the run directory."""
     checkpoint = open_sound(lambda: resolve(run_dir, "best"), run.world)
     load_model(run, checkpoint)
-    result = evaluate_model(run, "test", "strict", run.config.evaluation.top_n, progress=True)
+    wanted = run.config.evaluation
+    result = evaluate_model(run, "test", judge_of(wanted.protocol), wanted.top_n, progress=True)
     if run.world.is_main:
         content = {**result.as_dict(), "step": checkpoint.step}
         write_text(run_dir / "evaluation.json", json.dumps(content, indent=1) + "\n")

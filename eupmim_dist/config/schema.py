@@ -220,7 +220,7 @@ class EvaluationConfig(Section):
     every: int = Field(50, ge=1)
     """Steps between two evaluations of the valid split."""
     protocol: Protocol = "strict"
-    """Protocol that early stopping and `best` go by."""
+    """Protocol that early stopping and `best` go by; the test in the end is elmrec_direct if this is, else strict."""
     metric: str = Field("recall@10", pattern=r"^(recall|hit_rate|precision|ndcg)@[1-9]\d*$")
     """Metric that early stopping and `best` go by: recall, hit_rate, precision or ndcg at a top-N, as recall@10."""
     patience: int = Field(20, ge=0)

@@ -34,7 +34,8 @@ def cheap_baselines(store: InteractionStore) -> list[str]:
 
 
 def judge_of(protocol: str) -> str:
-    """The protocol by which it is chosen how much of a history is read, where results are to be by another one."""
+    """The protocol by which a finished training is tested, and by which it is chosen how much of a history is read,
+    where it is judged by another one: among given negatives that one, else all items, whatever is easier."""
     return protocol if PROTOCOLS[protocol].candidates == "negatives" else "strict"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eupmim_dist import evaluate
+from eupmim_dist import evaluate, fit
 from eupmim_dist.assemble import assemble, open_store, trainable, without_model
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.data.heldout import HeldOut, Ragged
@@ -153,6 +153,18 @@ def test_a_training_judges_by_the_sample_it_is_given(tmp_path: Path, capsys: pyt
     assert best == evaluate_model(run, "valid", "strict", [5], sample=3).metrics["recall@5"]
     assert best != evaluate_model(run, "valid", "strict", [5]).metrics["recall@5"]
     assert " of 3 users, best so far" in capsys.readouterr().out
+
+
+def test_what_is_judged_among_negatives_is_tested_among_them(tmp_path: Path) -> None:
+    small_store(tmp_path / "store", num_users=40, num_items=60, negatives=negatives(40, 60, 12))
+    sections = {"train": {"max_steps": 1}, "model": {"name": "comirec_dr"}}
+    for judge, test in (("elmrec_direct", "elmrec_direct"), ("comirec", "strict")):
+        judged = {"evaluation": {"protocol": judge, "metric": "hit_rate@5", "top_n": [5]}}
+        found = fit(sections | judged, tmp_path / judge, data=tmp_path / "store", baselines="popularity", cpu=True)
+        assert [(result.model, result.protocol) for result in found.results] == [
+            ("comirec_dr", test),
+            ("popularity", test),
+        ]
 
 
 def test_how_interests_are_used(assembled: Assembled) -> None:
