@@ -86,10 +86,10 @@ def _propagation_bytes(specs: list[TableSpec], graph: InteractionGraph, world: W
     """The graphs of training and of the test split; beside a rank's rows those of layers and the ones of others that
     its edges reach (docs/tables.md)."""
     graphs = [graph, other] if (other := graph.where_known("test")) is not graph else [graph]
-    edges = -(-sum(int(each.lengths().sum()) for each in graphs) // world.size)
+    edges = [-(-int(each.lengths().sum()) // world.size) for each in graphs]
     own = sum(-(-spec.rows // world.size) for spec in specs)
-    others = min(sum(spec.rows for spec in specs) - own, 2 * edges)
-    return EDGE * edges + max((spec.dim for spec in specs), default=0) * FLOAT * (3 * own + max(others, 0))
+    others = min(sum(spec.rows for spec in specs) - own, 2 * max(edges))
+    return EDGE * sum(edges) + max((spec.dim for spec in specs), default=0) * FLOAT * (3 * own + max(others, 0))
 
 
 def _feature_bytes(feature: Feature, config: Config, world: World) -> int:
