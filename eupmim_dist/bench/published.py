@@ -40,7 +40,7 @@ class Published(nn.Module):
         self.t5 = copy.deepcopy(run.model.t5)
         self.t5.encoder.set_attn_implementation("sdpa")  # transformers' own
         self.prompts = nn.Parameter(run.model.prompts.detach().clone())
-        self.places = copy.deepcopy(run.model.places)
+        self.places, self.widen = copy.deepcopy(run.model.places), copy.deepcopy(run.model.widen)
         self.num_users, self.num_layers = run.store.num_users, propagation.num_layers
         users, items = (run.tables.shards[name] for name in ("user", "item"))
         rows = [shard.weight[shard.ids().argsort().to(shard.weight.device)].detach() for shard in (users, items)]
@@ -94,7 +94,7 @@ class Published(nn.Module):
         tokens, mask, words = (
             part.repeat_interleave(repeated, 0) for part in self.tokenised(texts, kind == SEQUENTIAL)
         )
-        added = self.places(words) if kind == SEQUENTIAL else self.propagated()[words]
+        added = self.places(words) if kind == SEQUENTIAL else self.widen(self.propagated()[words])
         inputs = self.t5.shared(tokens) + self.config.alpha * added
         inputs = torch.cat([self.prompts[kind].expand(len(tokens), -1, -1), inputs], dim=1)
         mask = torch.cat([torch.ones_like(inputs[:, : self.config.num_prompts, 0], dtype=torch.int64), mask], dim=1)

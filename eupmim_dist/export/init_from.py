@@ -116,7 +116,7 @@ def _common(assembled: Assembled, source: Checkpoint, pieces: Pieces) -> dict[st
         if (dim := source.tables[name][1]) != here[name].dim:
             raise UserError(
                 f"train.init_only_rows: rows of {source.path} are {dim} wide and here {here[name].dim}; set "
-                f"model.dim={dim}"
+                f"model.{'row_dim' if hasattr(assembled.config.model, 'row_dim') else 'dim'}={dim}"
             )
     return {name: source.tables[name][0] for name in common}
 

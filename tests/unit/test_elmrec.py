@@ -112,10 +112,13 @@ def plain_input(model: Elmrec, rows: tuple[Tensor, Tensor], batch: PromptBatch, 
         if sequential or config.words == "places":
             vector = vector + config.alpha * model.places.weight[word]
         if config.words == "rows" and config.alpha and (not sequential or config.rows_in_sequential):
+            row = None
             if word == USER_WORD:
-                vector = vector + config.alpha * rows[0][batch.user[sample]]
+                row = rows[0][batch.user[sample]]
             elif word >= FIRST_ITEM_WORD:
-                vector = vector + config.alpha * rows[1][batch.items[sample, word - FIRST_ITEM_WORD]]
+                row = rows[1][batch.items[sample, word - FIRST_ITEM_WORD]]
+            if row is not None:
+                vector = vector + config.alpha * (model.widen.weight @ row if config.row_dim else row)
         found.append(vector)
     return torch.stack(found)
 
@@ -160,6 +163,7 @@ def padded_answers(task: Prompts, batch: PromptBatch, learn_padding: bool) -> li
         ("sequential", False, {"rows_in_sequential": True}),
         ("direct", False, {}),
         ("direct", False, {"mask_targets": False, "head_dim": 5}),
+        ("direct", False, {"row_dim": 3, "bias_rate": 30.0}),
         ("direct", True, {"words": "places"}),
         ("direct", False, {"alpha": 0.0}),
         ("explanation", False, {}),
@@ -430,6 +434,38 @@ def test_without_rows_nothing_is_propagated_and_nothing_leaks() -> None:
     assert leaky.propagation() is not None
     assert leaky.label == "elmrec (leaky graph)"
     assert "leak" in leaky.summary()
+
+
+def test_biases_for_places_move_as_many_times_as_far_as_is_asked_for(place: Path) -> None:
+    """By Adam's first step, which is the learning rate for whatever has a gradient; the answers at the start are the
+    same."""
+    runs = [run_of(place, bias_rate=rate) for rate in (1.0, 8.0)]
+    models = [model_of(run)[0] for run in runs]
+    batch = runs[0].task.sample(1)
+    first, second = (model.encode(rows_of(run, batch), batch).logits for model, run in zip(models, runs, strict=True))
+    torch.testing.assert_close(first, second)
+    before = [biases_of(model) for model in models]
+    for run in runs:
+        train_step(run, 1, prepare_step(run, 1))
+    moved = [(biases_of(model) - was).abs() for model, was in zip(models, before, strict=True)]
+    assert (moved[0] > 0).any()
+    torch.testing.assert_close(moved[1], 8 * moved[0], rtol=0.01, atol=1e-5)
+
+
+def test_few_dimensions_of_rows_lie_where_random_tokens_have_nothing(place: Path) -> None:
+    """As long as they are; and whatever a step asks, DDP finds a gradient of the matrix that brings them there."""
+    model, _ = model_of(run_of(place, row_dim=3))
+    directions, tokens = model.widen.weight, model.t5.shared.weight
+    torch.testing.assert_close(directions.T @ directions, torch.eye(3), atol=1e-6, rtol=0)
+    assert (tokens @ directions).abs().max() < 1e-5
+    assert tokens.std() > 0.5
+    assert [spec.dim for spec in model.tables()] == [3, 3]
+
+
+def biases_of(model: Elmrec) -> Tensor:
+    """Of the encoder and the decoder: for 4 tokens back."""
+    stacks = [stack.block[0].layer[0].SelfAttention for stack in (model.t5.encoder, model.t5.decoder)]
+    return torch.stack([stack.compute_bias(5, 5).detach() for stack in stacks])
 
 
 def test_its_encoder_has_the_attention_of_this_package_and_computes_again_what_it_did(place: Path) -> None:

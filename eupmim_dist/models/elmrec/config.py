@@ -12,7 +12,11 @@ class ElmrecConfig(PropagationSection):
     name: Literal["elmrec"] = "elmrec"
     """T5 with whole-word embeddings of users and items (ELMRec)."""
     dim: int = Field(64, ge=2)
-    """D: width of the T5 (its d_model) and of the rows of users and items."""
+    """D: width of the T5, its d_model."""
+    row_dim: int | None = Field(None, ge=1)
+    """R: width of the rows of users and items, which a learned matrix then brings to D; not given: D, without one, as
+    published. A T5 of random weights tells its tokens and the rows apart sooner where these take few of D dimensions,
+    and tables, their exchange and their propagation are the smaller."""
     num_interests: Literal[1] = 1
     """It answers in words, and has no interests."""
     t5: str | None = None
@@ -47,6 +51,10 @@ class ElmrecConfig(PropagationSection):
     mask_padding: bool = True
     """Keep the decoder from looking at the padding of a prompt; the authors' does, so that what it writes depends on
     the prompts of its batch."""
+    bias_rate: float = Field(1.0, gt=0)
+    """Learning rate of T5's biases for relative places, in multiples of train.learning_rate. From random weights to
+    look one token back takes a bias of 5 or so, which Adam's steps of the learning rate are long in reaching: 30 there
+    has a T5 copy a number that is named after a quarter of the steps."""
     gradient_checkpointing: bool = False
     """Compute the blocks of the T5 again in the backward pass, to need less memory."""
 
@@ -54,8 +62,11 @@ class ElmrecConfig(PropagationSection):
     def _heads_share(self) -> "ElmrecConfig":
         if self.t5 is None and self.head_dim is None and self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} cannot be shared by num_heads {self.num_heads}; use a multiple")
-        if self.rows_in_sequential and not self.propagates:
-            raise ValueError("rows_in_sequential: there are no rows with alpha 0 or words places; leave it out")
+        if self.row_dim is not None and self.row_dim >= self.dim:
+            raise ValueError(f"row_dim {self.row_dim}: give less than dim {self.dim}, or leave it out for rows of dim")
+        for name in ("rows_in_sequential", "row_dim"):
+            if getattr(self, name) and not self.propagates:
+                raise ValueError(f"{name}: there are no rows with alpha 0 or words places; leave it out")
         return self
 
     @property

@@ -6,7 +6,8 @@ or item. Prompt vectors of the kind come first. Otherwise than in the authors' c
 the rows (there, one more trained row), padding is not looked at, and a name ends where its digits do. Kept from it:
 where places are added, all tokens of no name have one vector, which is learnt.
 
-B samples of this rank, S tokens of a prompt, P prompt vectors, T tokens of an answer, V tokens there are, D dim.
+B samples of this rank, S tokens of a prompt, P prompt vectors, T tokens of an answer, V tokens there are, D width of
+the T5, R of the rows.
 """
 
 from dataclasses import replace
@@ -39,7 +40,7 @@ class Elmrec(Writer):
         super().__init__()
         if not shape.num_tokens:
             raise UserError("model elmrec: reads text; set task.name=prompts")
-        self.config, self.shape, self.dim = config, shape, config.dim
+        self.config, self.shape, self.dim = config, shape, config.row_dim or config.dim
         self.t5 = build_t5(config, shape.num_tokens)
         self.start_token = self.t5.config.decoder_start_token_id
         self.num_tokens = self.t5.config.vocab_size
@@ -47,6 +48,17 @@ class Elmrec(Writer):
         longest = shape.num_words if config.words == "places" else FIRST_ITEM_WORD + shape.history_length
         self.places = nn.Embedding(longest, config.dim)  # by word, NO_WORD included
         nn.init.normal_(self.places.weight, std=config.position_std)
+        self.widen = self._widening() if config.propagates and config.row_dim else nn.Identity()
+
+    @torch.no_grad()
+    def _widening(self) -> nn.Linear:
+        """Brings rows to the T5's width, at first as long as they are, in directions that random tokens lack."""
+        widening = nn.Linear(self.dim, self.config.dim, bias=False)
+        directions = nn.init.orthogonal_(widening.weight)
+        if not (self.config.t5 and self.config.pretrained):
+            tokens = self.t5.shared.weight
+            tokens -= tokens @ directions @ directions.T
+        return widening
 
     def tables(self) -> list[TableSpec]:
         if not self.config.propagates:
@@ -66,7 +78,7 @@ class Elmrec(Writer):
         return {"user": (USER_TABLE, batch.user), "items": (ITEM_TABLE, batch.items)}
 
     def encode(self, rows: Rows, batch: PromptBatch) -> Encoded:
-        queries, number = self.prompts.new_zeros(0, 1, self.dim), len(batch)
+        queries, number = self.prompts.new_zeros(0, 1, self.dim), len(batch)  # what is written is no product of vectors
         if not number:
             rows, batch = _one_of_nothing(rows, batch)
         states, mask = self._read(rows, batch)
@@ -106,13 +118,15 @@ class Elmrec(Writer):
         added = self.places(batch.word) if placed else 0.0 * self.places.weight.sum()  # DDP waits for all gradients
         if self._adds_rows(batch):
             user = rows["user"][:, None]
-            of_word = torch.cat([torch.zeros_like(user), user, rows["items"]], dim=1)
-            added = added + of_word.gather(1, batch.word[..., None].expand(-1, -1, self.dim))
+            of_word = self.widen(torch.cat([torch.zeros_like(user), user, rows["items"]], dim=1))
+            added = added + of_word.gather(1, batch.word[..., None].expand(-1, -1, self.config.dim))
+        elif self.config.row_dim:
+            added = added + 0.0 * sum(part.sum() for part in self.widen.parameters())
         return added
 
     def _logits(self, states: Tensor) -> Tensor:
         if self.t5.config.scale_decoder_outputs:
-            states = states * self.dim**-0.5
+            states = states * self.config.dim**-0.5
         logits: Any = self.t5.lm_head(states)
         return logits
 
