@@ -23,4 +23,5 @@ def matrix_of(store: InteractionStore, left_out: Edges | None = None, known: str
 
 def plain_rows(trained: Assembled, left_out: Edges | None = None, known: str = "train") -> tuple[Tensor, Tensor]:
     """Those of all users and items after propagation, float64."""
-    return propagated(*learnt(trained), matrix_of(trained.store, left_out, known), 4)
+    layers = trained.config.model.num_layers  # type: ignore[attr-defined]
+    return propagated(*learnt(trained), matrix_of(trained.store, left_out, known), layers)

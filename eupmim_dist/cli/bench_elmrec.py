@@ -23,7 +23,8 @@ def elmrec(
 
     Published: the graph is propagated anew for every batch of direct prompts, prompts are tokenised in every step,
     the encoder reads each prompt once for every beam, beams run over all tokens without a cache of keys and values; a
-    second figure has that cache, as transformers has it. Ours scores direct candidates exactly.
+    second figure has that cache, as transformers has it. Ours scores direct candidates exactly. The published one
+    computes in float32, ours as Accelerate's mixed precision says.
 
     **Examples**
 
@@ -31,6 +32,8 @@ def elmrec(
 
     `eupmim-dist bench elmrec --config configs/elmrec_example.yaml --data data/beauty --set model.dim=512
     --set model.num_blocks=6 --set model.num_heads=8 --set model.feed_forward=2048 --set task.num_negatives=99`
+
+    `ACCELERATE_MIXED_PRECISION=bf16 eupmim-dist bench elmrec --config configs/elmrec_example.yaml --data data/beauty`
     """
     from eupmim_dist.bench.elmrec import measure_elmrec
     from eupmim_dist.cli.options import check_json, write_json

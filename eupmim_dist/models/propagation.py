@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from eupmim_dist.config.schema import Depth, ModelSection
+from eupmim_dist.config.schema import ModelSection
 from eupmim_dist.data.graph import GraphChoice, GraphSource
 
 
 class PropagationSection(ModelSection):
     """What every model that propagates has."""
 
-    num_layers: Depth = 4
-    """Of propagation: a row is the mean of what comes from 0 to so many edges away."""
+    num_layers: int = Field(4, ge=0, le=256)
+    """Of propagation: a row is the mean of what comes from 0 to so many edges away. 0: no graph, rows as they are
+    learnt, which makes LightGCN matrix factorisation."""
     graph: GraphSource = "clean"
     """Edges of users and items: clean, what training may see; history, the same while training, and all that users had
     before what is asked for where the model ranks; published, ELMRec's random split, whose scores are those of a leak:

@@ -250,7 +250,7 @@ def test_without_rows_there_are_no_tables_and_all_else_works(
 
 def test_the_published_procedure_that_is_measured_computes_the_same(place: Path, run: Run) -> None:
     """Where its ways are asked for: padding learned and looked at, no edges left out, nothing added to other tokens."""
-    made = run_of(place, mix=["direct"], mask_padding=False, mask_targets=False)
+    made = run_of(place, mix=["direct"], mask_padding=False, mask_targets=False, row_dim=6)
     made.config.train.l2 = 0.0
     assert isinstance(made.task, Prompts)
     made.task.config.learn_padding = True

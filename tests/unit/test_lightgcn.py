@@ -43,10 +43,12 @@ def settings_of(tmp_path: Path, **changes: Any) -> Config:
     return config_of(tmp_path, **whole, **{f"{s}__{name}": v for s, part in values.items() for name, v in part.items()})
 
 
-def test_a_step_is_that_of_the_formula(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_layers", [4, 0])
+def test_a_step_is_that_of_the_formula(num_layers: int, tmp_path: Path) -> None:
     """Its loss, over all items and without the edges to its targets; so is that of one negative, which is BPR's."""
     for objective in ({"name": "full_softmax"}, {"name": "sampled_softmax", "num_negatives": 1}):
-        run = start(settings_of(tmp_path, **{f"objective__{key}": value for key, value in objective.items()}))
+        settings = {f"objective__{key}": value for key, value in objective.items()}
+        run = start(settings_of(tmp_path, model__num_layers=num_layers, **settings))
         batch, prepared = run.task.sample(0), prepare_step(run, 0)
         assert batch.target is not None
         users, targets = batch.user, batch.target[:, 0]
@@ -79,8 +81,9 @@ def test_room_is_asked_for_the_graphs_and_their_layers(source: str, tmp_path: Pa
     assert needed_room(config, run.store, WORLD)[TABLES] == tables + graph + layers
 
 
-def test_an_evaluation_is_of_the_weights_as_they_are(tmp_path: Path) -> None:
-    run = start(settings_of(tmp_path))
+@pytest.mark.parametrize("num_layers", [4, 0])
+def test_an_evaluation_is_of_the_weights_as_they_are(num_layers: int, tmp_path: Path) -> None:
+    run = start(settings_of(tmp_path, model__num_layers=num_layers))
     train_step(run, 0, prepare_step(run, 0))
     first = evaluate_model(run, "valid", "strict", [5], per_user=True)
     with torch.no_grad():
