@@ -176,7 +176,7 @@ def assemble_run(
         base.tables.shards[name].start_as(rows)
     set_weights(base)  # before the dense network is handed to what may copy it
     rate, l2 = config.train.learning_rate, config.train.l2
-    adam = make_dense_optimizer(model.parameters(), config.train)
+    adam = make_dense_optimizer(model, config.train, model.learning_rates())
     compile_network(model, config.train, world)
     return Run(
         config=config,

@@ -33,8 +33,8 @@ Work = Callable[[], object]
 
 def measure_elmrec(config: Config, world: World, users: int, batch: int, steps: int, rounds: int) -> dict[str, Any]:
     """Medians over `rounds` of milliseconds a user, of evaluations of some test users `batch` at a time, and a training
-    step on direct prompts. The published procedure is float32 whatever this run's mixed precision is. Raises UserError
-    for another model, or one without a graph."""
+    step on direct prompts. All is float32 but our training step, which has Accelerate's mixed precision. Raises
+    UserError for another model, or one without a graph."""
     config = config.model_copy(deep=True)
     if isinstance(mix := getattr(config.task, "mix", None), list):
         mix[:] = ["direct"]
@@ -52,7 +52,7 @@ def measure_elmrec(config: Config, world: World, users: int, batch: int, steps: 
         "device": device_name(world.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "our mixed precision": run.dense.accelerator.mixed_precision,
+        "mixed precision of our training step": run.dense.accelerator.mixed_precision,
         "data": run.store.name,
         "T5 parameters": sum(p.numel() for p in run.model.t5.parameters()),
         "users": len(chosen),

@@ -23,8 +23,8 @@ def elmrec(
 
     Published: the graph is propagated anew for every batch of direct prompts, prompts are tokenised in every step,
     the encoder reads each prompt once for every beam, beams run over all tokens without a cache of keys and values; a
-    second figure has that cache, as transformers has it. Ours scores direct candidates exactly. The published one
-    computes in float32, ours as Accelerate's mixed precision says.
+    second figure has that cache, as transformers has it. Ours scores direct candidates exactly. All is
+    float32 but our training step, which has Accelerate's mixed precision.
 
     **Examples**
 

@@ -114,9 +114,11 @@ def _common(assembled: Assembled, source: Checkpoint, pieces: Pieces) -> dict[st
     for name in common:
         _check_table(source, pieces, name)
         if (dim := source.tables[name][1]) != here[name].dim:
+            mend = f"set model.dim={dim}"
+            if hasattr(assembled.config.model, "row_dim"):
+                mend += f" without model.row_dim, or model.row_dim={dim} and model.dim to twice as much or more"
             raise UserError(
-                f"train.init_only_rows: rows of {source.path} are {dim} wide and here {here[name].dim}; set "
-                f"model.{'row_dim' if hasattr(assembled.config.model, 'row_dim') else 'dim'}={dim}"
+                f"train.init_only_rows: rows of {source.path} are {dim} wide and here {here[name].dim}; {mend}"
             )
     return {name: source.tables[name][0] for name in common}
 

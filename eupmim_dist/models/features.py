@@ -62,7 +62,7 @@ def features_of(config: ModelSection, store: InteractionStore, tables: Sequence[
         elif vectors.shape[1] != spec.dim:
             raise UserError(
                 f"model.{key}: {asked} vectors are the rows, and those of {store.path} have {vectors.shape[1]} numbers "
-                f"where model.dim is {spec.dim}; set model.dim={vectors.shape[1]} or model.{key}=projected"
+                f"where rows have {spec.dim}; set model.dim={vectors.shape[1]} or model.{key}=projected"
             )
     return found
 

@@ -116,6 +116,10 @@ class Model(nn.Module, ABC):
     def encode(self, rows: Rows, batch: Any) -> Encoded:
         """Queries for `batch.position`, in its order; without gradient where a history is all padding, but finite."""
 
+    def learning_rates(self) -> dict[str, float]:
+        """Parameters of the network whose learning rate is a multiple of train.learning_rate, by name."""
+        return {}
+
     def attribute_weights(self) -> dict[str, str]:
         """Attribute -> the parameter whose row v stands for its value v, for data that numbers its values otherwise."""
         return {}

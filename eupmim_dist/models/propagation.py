@@ -15,7 +15,7 @@ from eupmim_dist.data.graph import GraphChoice, GraphSource
 
 
 class PropagationSection(ModelSection):
-    """What every model that propagates has."""
+    """What every model that may propagate has."""
 
     num_layers: int = Field(4, ge=0, le=256)
     """Of propagation: a row is the mean of what comes from 0 to so many edges away. 0: no graph, rows as they are
@@ -34,8 +34,8 @@ class PropagationSection(ModelSection):
 
     @property
     def propagates(self) -> bool:
-        """Whether rows are propagated at all."""
-        return True
+        """Whether there is a graph, and rows are propagated over it."""
+        return self.num_layers > 0
 
     @property
     def label(self) -> str:

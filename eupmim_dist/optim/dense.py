@@ -1,15 +1,26 @@
 """The optimizer of the dense network."""
 
-from collections.abc import Iterable
-
-import torch
-from torch import nn
+from torch import nn, optim
 
 from eupmim_dist.config.schema import TrainConfig
 
+TIMES = "times"
+"""By what a group's learning rate is a multiple of the others'."""
 
-def make_dense_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """`adam`: with l2 as a term of the loss, as the authors train; `adamw`: with decoupled weight decay instead."""
+
+def make_dense_optimizer(model: nn.Module, config: TrainConfig, rates: dict[str, float]) -> optim.Optimizer:
+    """`adam`: with l2 as a term of the loss, as the authors train; `adamw`: with decoupled weight decay instead.
+
+    `rates` has the parameters whose learning rate is a multiple of the others', by name.
+    """
+    assert rates.keys() <= {name for name, _ in model.named_parameters()}, "names of parameters"
+    of_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        of_rate.setdefault(rates.get(name, 1.0), []).append(parameter)
+    groups = [
+        {"params": parameters, "lr": times * config.learning_rate, TIMES: times}
+        for times, parameters in of_rate.items()
+    ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=config.l2, fused=True)
+        return optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    return optim.Adam(groups, weight_decay=config.l2, fused=True)

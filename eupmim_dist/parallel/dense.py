@@ -1,6 +1,5 @@
 """The dense network under Accelerate: replicated, its gradients averaged over the ranks by DDP."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +9,7 @@ from accelerate.state import PartialState
 from torch import Tensor, nn
 
 from eupmim_dist.errors import UserError
+from eupmim_dist.optim.dense import TIMES
 from eupmim_dist.parallel.catalogue import ShardedCatalogue
 from eupmim_dist.parallel.lookup import Lookup, RowGradients
 from eupmim_dist.parallel.verdict import Verdict
@@ -29,7 +29,8 @@ class Dense:
     """Whether `gradients` are this rank's part of the averaged ones, and not all of them."""
 
     def __init__(self, loss: nn.Module, model: nn.Module, adam: torch.optim.Optimizer, world: World) -> None:
-        """`loss` is a module around `model`, which has all its parameters; `adam` is Adam or AdamW over them, fused."""
+        """`loss` is a module around `model`, which has all its parameters; `adam` is Adam or AdamW over them, fused
+        (`make_dense_optimizer`)."""
         self.world = world
         self.model = model
         self.accelerator = self._accelerator()
@@ -89,7 +90,7 @@ class Dense:
     def step(self, learning_rate: float, verdict: Verdict) -> None:
         """Adam's step, unless the verdict has it skipped."""
         for group in self.adam.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group[TIMES]
         # What torch's GradScaler sets: the divisor of the gradients, and 1.0 where nothing may change.
         self.adam.grad_scale = None if verdict.factor is None else verdict.factor.reciprocal()
         self.adam.found_inf = (~verdict.ok).float()
@@ -102,7 +103,7 @@ class Dense:
     def optimizer_state(self) -> dict[str, Tensor]:
         """Adam's moments as `<moment>.<parameter>`; zeros before the first step."""
         state = {}
-        for name, parameter in self._parameters():
+        for name, parameter in self.model.named_parameters():
             held = self.optimizer.state[parameter]
             for moment in MOMENTS:
                 state[f"{moment}.{name}"] = held[moment] if moment in held else torch.zeros_like(parameter)
@@ -110,12 +111,8 @@ class Dense:
 
     def restore_optimizer(self, state: dict[str, Tensor], num_steps: int) -> None:
         """Takes what `optimizer_state` gave after `num_steps` steps."""
-        for name, parameter in self._parameters():
+        for name, parameter in self.model.named_parameters():
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(num_steps), device=parameter.device),
                 **{moment: state[f"{moment}.{name}"] for moment in MOMENTS},
             }
-
-    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
-        names = [name for name, _ in self.model.named_parameters()]
-        return zip(names, self.optimizer.param_groups[0]["params"], strict=True)

@@ -150,7 +150,7 @@ class GraphPropagation:
             table: side.weights if left_out is None else side.weights_without(left_out[table])
             for table, side in sides.items()
         }
-        found = rows if self.num_layers else {table: of_table.clone() for table, of_table in rows.items()}
+        found = rows
         for _ in range(self.num_layers):  # mean over k of A^k E = (E + A (E + A (E + ...))) / (num_layers + 1)
             reached = self._with_others(found, sides, exchange)
             found = {

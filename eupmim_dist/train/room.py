@@ -52,7 +52,7 @@ def room_of(
         tables += _propagation_bytes(of_both, InteractionGraph(store, propagation.graph), world)
     dense = sum(p.numel() for p in network.parameters()) * FLOAT * (4 if training else 1) if network else 0
     users, items = min(config.evaluation.batch_size, ranked[0]), min(ranked[1], -(-shape.num_item_rows // world.size))
-    width = config.task.history_length * config.model.dim * FLOAT
+    width = config.task.history_length * (network.dim if network else config.model.dim) * FLOAT
     batch = max(-(-users // world.size) * width, users * items * FLOAT)  # each rank scores for the users of all
     if training:
         samples = -(-config.train.global_batch_size // (world.size * config.train.accumulation))

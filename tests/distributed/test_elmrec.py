@@ -31,6 +31,7 @@ def settings(place: Path) -> dict[str, Any]:
     task = {"tokenizer": str(place / "tokenizer"), "mix": ["sequential", "direct", "explanation"]}
     return SETTINGS | {
         "task": SETTINGS["task"] | task,
+        "model": SETTINGS["model"] | {"row_dim": 8, "bias_rate": 3.0},
         "data": {"dir": str(place / "store")},
         "tables": {"replicate_below": 0},
         "train": {"global_batch_size": 5, "learning_rate": 0.003, "l2": 1e-4, "accumulation": 2},

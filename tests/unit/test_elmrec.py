@@ -224,7 +224,10 @@ def test_padding_is_looked_at_where_the_authors_way_is_asked_for(place: Path) ->
         assert torch.allclose(one, other, atol=1e-5) == mask_padding
 
 
-def test_every_parameter_has_a_gradient_from_any_batch(run: Run) -> None:
+@pytest.mark.parametrize("changes", [{}, {"row_dim": 3}])
+def test_every_parameter_has_a_gradient_from_any_batch(changes: dict[str, Any], place: Path) -> None:
+    """Which DDP waits for, sequential prompts included, which have no rows."""
+    run = run_of(place, **changes)
     model, task = model_of(run)
     for step, samples in product(range(2), (6, 1, 0)):
         batch = task.sample(step).samples(0, samples)
@@ -235,7 +238,6 @@ def test_every_parameter_has_a_gradient_from_any_batch(run: Run) -> None:
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         assert (float(loss.detach()) == 0) == (samples == 0)
-    model.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
@@ -453,7 +455,7 @@ def test_biases_for_places_move_as_many_times_as_far_as_is_asked_for(place: Path
 
 
 def test_few_dimensions_of_rows_lie_where_random_tokens_have_nothing(place: Path) -> None:
-    """As long as they are; and whatever a step asks, DDP finds a gradient of the matrix that brings them there."""
+    """And the matrix that brings them there leaves them as long as they are."""
     model, _ = model_of(run_of(place, row_dim=3))
     directions, tokens = model.widen.weight, model.t5.shared.weight
     torch.testing.assert_close(directions.T @ directions, torch.eye(3), atol=1e-6, rtol=0)
@@ -463,7 +465,7 @@ def test_few_dimensions_of_rows_lie_where_random_tokens_have_nothing(place: Path
 
 
 def biases_of(model: Elmrec) -> Tensor:
-    """Of the encoder and the decoder: for 4 tokens back."""
+    """Of the encoder and the decoder, between any two of 5 tokens."""
     stacks = [stack.block[0].layer[0].SelfAttention for stack in (model.t5.encoder, model.t5.decoder)]
     return torch.stack([stack.compute_bias(5, 5).detach() for stack in stacks])
 

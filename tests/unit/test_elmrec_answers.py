@@ -248,9 +248,10 @@ def test_without_rows_there_are_no_tables_and_all_else_works(
         export_vectors(open_checkpoint(tmp_path / "run/checkpoints/step-000000002"), tmp_path / "vectors")
 
 
-def test_the_published_procedure_that_is_measured_computes_the_same(place: Path, run: Run) -> None:
+@pytest.mark.parametrize("row_dim", [None, 6])
+def test_the_published_procedure_that_is_measured_computes_the_same(row_dim: int | None, place: Path) -> None:
     """Where its ways are asked for: padding learned and looked at, no edges left out, nothing added to other tokens."""
-    made = run_of(place, mix=["direct"], mask_padding=False, mask_targets=False, row_dim=6)
+    made = run_of(place, mix=["direct"], mask_padding=False, mask_targets=False, row_dim=row_dim)
     made.config.train.l2 = 0.0
     assert isinstance(made.task, Prompts)
     made.task.config.learn_padding = True

@@ -191,6 +191,19 @@ def test_direct_prompts_have_the_target_among_items_that_are_not_the_users(store
     assert max(places.values()) < 2 * min(places.values())
 
 
+@pytest.mark.parametrize("kind", ["sequential", "direct"])
+def test_training_may_ask_in_the_short_wording_alone(store: InteractionStore, kind: str) -> None:
+    """Of the same users and items, with the same answers."""
+    many, short = (task_of(store, mix=[kind], wordings=wordings).sample(1) for wordings in ("many", "short"))
+    assert torch.equal(many.items, short.items)
+    assert torch.equal(many.answer, short.answer)
+    vocabulary = task_of(store).vocabulary
+    for user, items, tokens in zip(short.user.tolist(), short.items.tolist(), short.tokens, strict=True):
+        text = fill(SHORT, user, [item for item in items if item != NO_ROW]).text
+        assert tokens[tokens != NO_ROW].tolist() == vocabulary.tokens(text)
+    assert many.tokens.shape[1] > short.tokens.shape[1]
+
+
 def test_candidates_are_asked_for_in_an_order_that_tells_nothing(store: InteractionStore) -> None:
     task = task_of(store)
     candidates = torch.tensor([[3, 9, 4, NO_ROW], [3, 9, 4, 8], [3, 9, 4, 8]])

@@ -52,9 +52,9 @@ class ElmrecConfig(PropagationSection):
     """Keep the decoder from looking at the padding of a prompt; the authors' does, so that what it writes depends on
     the prompts of its batch."""
     bias_rate: float = Field(1.0, gt=0)
-    """Learning rate of T5's biases for relative places, in multiples of train.learning_rate. From random weights to
-    look one token back takes a bias of 5 or so, which Adam's steps of the learning rate are long in reaching: 30 there
-    has a T5 copy a number that is named after a quarter of the steps."""
+    """Learning rate of T5's biases for relative places, in multiples of train.learning_rate. To look one token back, as
+    copying takes, a bias has to come to 5 or so, which takes steps of the size of the learning rate long: from random
+    weights 30 is better."""
     gradient_checkpointing: bool = False
     """Compute the blocks of the T5 again in the backward pass, to need less memory."""
 
@@ -62,17 +62,21 @@ class ElmrecConfig(PropagationSection):
     def _heads_share(self) -> "ElmrecConfig":
         if self.t5 is None and self.head_dim is None and self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} cannot be shared by num_heads {self.num_heads}; use a multiple")
-        if self.row_dim is not None and self.row_dim >= self.dim:
-            raise ValueError(f"row_dim {self.row_dim}: give less than dim {self.dim}, or leave it out for rows of dim")
+        if self.row_dim is not None and 2 * self.row_dim > self.dim:
+            raise ValueError(f"row_dim {self.row_dim}: give at most half of dim {self.dim}, or leave it out")
         for name in ("rows_in_sequential", "row_dim"):
-            if getattr(self, name) and not self.propagates:
+            if getattr(self, name) and not self.has_rows:
                 raise ValueError(f"{name}: there are no rows with alpha 0 or words places; leave it out")
         return self
 
     @property
-    def propagates(self) -> bool:
-        """Whether there are rows, which are always propagated."""
+    def has_rows(self) -> bool:
+        """Whether there are rows of users and items, propagated or not."""
         return self.alpha > 0 and self.words == "rows"
+
+    @property
+    def propagates(self) -> bool:
+        return self.has_rows and super().propagates
 
     def summary(self) -> str:
         return f"an answer in words, by a T5 of width {self.dim}{self.told()}"

@@ -48,7 +48,7 @@ class Elmrec(Writer):
         longest = shape.num_words if config.words == "places" else FIRST_ITEM_WORD + shape.history_length
         self.places = nn.Embedding(longest, config.dim)  # by word, NO_WORD included
         nn.init.normal_(self.places.weight, std=config.position_std)
-        self.widen = self._widening() if config.propagates and config.row_dim else nn.Identity()
+        self.widen = self._widening() if config.has_rows and config.row_dim else nn.Identity()
 
     @torch.no_grad()
     def _widening(self) -> nn.Linear:
@@ -61,7 +61,7 @@ class Elmrec(Writer):
         return widening
 
     def tables(self) -> list[TableSpec]:
-        if not self.config.propagates:
+        if not self.config.has_rows:
             return []
         of, dim, std = self.shape, self.dim, self.config.sigma
         return [
@@ -71,6 +71,10 @@ class Elmrec(Writer):
 
     def propagation(self) -> Propagation | None:
         return self.config.propagation()
+
+    def learning_rates(self) -> dict[str, float]:
+        of_places = [name for name, _ in self.named_parameters() if "relative_attention_bias" in name]
+        return dict.fromkeys(of_places, self.config.bias_rate)
 
     def uses(self, batch: PromptBatch) -> Uses:
         if not self._adds_rows(batch):
@@ -102,7 +106,7 @@ class Elmrec(Writer):
         return self._logits(states), draft
 
     def _adds_rows(self, batch: PromptBatch) -> bool:
-        return self.config.propagates and (batch.kind != SEQUENTIAL or self.config.rows_in_sequential)
+        return self.config.has_rows and (batch.kind != SEQUENTIAL or self.config.rows_in_sequential)
 
     def _read(self, rows: Rows, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         """What the encoder makes of prompts, [B, P + S, D], and where they are not padding, bool [B, P + S]."""
@@ -118,7 +122,8 @@ class Elmrec(Writer):
         added = self.places(batch.word) if placed else 0.0 * self.places.weight.sum()  # DDP waits for all gradients
         if self._adds_rows(batch):
             user = rows["user"][:, None]
-            of_word = self.widen(torch.cat([torch.zeros_like(user), user, rows["items"]], dim=1))
+            of_word = torch.cat([torch.zeros_like(user), user, rows["items"]], dim=1)
+            of_word = self.widen(of_word).to(of_word.dtype)  # sums and their gradients stay float32 under autocast
             added = added + of_word.gather(1, batch.word[..., None].expand(-1, -1, self.config.dim))
         elif self.config.row_dim:
             added = added + 0.0 * sum(part.sum() for part in self.widen.parameters())

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from eupmim_dist.data.prompts.vocabulary import import_transformers, where
 from eupmim_dist.errors import UserError, short
@@ -21,28 +20,11 @@ def build_t5(config: ElmrecConfig, num_tokens: int) -> Any:
         t5 = transformers.T5ForConditionalGeneration(_of_sizes(transformers, config, num_tokens))
     else:
         t5 = _taken(transformers, config, config.t5, num_tokens)
-    if config.bias_rate != 1:
-        for stack in (t5.encoder, t5.decoder):
-            first = stack.block[0].layer[0].SelfAttention  # the only one of its stack that has them
-            first.relative_attention_bias = FasterBias(first.relative_attention_bias, config.bias_rate)
     attention.register(transformers)
     t5.encoder.set_attn_implementation(attention.NAME)
     if config.gradient_checkpointing:
         t5.activation_checkpointing_enable({"use_reentrant": False})
     return t5
-
-
-class FasterBias(nn.Module):
-    """T5's biases for relative places, of parameters that are 1 / `rate` of them: Adam, which moves all parameters by
-    steps of one size, moves the biases `rate` times as far."""
-
-    def __init__(self, biases: nn.Embedding, rate: float) -> None:
-        super().__init__()
-        self.weight, self.rate = nn.Parameter(biases.weight.detach() / rate), rate
-
-    def forward(self, places: Tensor) -> Tensor:
-        """int64 [...] -> [..., heads]."""
-        return nn.functional.embedding(places, self.weight) * self.rate
 
 
 def _of_sizes(transformers: Any, config: ElmrecConfig, num_tokens: int) -> Any:

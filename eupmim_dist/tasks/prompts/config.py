@@ -21,6 +21,9 @@ class PromptsConfig(TaskSection):
     mix: list[PromptKind] = Field(["sequential", "direct"], min_length=1)
     """Kinds of the steps, in turn: sequential (what follows a history), direct (which of a list) or explanation (why an
     item, where the store has explanations). One that is named twice has twice as many steps."""
+    wordings: Literal["many", "short"] = "many"
+    """How training asks: in one of 5 to 9 wordings that is drawn, as the authors do, or as where a model is judged,
+    which is user_12 item_3 item_4 alone and leaves a T5 of random weights nothing else to learn."""
     num_negatives: int = Field(99, ge=1)
     """Items in a direct prompt beside the user's."""
     max_tokens: int = Field(512, ge=8)

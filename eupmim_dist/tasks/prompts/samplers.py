@@ -28,16 +28,16 @@ class Asked:
 
     user: Tensor  # [S]
     items: Tensor  # [S, n], NO_ROW past the end
-    template: Tensor  # [S]
+    template: Tensor  # [S], NO_ROW for the short wording
 
 
 class Sampler(ABC):
-    """The samples of one kind of prompts. `size` is G."""
+    """The samples of one kind of prompts, with wordings that are drawn or `short` ones. `size` is G."""
 
     kind: PromptKind
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.store = task, task.store
+    def __init__(self, task: Task, short: bool) -> None:
+        self.task, self.store, self.short = task, task.store, short
         self.seed, self.size = stream_key(task.seed, "prompts", self.kind), task.global_batch_size
 
     @abstractmethod
@@ -60,14 +60,17 @@ class Sampler(ABC):
         return random_integers(stream_key(self.seed, what), counters, bound)
 
     def templates(self, counters: Tensor) -> Tensor:
+        """int64 [S], NO_ROW for the short wording."""
+        if self.short:
+            return torch.full_like(counters, NO_ROW)
         return self.drawn("template", counters, len(TEMPLATES[self.kind]))
 
 
 class OfUsers(Sampler):
     """A kind whose samples go through the users who have two training items or more."""
 
-    def __init__(self, task: Task) -> None:
-        super().__init__(task)
+    def __init__(self, task: Task, short: bool) -> None:
+        super().__init__(task, short)
         self.training = TrainingUsers(self.store, self.seed, self.size, 1)
 
     def users(self, turn: int, first: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,8 +116,8 @@ class Direct(OfUsers):
 
     kind = "direct"
 
-    def __init__(self, task: Task, num_negatives: int) -> None:
-        super().__init__(task)
+    def __init__(self, task: Task, short: bool, num_negatives: int) -> None:
+        super().__init__(task, short)
         self.num_negatives = num_negatives
 
     def ask(self, turn: int, first: int, stop: int) -> Asked:
@@ -166,8 +169,8 @@ class Explanation(Sampler):
 
     kind = "explanation"
 
-    def __init__(self, task: Task) -> None:
-        super().__init__(task)
+    def __init__(self, task: Task, short: bool) -> None:
+        super().__init__(task, short)
         store = self.store
         if (explanations := store.explanations()) is None:
             raise UserError(

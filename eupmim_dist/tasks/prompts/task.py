@@ -50,13 +50,14 @@ class Prompts(AskingTask):
     def samplers(self) -> dict[PromptKind, Sampler]:
         """Of the kinds in the mix. Raises UserError where the store has not what one needs."""
         made: dict[PromptKind, Sampler] = {}
+        short = self.config.wordings == "short"
         if "explanation" in self.config.mix:
-            made["explanation"] = Explanation(self)
+            made["explanation"] = Explanation(self, short)
             self.vocabulary.check_words()
         if len(self.training) and "sequential" in self.config.mix:  # raises where there is nobody
-            made["sequential"] = Sequential(self)
+            made["sequential"] = Sequential(self, short)
         if "direct" in self.config.mix:
-            made["direct"] = Direct(self, self.config.num_negatives)
+            made["direct"] = Direct(self, short, self.config.num_negatives)
         return made
 
     def kind_of(self, step: int) -> tuple[PromptKind, int]:
