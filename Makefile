@@ -26,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help setup train test hosts-test launch-local launch-torchrun launch-zero2 launch-2node-local crash-test \
   fuzz check bench gpu-check clean \
-  results results-movielens results-ablation results-authors
+  results results-movielens results-ablation results-authors results-amazon results-elmrec
 
 help:  ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 26
@@ -93,7 +93,7 @@ bench: $(STAMP) $(DATA)  ## Measure training, evaluation and sharded tables on t
 gpu-check: $(STAMP)  ## Check and measure everything on this machine's GPU, in 9 minutes; in small where there is none
 	$(EUPMIM) bench gpu --json gpu-check.json
 
-results: results-movielens results-ablation results-authors results-amazon  ## Repeat docs/results.md, many hours; the authors' MovieLens-1M files in ML1M=DIR, P5's in AMAZON=DIR
+results: results-movielens results-ablation results-authors results-amazon results-elmrec  ## Repeat docs/results.md, many hours; the authors' MovieLens-1M files in ML1M=DIR, P5's in AMAZON=DIR
 
 # One thread each: the last bits of results depend on their number.
 results-movielens: data/movielens-1m
@@ -116,6 +116,28 @@ results-amazon: $(STAMP)
 	for name in beauty toys; do \
 	  { [ -d data/$$name ] || $(EUPMIM) prepare $(AMAZON)/$$name --format elmrec --out data/$$name; } && \
 	  $(COMPARE) $(wildcard configs/amazon/*.yaml) --set data.dir=data/$$name --seeds 1 --baseline $(BASELINES) --out runs/results/$$name || exit 1; \
+	done
+
+# Rows by LightGCN; direct prompts, with ids as the files have them too, over the leaky graph, and without rows (POD); sequential ones.
+ROWS := OMP_NUM_THREADS=1 $(EUPMIM) train --config configs/models/lightgcn.yaml --set model.dim=16 --set train.max_steps=800 --baseline none
+ELMREC := OMP_NUM_THREADS=1 $(EUPMIM) train --config configs/elmrec_amazon.yaml --baseline none
+FROM_ROWS := --set train.init_only_rows=true --set train.init_from=$$out-rows
+POD := --set model.words=places --set model.alpha=1 --set model.position_std=1 --set model.row_dim=null
+SEQUENTIAL := --set task.mix=[sequential] --set task.history_length=10 --set model.rows_in_sequential=true --set train.max_steps=2500 \
+  --set evaluation.every=1250 --set evaluation.users=2000 --set evaluation.protocol=elmrec_sequential
+# $(1): name of the run, $(2): settings of both trainings, $(3): what the first one starts from.
+direct = $(ELMREC) $(2) $(3) --set task.num_negatives=4 --run-dir $$out-$(1)-of5 && $(ELMREC) $(2) --set train.init_from=$$out-$(1)-of5 --run-dir $$out-$(1)
+
+results-elmrec: $(STAMP)
+	for name in beauty toys; do \
+	  data="--set data.dir=data/$$name"; kept="$$data-kept"; out=runs/results/elmrec-$$name; \
+	  { [ -d data/$$name ] || $(EUPMIM) prepare $(AMAZON)/$$name --format elmrec --out data/$$name; } && \
+	  { [ -d data/$$name-kept ] || $(EUPMIM) prepare $(AMAZON)/$$name --format elmrec --keep-ids --out data/$$name-kept; } && \
+	  $(ROWS) $$data --run-dir $$out-rows && $(ROWS) $$data --set model.graph=published --run-dir $$out-leaky-rows && \
+	  $(call direct,direct,$$data,$(FROM_ROWS)) && $(call direct,kept,$$kept,$(FROM_ROWS)) && $(call direct,pod,$$data $(POD),) && \
+	  $(call direct,leaky,$$data --set model.graph=published,$(FROM_ROWS:-rows=-leaky-rows)) && \
+	  $(ELMREC) $$data $(SEQUENTIAL) $(FROM_ROWS) --run-dir $$out-sequential && \
+	  $(ELMREC) $$kept $(SEQUENTIAL) $(FROM_ROWS) --run-dir $$out-sequential-kept || exit 1; \
 	done
 
 results-authors: data/movielens-1m
