@@ -84,7 +84,7 @@ class Heartbeat:
             if step != self.step:  # the others take part in it, whatever has become of the store
                 heard, step = time.monotonic(), self.step
             sample, given_up = self._sample(), ""
-            told = json.dumps([time.time(), sample])
+            told = json.dumps([_clock(), sample])
             self._tell_launcher(sample)
             with suppress(
                 Exception
@@ -130,10 +130,18 @@ class Heartbeat:
 
 
 _mine: list[Heartbeat] = []
+_begun = 0.0
+
+
+def _clock() -> float:
+    """Seconds since the ranks found each other, alike on all hosts whatever time it is there."""
+    return time.monotonic() - _begun
 
 
 def begin(store: dist.Store, rank: int, timeout: float) -> None:
-    """From now on."""
+    """From now on; on all ranks at once, as they have found each other."""
+    global _begun
+    _begun = time.monotonic()
     _mine[:] = [Heartbeat(store, rank, timeout)]
     _mine[0].start()
 
@@ -155,7 +163,7 @@ def described(store: dist.Store, ranks: list[int], timeout: float) -> dict[int, 
     for rank in ranks[:DESCRIBED]:
         if store.check([_at(rank)]):
             at, place = json.loads(store.get(_at(rank)))
-            silent = time.time() - at
+            silent = _clock() - at
             alive = silent < 3 * _interval(timeout)
             found[rank] = f"; alive, {place}" if alive else f"; silent for {silent:.0f} s, last {place}"
     return found
