@@ -3,9 +3,7 @@
 from torch import nn, optim
 
 from eupmim_dist.config.schema import TrainConfig
-
-TIMES = "times"
-"""By what a group's learning rate is a multiple of the others'."""
+from eupmim_dist.parallel.dense import TIMES
 
 
 def make_dense_optimizer(model: nn.Module, config: TrainConfig, rates: dict[str, float]) -> optim.Optimizer:

@@ -9,7 +9,6 @@ from accelerate.state import PartialState
 from torch import Tensor, nn
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.optim.dense import TIMES
 from eupmim_dist.parallel.catalogue import ShardedCatalogue
 from eupmim_dist.parallel.lookup import Lookup, RowGradients
 from eupmim_dist.parallel.verdict import Verdict
@@ -17,6 +16,8 @@ from eupmim_dist.parallel.world import World
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 MOMENTS = ("exp_avg", "exp_avg_sq")
+TIMES = "times"
+"""Of a group of Adam's parameters: by what its learning rate is a multiple of train.learning_rate."""
 
 
 class Dense:
@@ -29,8 +30,8 @@ class Dense:
     """Whether `gradients` are this rank's part of the averaged ones, and not all of them."""
 
     def __init__(self, loss: nn.Module, model: nn.Module, adam: torch.optim.Optimizer, world: World) -> None:
-        """`loss` is a module around `model`, which has all its parameters; `adam` is Adam or AdamW over them, fused
-        (`make_dense_optimizer`)."""
+        """`loss` is a module around `model`, which has all its parameters; `adam` is Adam or AdamW over them, fused,
+        with TIMES in each group (optim/dense.py)."""
         self.world = world
         self.model = model
         self.accelerator = self._accelerator()
