@@ -144,11 +144,9 @@ def _trained_on(source: Checkpoint, assembled: Assembled, world: World) -> Inter
 def _attribute_weights(source: Checkpoint, attributes: list[Attribute], of_users: list[str]) -> dict[str, str]:
     """As `Model.attribute_weights` of the source; `of_users` are the tables with a row for each user."""
     sizes = {name: rows for name, (rows, _) in source.tables.items()}
-    if ITEM_TABLE not in sizes:
-        raise Damaged(f"{source.path}: its manifest tells of no table {ITEM_TABLE}; use another checkpoint")
     shape = DataShape(
         num_users=max((sizes[name] for name in of_users if name in sizes), default=1),
-        num_item_rows=sizes[ITEM_TABLE],
+        num_item_rows=sizes.get(ITEM_TABLE, 1),
         attributes={attribute.name: attribute.cardinality for attribute in attributes},
         history_length=source.config.task.history_length,
         num_tokens=source.config.task.num_tokens(),
@@ -156,6 +154,8 @@ def _attribute_weights(source: Checkpoint, attributes: list[Attribute], of_users
     )
     with torch.device("meta"):
         model: Model = build("model", source.config.model.name, Model, source.config.model, shape)
+    if ITEM_TABLE not in sizes and any(spec.name == ITEM_TABLE for spec in model.tables()):
+        raise Damaged(f"{source.path}: its manifest tells of no table {ITEM_TABLE}; use another checkpoint")
     return model.attribute_weights()
 
 

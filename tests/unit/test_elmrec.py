@@ -508,14 +508,16 @@ def test_rows_may_begin_as_those_of_another_model(place: Path) -> None:
         begun(words="places")
 
 
-def test_a_training_may_go_on_from_another_one(place: Path) -> None:
-    """As from few candidates to many."""
-    before = train_in(config_of(place), place / "few")
-    config = config_of(place, task={"num_negatives": 12})
-    config.train.init_from = place / "few"
+@pytest.mark.parametrize("words", ["rows", "places"])
+def test_a_training_may_go_on_from_another_one(words: str, place: Path) -> None:
+    """As from few candidates to many; also one without tables."""
+    few = place / f"few-{words}"
+    before = train_in(config_of(place, words=words), few)
+    config = config_of(place, task={"num_negatives": 12}, words=words)
+    config.train.init_from = few
     store = open_store(config.data.dir, WORLD)
-    run = assemble_run(config, WORLD, store, lambda made: take_weights(made, resolve(place / "few")) and None)
-    best = load_trained(place / "few", WORLD)
+    run = assemble_run(config, WORLD, store, lambda made: take_weights(made, resolve(few)) and None)
+    best = load_trained(few, WORLD)
     assert before.progress.step == 8
     for name, parameter in best.model.named_parameters():
         assert torch.equal(run.model.get_parameter(name), parameter), name
