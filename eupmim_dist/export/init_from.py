@@ -114,11 +114,9 @@ def _common(assembled: Assembled, source: Checkpoint, pieces: Pieces) -> dict[st
     for name in common:
         _check_table(source, pieces, name)
         if (dim := source.tables[name][1]) != here[name].dim:
-            mend = f"set model.dim={dim}"
-            if hasattr(assembled.config.model, "row_dim"):
-                mend += f" without model.row_dim, or model.row_dim={dim} and model.dim to twice as much or more"
             raise UserError(
-                f"train.init_only_rows: rows of {source.path} are {dim} wide and here {here[name].dim}; {mend}"
+                f"train.init_only_rows: rows of {source.path} are {dim} wide and here {here[name].dim}; set "
+                f"model.dim={dim}, or model.row_dim where a model has it"
             )
     return {name: source.tables[name][0] for name in common}
 

@@ -81,6 +81,13 @@ def _check_state(of_model: str, model: Model, of_objective: str, objective: Obje
             f"{of_model}: its buffer {min(kept)} would be in no checkpoint; make it a parameter, or register it with "
             "persistent=False if it follows from the configuration"
         )
+    parameters = dict(model.named_parameters())
+    for name, times in model.learning_rates().items():
+        if name not in parameters or not times > 0:
+            raise UserError(
+                f"{of_model}: its learning rate of {name}, {times} times the others', is of no parameter or not above "
+                f"0; there are {', '.join(parameters)}"
+            )
     if model.scorer not in names("scorer"):
         raise UserError(
             f"{of_model}: is ranked by a scorer {model.scorer!r}, which there is not; choose from "

@@ -174,7 +174,7 @@ def test_rows_alone_may_be_another_models(trained: Path, tmp_path: Path) -> None
         fit(said, tmp_path / "run", data=new.path, overrides=more, cpu=True)
         assert load_config(tmp_path / "run" / "config.yaml").train.init_only_rows, "it stays on record"
     wider = settings(new.path, **changes | {"model": {"name": "comirec_dr", "dim": 16}}, train__init_only_rows=True)
-    with pytest.raises(UserError, match=r"init_only_rows: rows of .* are 8 wide and here 16; set model.dim=8$"):
+    with pytest.raises(UserError, match=r"init_only_rows: rows of .* are 8 wide and here 16; set model.dim=8, or "):
         begun(wider, source)
     with pytest.raises(UserError, match=r"init_only_rows says what of init_from is taken; set init_from too"):
         settings(new.path, train__init_only_rows=True)

@@ -178,6 +178,13 @@ def _every_position(tmp_path: Path) -> Config:
     return Config(**{**config.model_dump(), "task": {"name": "every_position", "history_length": 5}})
 
 
+def test_without_layers_there_is_no_graph_to_ask_for_or_to_tell_of(tmp_path: Path) -> None:
+    config = settings_of(tmp_path, model__num_layers=0, model__graph="published")
+    assert config.model.label == "lightgcn"
+    assert "leak" not in config.model.summary()
+    assert start(config).tables.propagation is None
+
+
 def test_what_cannot_be_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"lightgcn: knows a user by his row alone, and .*\(by_user\) trains on none"):
         start(_by_user(tmp_path / "by_user"))

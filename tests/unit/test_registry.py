@@ -365,6 +365,11 @@ class NoTable(Toy):
         return []
 
 
+class Rates(Toy):
+    def learning_rates(self):
+        return {"biases": 30.0}
+
+
 class Buffer(Toy):
     def __init__(self, config: Any, shape: DataShape) -> None:
         super().__init__(config, shape)
@@ -421,6 +426,7 @@ MODELS = [
         r"model toy: its table item has rows, dim, padding_row and id_map \(5, 8, 0, 'items'\) and not \(31, 8",
     ),
     (NoTable, "model toy: has no table item, which is what is ranked"),
+    (Rates, "model toy: its learning rate of biases, 30.0 times the others', is of no parameter or not above 0"),
     (Buffer, "model toy: its buffer norm.num_batches_tracked would be in no checkpoint"),
     (NoParameters, "model toy: has no parameters, and the optimizer of the dense network needs some"),
     (
