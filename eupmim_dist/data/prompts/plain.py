@@ -11,8 +11,8 @@ from typing import Any
 from eupmim_dist.data.prompts.templates import SHORT, TEMPLATES
 
 PADDING, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-PIECE = r"(?:user|item)_|[0-9]{1,2}|[A-Za-z]+|[^A-Za-z0-9\s]"
 DIGITS_OF_A_PIECE = 2
+PIECE = rf"(?:user|item)_|[0-9]{{1,{DIGITS_OF_A_PIECE}}}|[A-Za-z]+|[^A-Za-z0-9\s]"
 
 
 def plain_tokenizer(transformers: Any) -> Any:

@@ -48,7 +48,7 @@ class Elmrec(Writer):
         longest = shape.num_words if config.words == "places" else FIRST_ITEM_WORD + shape.history_length
         self.places = nn.Embedding(longest, config.dim)  # by word, NO_WORD included
         nn.init.normal_(self.places.weight, std=config.position_std)
-        self.widen = self._widening() if config.has_rows and config.row_dim else nn.Identity()
+        self.widen = self._widening() if config.row_dim else nn.Identity()
 
     @torch.no_grad()
     def _widening(self) -> nn.Linear:
