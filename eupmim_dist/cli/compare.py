@@ -1,6 +1,7 @@
 """`eupmim-dist compare`."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,12 @@ import typer
 from eupmim_dist.cli.options import CategoriesOption, check_json
 from eupmim_dist.errors import UserError, short
 
-HYPHENATED = {"coverage": "cover-\nage", "diversity": "diver-\nsity", "interests": "inter-\nests"}
+HYPHENATED = {
+    "coverage": "cover-\nage",
+    "diversity": "diver-\nsity",
+    "interests": "inter-\nests",
+    "different": "diffe-\nrent",
+}
 """Headings that are wider than what is below them: all is to fit into 80 columns."""
 
 if TYPE_CHECKING:
@@ -38,9 +44,10 @@ def compare(
     ] = None,
     split: Annotated[str, typer.Option(help="`valid` or `test`.")] = "test",
     protocol: Annotated[
-        str, typer.Option(help="`strict`, `comirec`, `seed`, `elmrec_sequential` or `elmrec_direct`.")
+        str,
+        typer.Option(help="`strict`, `comirec`, `seed`, `elmrec_sequential`, `elmrec_direct` or `elmrec_explanation`."),
     ] = "strict",
-    top_n: Annotated[str, typer.Option(help="The cut-off N.")] = "10",
+    top_n: Annotated[str | None, typer.Option(help="The cut-off N.  \\[default: 10]")] = None,
     seeds: Annotated[
         str, typer.Option(help="Train each configuration with each of these seeds, separated by commas.")
     ] = "",
@@ -65,8 +72,10 @@ def compare(
     """Compare models and baselines on one store: how good, how sure, at what cost.
 
     What is given as a YAML file is trained, one after another, in a run directory below `--out`; what is finished
-    there is not trained again. All are judged by one protocol on the same users, the best by recall first:
-    with 95 % intervals over users, and the p-value of a paired test against the best, corrected for their number.
+    there is not trained again. All are judged by one protocol on the same users: with 95 % intervals over users, and
+    the p-value of a paired test against the best, corrected for their number. The best by recall comes first, of
+    `elmrec_explanation` by ROUGE-1.
+
     With `--seeds` figures are means over seeds.
 
     Ctrl-C, SIGTERM or SIGUSR1 has the training that is under way saved, and exits with code 75; the same command goes
@@ -94,7 +103,7 @@ def compare(
     world = init_world(cpu)
     with agreed(world):
         baselines = comma_separated("--baseline", baseline or [])
-        number, *more = cutoffs(top_n)
+        number, *more = [None] if top_n is None else cutoffs(top_n)
         if more:
             raise UserError(f"--top-n {short(top_n)}: models are compared at one N; give one")
         wanted_seeds = _seeds(seeds)
@@ -160,14 +169,15 @@ def _print(comparison: "Comparison", out: Path) -> None:
     from eupmim_dist.comparison.text import cost, in_lines, quality
     from eupmim_dist.telemetry.log import console
 
-    print_table(as_table(quality(comparison.rows, in_lines), comparison.title))
+    figures = quality(comparison.rows, in_lines)
+    print_table(as_table(figures, comparison.title, left=[name for name in figures[0] if name != "p"]))
     print_table(as_table(cost(comparison.rows)))
     for note in comparison.notes:
         console().print(note, soft_wrap=False)
     console().print(f"Also in {out}/comparison.md and comparison.json")
 
 
-def as_table(rows: list[dict[str, str]], title: str | None = None) -> "Table":
+def as_table(rows: list[dict[str, str]], title: str | None = None, left: Sequence[str] = ("model",)) -> "Table":
     """The names of models give way where a line is short."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -175,8 +185,7 @@ def as_table(rows: list[dict[str, str]], title: str | None = None) -> "Table":
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in rows[0]:
-        left = name in ("model", "recall", "ndcg", "hit rate")
-        justify: JustifyMethod = "left" if left else "right"
+        justify: JustifyMethod = "left" if name in left else "right"
         table.add_column(HYPHENATED.get(name, name), justify=justify, no_wrap=name != "model", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.values()))

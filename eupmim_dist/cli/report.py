@@ -26,7 +26,8 @@ def report(
 
     It has the curves of their trainings over each other, figures of their best checkpoints beside baselines' with 95 %
     intervals over users, what some users are recommended and by which interest, a map of the items, where the time
-    went, and the settings in which they differ.
+    went, and the settings in which they differ. Figures are by the protocol that the first run is tested by:
+    `elmrec_direct` if that judged it, else `strict`.
 
     **Examples**
 

@@ -25,7 +25,9 @@ from eupmim_dist.comparison.work import (
 )
 from eupmim_dist.config.load import Overrides
 from eupmim_dist.errors import UserError, short
-from eupmim_dist.evaluation.protocols import check_names, check_protocols
+from eupmim_dist.evaluation.baselines import CUTOFF
+from eupmim_dist.evaluation.explanations import check_no_lists, num_explained
+from eupmim_dist.evaluation.protocols import EXPLANATION, check_names, check_protocols
 from eupmim_dist.evaluation.runner import check_cutoffs
 from eupmim_dist.evaluation.scorers.interface import check_baselines
 from eupmim_dist.files import check_out, writing
@@ -43,7 +45,7 @@ def compare(
     baselines: str | Sequence[str] = (),
     split: str = "test",
     protocol: str = "strict",
-    top_n: int = 10,
+    top_n: int | None = None,
     seeds: int | Sequence[int] = (),
     overrides: str | Overrides = (),
     variants: Variants | None = None,
@@ -65,7 +67,7 @@ def compare(
         baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` and `next_id`.
         split: `valid` or `test`.
         protocol: as for `evaluate`.
-        top_n: the cut-off N.
+        top_n: the cut-off N; 10 if not given.
         seeds: train each configuration with each of them, in place of its own. A row then has the means over seeds;
             intervals and tests are over users, each with the mean over seeds.
         overrides: settings that come before those of all configurations, as for `fit`.
@@ -83,8 +85,11 @@ def compare(
     """
     world = init_world(cpu)
     with agreed(world):
-        chosen, [num], place = several(baselines), cutoffs_of(top_n), path_of("out", out)
-        check_names([protocol])
+        chosen, [num], place = several(baselines), cutoffs_of(CUTOFF if top_n is None else top_n), path_of("out", out)
+        check_names([protocol], [EXPLANATION])
+        of_lists = protocol != EXPLANATION
+        if not of_lists:
+            check_no_lists({"--baseline": chosen, "--top-n": top_n, "--categories": categories is not None})
         _check(chosen, split, place)
         wanted_seeds = _seeds(seeds)
     with agreed(world):
@@ -99,10 +104,11 @@ def compare(
         check_comparable(entries, store)
         if not len(store.users(split)):
             raise UserError(f"{store.path}: split {split} has no users")
-        check_protocols([protocol], store)
-        check_cutoffs([num], store.num_item_rows)
+        if of_lists:
+            check_protocols([protocol], store)
+            check_cutoffs([num], store.num_item_rows)
         variety = variety_of(0.0, categories, store, world)
-        rules = Rules(world, store, split, protocol, num, variety, cpu)
+        rules = Rules(world, store, split, protocol, num if of_lists else None, variety, cpu)
         trainings = trainings_of(entries, wanted_seeds, place, rules)
         if world.is_main:
             with writing(f"--out {place}"):
@@ -116,11 +122,11 @@ def compare(
         for entry in entries
         if isinstance(entry, ToTrain)
     }
-    users = len(store.users(split))
+    users = len(store.users(split)) if of_lists else num_explained(store, split)
     # What may fail before long comes first.
     found, failed = _all_measured(of_entries | of_baselines | of_trainings, world)
     if found is None:
-        return Comparison([], split, protocol, num, users, finished=False)
+        return Comparison([], split, protocol, rules.top_n, users, finished=False)
     if not found:
         raise UserError(f"compare: nothing is left: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
     with task_progress("intervals and tests over users", is_main=world.is_main):
@@ -134,7 +140,7 @@ def compare(
         "machine": device_name(world.device),
         "ranks": world.size,
     }
-    comparison = Comparison(rows, split, protocol, num, users, made_by, failed)
+    comparison = Comparison(rows, split, protocol, rules.top_n, users, made_by, failed)
     with agreed(world):
         if world.is_main:
             comparison.write(place)

@@ -1,15 +1,16 @@
 """What a comparison gives, and the files it leaves: `comparison.json` and `comparison.md`."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from eupmim_dist.comparison.rows import METRICS, Figure, Row
-from eupmim_dist.comparison.text import cost, in_lines, in_one_line, markdown, quality
+from eupmim_dist.comparison.rows import Row
+from eupmim_dist.comparison.text import cost, heading, in_lines, in_one_line, markdown, quality
 from eupmim_dist.evaluation.baselines import histories_read
+from eupmim_dist.evaluation.protocols import EXPLANATION
 from eupmim_dist.files import write_text
 
 JSON_FILE, MARKDOWN_FILE = "comparison.json", "comparison.md"
@@ -20,11 +21,13 @@ class Comparison:
     """Models side by side; the same on all ranks."""
 
     rows: list[Row]
-    """Best first, by recall; none if not finished."""
+    """Best first, by the first figure; none if not finished."""
     split: str
     protocol: str
-    top_n: int
+    top_n: int | None
+    """None of what is no list."""
     users: int
+    """How many are judged; of elmrec_explanation, how many explanations."""
     made_by: dict[str, Any] = field(default_factory=dict)
     """Store, seeds, versions and machine; the command line, if it was one."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -34,17 +37,23 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        return f"{self.split} split, protocol {self.protocol}, N = {self.top_n}, {self.users:,} users"
+        cutoff = "" if self.top_n is None else f"N = {self.top_n}, "
+        return f"{self.split} split, protocol {self.protocol}, {cutoff}{self.users:,} {self.counted}"
+
+    @property
+    def counted(self) -> str:
+        """What `users` counts."""
+        return "explanations" if self.protocol == EXPLANATION else "users"
 
     @property
     def notes(self) -> list[str]:
         """How to read the figures."""
         deviation = "; ± is the standard deviation over seeds" if any(len(row.seeds) > 1 for row in self.rows) else ""
-        lines = [f"Ranges are 95 % bootstrap intervals over users{deviation}."]
+        lines = [f"Ranges are 95 % bootstrap intervals over {self.counted}{deviation}."]
         if len(self.rows) > 1:
             lines.append(
-                "p: paired randomisation test of recall against the best, over users, Holm-corrected for "
-                f"{len(self.rows) - 1}."
+                f"p: paired randomisation test of {heading(next(iter(self.rows[0].figures)))} against the best, over "
+                f"{self.counted}, Holm-corrected for {len(self.rows) - 1}."
             )
         if read := histories_read({row.model: row.history for row in self.rows}):
             lines.append(read)
@@ -56,9 +65,8 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        content = asdict(self)
-        del content["finished"]
-        return {"protocol": self.protocol, **content}
+        content = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "finished"}
+        return {"protocol": self.protocol, **content, "rows": [row.as_dict() for row in self.rows]}
 
     def write(self, directory: Path) -> None:
         """Raises UserError where it cannot be written."""
@@ -103,10 +111,10 @@ _WHOLE: dict[str, Any] = {
 
 def _flat(row: Row) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in vars(row).items():
-        if name in METRICS and isinstance(value, Figure):
-            flat[name] = value.mean
-            flat |= {f"{name}_{part}": getattr(value, part) for part in ("low", "high", "std")}
+    for name, value in row.as_dict().items():
+        if name in row.figures:
+            flat[name] = value["mean"]
+            flat |= {f"{name}_{part}": value[part] for part in ("low", "high", "std")}
         else:
             flat[name] = value
     return flat

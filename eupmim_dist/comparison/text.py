@@ -6,16 +6,20 @@ from eupmim_dist.comparison.rows import Figure, Row
 from eupmim_dist.telemetry.progress import duration
 
 UNKNOWN = "-"
+OTHERS = {"coverage": "{:.1%}", "diversity": "{:.3f}", "bleu_1": "{:.2f}", "bleu_4": "{:.2f}", "different": "{:.1%}"}
+"""How those of Row.others are told."""
+
+
+def heading(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def quality(rows: Sequence[Row], of_figure: Callable[[Figure], str]) -> list[dict[str, str]]:
-    """The table of how good the lists are: a mapping of column to cell for each row."""
+    """The table of how good they are: a mapping of column to cell for each row."""
     return [
         {
             "model": row.model,
-            "recall": of_figure(row.recall),
-            "ndcg": of_figure(row.ndcg),
-            "hit rate": of_figure(row.hit_rate),
+            **{heading(name): of_figure(figure) for name, figure in row.figures.items()},
             "p": "best" if row.p_value is None else f"{row.p_value:.4f}",
         }
         for row in rows
@@ -23,19 +27,18 @@ def quality(rows: Sequence[Row], of_figure: Callable[[Figure], str]) -> list[dic
 
 
 def cost(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The table of what the lists are like and what they cost."""
-    varied = any(row.diversity is not None for row in rows)
+    """The table of what the lists, or texts, are like and what they cost."""
+    speed = "users/s" if "coverage" in rows[0].others else "texts/s"
     return [
         {
             "model": row.model,
-            "coverage": f"{100 * row.coverage:.1f}%",
-            **({"diversity": UNKNOWN if row.diversity is None else f"{row.diversity:.3f}"} if varied else {}),
+            **{heading(name): OTHERS[name].format(value) for name, value in row.others.items()},
             "interests": UNKNOWN if row.interests is None else f"{row.interests:.1f}/{row.num_interests}",
             "network": compact(row.dense_parameters),
             "tables": compact(row.table_parameters),
             "trained": UNKNOWN if row.train_seconds is None else duration(row.train_seconds),
             "steps": UNKNOWN if row.steps is None else f"{row.steps:,.0f}",
-            "users/s": f"{row.users_per_second:,.0f}",
+            speed: f"{row.users_per_second:,.0f}",
         }
         for row in rows
     ]
@@ -43,14 +46,21 @@ def cost(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 def in_lines(figure: Figure) -> str:
     """For a terminal: mean and interval, and below, where there is one, the deviation."""
-    low, high = (f"{bound:.3f}".removeprefix("0") for bound in (figure.low, figure.high))
-    deviation = "" if figure.std is None else f"\n±{figure.std:.4f}"
-    return f"{figure.mean:.4f} {low}-{high}{deviation}"
+    digits = _digits(figure)
+    low, high = (f"{bound:.{digits - 1}f}".removeprefix("0") for bound in (figure.low, figure.high))
+    deviation = "" if figure.std is None else f"\n±{figure.std:.{digits}f}"
+    return f"{figure.mean:.{digits}f} {low}-{high}{deviation}"
 
 
 def in_one_line(figure: Figure) -> str:
-    deviation = "" if figure.std is None else f" ± {figure.std:.4f}"
-    return f"{figure.mean:.4f}{deviation} ({figure.low:.4f} to {figure.high:.4f})"
+    digits = _digits(figure)
+    deviation = "" if figure.std is None else f" ± {figure.std:.{digits}f}"
+    return f"{figure.mean:.{digits}f}{deviation} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+
+
+def _digits(figure: Figure) -> int:
+    """Two fewer for what is in percent."""
+    return 4 if figure.high <= 1 else 2
 
 
 def compact(number: int | None) -> str:

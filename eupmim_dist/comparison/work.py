@@ -18,6 +18,8 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.baselines import choose_history
 from eupmim_dist.evaluation.diversity import Variety
+from eupmim_dist.evaluation.explanations import check_explained, evaluate_explanations
+from eupmim_dist.evaluation.protocols import EXPLANATION
 from eupmim_dist.evaluation.runner import Result, evaluate_by, evaluate_model, ranking_of
 from eupmim_dist.evaluation.scorers.interface import make_scorer
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
@@ -37,7 +39,8 @@ class Rules:
     store: InteractionStore
     split: str
     protocol: str
-    top_n: int
+    top_n: int | None
+    """None of what is no list."""
     variety: Variety | None
     """Of categories, to measure only."""
     cpu: bool
@@ -69,7 +72,9 @@ def trainings_of(entries: Sequence[Entry], seeds: Sequence[int], out: Path, rule
         if not isinstance(entry, ToTrain):
             continue
         with named(entry.name):
-            assemble.trainable(entry.config, world, rules.store)
+            model, task, _ = assemble.trainable(entry.config, world, rules.store)
+            if rules.protocol == EXPLANATION:
+                check_explained((model, task), rules.store, rules.split)
         for seed in seeds or [entry.config.seed]:
             run_dir = out / f"{entry.name}-seed{seed}"
             training = Training(entry, seed, run_dir, finished=False)
@@ -136,23 +141,29 @@ def of_training(training: Training, rules: Rules, say: Say) -> Measured | str | 
 def _evaluated(model: Assembled, name: str, seed: int | None, effort: Effort, rules: Rules) -> Measured:
     dense = sum(parameter.numel() for parameter in model.model.parameters())
     tables = sum(shard.spec.rows * shard.spec.dim for shard in model.tables.shards.values())
-    result, seconds = _timed(
-        lambda: evaluate_model(
-            model, rules.split, rules.protocol, [rules.top_n], variety=rules.variety, progress=True, per_user=True
-        )
-    )
+    result, seconds = _timed(partial(_judged, model, rules))
     kind: Kind = "trained" if seed is None else "configuration"
     items = rules.store.num_item_rows - 1
     return measured(name, kind, seed, result, items, (dense, tables), effort, seconds)
 
 
+def _judged(model: Assembled, rules: Rules) -> Result:
+    if rules.top_n is None:
+        return evaluate_explanations(model, rules.split, progress=True)
+    return evaluate_model(
+        model, rules.split, rules.protocol, [rules.top_n], variety=rules.variety, progress=True, per_user=True
+    )
+
+
 def of_baseline(name: str, setup: Setup, rules: Rules, say: Say) -> Measured:
+    top_n = rules.top_n
+    assert top_n is not None, "baselines make lists"
     say(f"{name}: evaluating")
     with agreed(rules.world):
         started = time.perf_counter()
         scorer = make_scorer(name, ranking_of(setup))
         effort = Effort(time.perf_counter() - started)
-        choose_history(scorer, name, setup, rules.top_n, rules.protocol)
+        choose_history(scorer, name, setup, top_n, rules.protocol)
         result, seconds = _timed(
             lambda: evaluate_by(
                 scorer,
@@ -160,7 +171,7 @@ def of_baseline(name: str, setup: Setup, rules: Rules, say: Say) -> Measured:
                 setup,
                 rules.split,
                 rules.protocol,
-                [rules.top_n],
+                [top_n],
                 variety=rules.variety,
                 progress=True,
                 per_user=True,

@@ -3,7 +3,9 @@
 Records are written for in groups as users are in scorers/beams.py, so that texts are the same at any number of ranks.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 import torch
@@ -13,44 +15,62 @@ from eupmim_dist.data.manifest import EXPLANATIONS
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.diversity import Variety
-from eupmim_dist.evaluation.generation.likeness import Likeness
+from eupmim_dist.evaluation.generation.likeness import ROUGES, Likeness, import_measures
 from eupmim_dist.evaluation.generation.text import write_texts
 from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS
 from eupmim_dist.evaluation.runner import Result, evaluate_model, ranking_mode, ranking_of
 from eupmim_dist.evaluation.scorers.beams import GROUP, check_sound, drafts, writing
+from eupmim_dist.models.interface import Model
 from eupmim_dist.models.writing import Writer
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.tasks.asking import AskingTask
+from eupmim_dist.tasks.interface import Task
 from eupmim_dist.telemetry.progress import task_progress
 from eupmim_dist.train.state import Assembled, Setup
 
-TEXTS = {"user": pl.String, "item": pl.String, "written": pl.String, "reference": pl.String}
-"""Columns of the texts that were written; raw ids."""
+TEXTS: dict[str, Any] = dict.fromkeys(("user", "item", "written", "reference"), pl.String)
+TEXTS |= dict.fromkeys(ROUGES.values(), pl.Float64)
+"""Columns of the texts that were written; raw ids, percent."""
 
 
-def check_explained(trained: Assembled | None, store: InteractionStore, split: str) -> None:
+def check_explained(parts: tuple[Model, Task] | None, store: InteractionStore, split: str) -> None:
     """Raises UserError unless there is a model that writes, and something to compare with."""
-    if trained is None or not isinstance(trained.model, Writer) or not isinstance(trained.task, AskingTask):
-        what = "no model" if trained is None else f"model {trained.config.model.name}"
+    model, task = parts or (None, None)
+    if not isinstance(model, Writer) or not isinstance(task, AskingTask):
+        what = "no model" if model is None else type(model).__name__
         raise UserError(f"--protocol {EXPLANATION}: is of a model that writes, and here is {what}; leave it out")
-    trained.task.vocabulary.check_words()
-    if (explanations := store.explanations()) is None:
+    task.vocabulary.check_words()
+    import_measures()
+    if store.explanations() is None:
         raise UserError(
             f"--protocol {EXPLANATION}: {store.path} has no {EXPLANATIONS}; prepare it from data with an "
             "explanation.json, or leave the protocol out"
         )
-    if explanations.filter(split=split).head(1).collect().is_empty():
+    if not num_explained(store, split):
         raise UserError(f"--protocol {EXPLANATION}: {store.path} has no explanations of its {split} split")
+
+
+def num_explained(store: InteractionStore, split: str) -> int:
+    """How many explanations of a split a store has."""
+    explanations = store.explanations()
+    return 0 if explanations is None else explanations.filter(split=split).select(pl.len()).collect().item()
 
 
 def ranked_of(protocols: Sequence[str], setting: Setup, split: str, of_lists: Mapping[str, object]) -> list[str]:
     """Those of some protocols that rank. Raises UserError as `check_explained`, if the other one is among them, or is
     alone beside an option that is `of_lists` and given."""
     if EXPLANATION in protocols:
-        check_explained(setting if isinstance(setting, Assembled) else None, setting.store, split)
-        for option in [name for name, given in of_lists.items() if given and set(protocols) == {EXPLANATION}]:
-            raise UserError(f"{option}: is of lists, and --protocol {EXPLANATION} ranks nothing; leave it out")
+        trained = setting if isinstance(setting, Assembled) else None
+        check_explained(None if trained is None else (trained.model, trained.task), setting.store, split)
+        if set(protocols) == {EXPLANATION}:
+            check_no_lists(of_lists)
     return [name for name in protocols if name != EXPLANATION]
+
+
+def check_no_lists(of_lists: Mapping[str, object]) -> None:
+    """Raises UserError where an option that is of lists alone is given."""
+    for option in [name for name, given in of_lists.items() if given]:
+        raise UserError(f"{option}: is of lists, and --protocol {EXPLANATION} ranks nothing; leave it out")
 
 
 def results_of_model(
@@ -70,12 +90,12 @@ def evaluate_explanations(trained: Assembled, split: str, *, progress: bool = Fa
 
     A reference is cut as training cuts it (AskingTask.max_answer_tokens). Raises UserError as `check_explained`.
     """
-    check_explained(trained, trained.store, split)
+    check_explained((trained.model, trained.task), trained.store, split)
     store, world, sums = trained.store, trained.world, Likeness()
     explanations = store.explanations()
     assert explanations is not None, "check_explained makes sure"
     records = explanations.filter(split=split).collect()
-    written: list[tuple[int, str, str]] = []
+    written: list[tuple[Any, ...]] = []
     size = trained.config.evaluation.batch_size
     name = trained.config.model.label
     with (
@@ -96,22 +116,17 @@ def evaluate_explanations(trained: Assembled, split: str, *, progress: bool = Fa
                 sound &= numbers
             check_sound(sound, model, world)
             references = [_cut(text, task) for text in part["explanation"].to_list()]
-            sums.add(texts, references)
-            written += zip(range(start + first, start + stop), texts, references, strict=True)
+            rows = zip(texts, references, sums.add(texts, references), strict=True)
+            written += [(start + first + n, text, person, *rouge) for n, (text, person, rouge) in enumerate(rows)]
             on(len(chunk))
-    metrics, number = sums.reduce(world)
-    assert number == len(records), f"{number} explanations written, the split has {len(records)}"
     in_order = sorted(row for of_rank in everywhere(written, world) for row in of_rank)
-    frame = pl.DataFrame(
-        {
-            "user": store.raw_user_ids(records["user"].to_numpy()),
-            "item": store.raw_item_ids(records["item"].to_numpy()),
-            "written": [text for _, text, _ in in_order],
-            "reference": [reference for _, _, reference in in_order],
-        },
-        schema=TEXTS,
-    )
-    return Result(name, EXPLANATION, split, number, metrics, texts=frame)
+    number = len(in_order)
+    assert number == len(records), f"{number} explanations written, the split has {len(records)}"
+    raw = [store.raw_user_ids(records["user"].to_numpy()), store.raw_item_ids(records["item"].to_numpy())]
+    columns = [*raw, *[list(column) for column in zip(*in_order, strict=True)][1:]]
+    frame = pl.DataFrame(dict(zip(TEXTS, columns, strict=True)), schema=TEXTS)
+    rouge = {name: math.fsum(frame[name]) / number for name in ROUGES.values()}
+    return Result(name, EXPLANATION, split, number, sums.bleu(world) | rouge, texts=frame)
 
 
 def _cut(text: str, task: AskingTask) -> str:

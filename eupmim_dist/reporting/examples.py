@@ -14,7 +14,7 @@ from eupmim_dist.data.heldout import HeldOut, held_out
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.interest_lists import InterestListScorer
 from eupmim_dist.evaluation.recommend import ItemLabels
-from eupmim_dist.evaluation.runner import excluded_items, ranking_mode, ranking_of
+from eupmim_dist.evaluation.runner import Result, excluded_items, ranking_mode, ranking_of
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.topn import NO_ITEM, top_n
 from eupmim_dist.train.state import Assembled
@@ -61,7 +61,7 @@ class Served:
 
     best: list[Shown]
     by_interest: list[list[Shown]]
-    """None but its best list where it has one interest."""
+    """None but its best list where it has one interest, or none."""
     interests: np.ndarray  # float32 [K, D]
     ids: list[int]
     """The items of `best`."""
@@ -126,6 +126,19 @@ def served(trained: Assembled, split: str, users: np.ndarray, num: int, labels: 
         )
         for n in range(len(users))
     ]
+
+
+def served_lists(result: Result, store: InteractionStore, users: np.ndarray, labels: ItemLabels) -> list[Served]:
+    """The lists of users [n] that an evaluation with one list each was judged by: of models without interests."""
+    assert result.per_user is not None
+    places = np.searchsorted(result.per_user.users, users)
+    cuts, ends = store.evaluation_window(users, result.split)
+    found = []
+    for user, place, cut, end in zip(users.tolist(), places.tolist(), cuts.tolist(), ends.tolist(), strict=True):
+        ranked, first = result.per_user.ranked[place, 0].tolist(), int(store.offsets[user])
+        targets = set(store.items[first + cut : first + end].tolist())
+        found.append(_served(ranked, [0] * len(ranked), [], targets, np.empty((0, 0), np.float32), labels))
+    return found
 
 
 def _ranked(trained: Assembled, scorer: InterestScorer, chunk: HeldOut, num: int) -> torch.Tensor:

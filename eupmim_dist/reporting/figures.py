@@ -18,7 +18,6 @@ from eupmim_dist.reporting.charts import Scale, Tick
 from eupmim_dist.reporting.runs import ReportedRun
 from eupmim_dist.telemetry.progress import task_progress
 
-PROTOCOL = "strict"
 METRICS = ("recall", "ndcg", "hit_rate", "precision")
 
 
@@ -81,7 +80,13 @@ def rows_of(found: Sequence[Evaluated]) -> list[Row]:
 
 
 def evaluated_baselines(
-    names: Sequence[str], runs: Sequence[ReportedRun], store: InteractionStore, split: str, top_n: int, world: World
+    names: Sequence[str],
+    runs: Sequence[ReportedRun],
+    store: InteractionStore,
+    split: str,
+    protocol: str,
+    top_n: int,
+    world: World,
 ) -> list[Evaluated]:
     """They leave out what the first run does."""
     config = Config()
@@ -90,8 +95,8 @@ def evaluated_baselines(
     found = []
     for name in names:
         scorer = make_scorer(name, ranking_of(setup))
-        choose_history(scorer, name, setup, top_n)
-        result = evaluate_by(scorer, name, setup, split, PROTOCOL, [top_n], progress=True, per_user=True)
+        choose_history(scorer, name, setup, top_n, protocol)
+        result = evaluate_by(scorer, name, setup, split, protocol, [top_n], progress=True, per_user=True)
         read = "" if result.history is None else f", by the last {result.history} items"
         found.append(evaluated(name, None, f"baseline{read}", result, top_n))
     return found

@@ -28,6 +28,7 @@ class Content:
 
     store: InteractionStore
     split: str
+    protocol: str
     top_n: int
     num_users: int
     runs: list[ReportedRun]

@@ -14,15 +14,15 @@ from eupmim_dist.checkpoint.changes import changes_of
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.training_data import popular_items
 from eupmim_dist.errors import UserError, short
-from eupmim_dist.evaluation.baselines import EASE_ITEMS, quick_baselines
+from eupmim_dist.evaluation.baselines import EASE_ITEMS, judge_of, quick_baselines
 from eupmim_dist.evaluation.recommend import ItemLabels, item_labels
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.evaluation.scorers.interface import check_baselines
 from eupmim_dist.files import check_out, write_text, writing
 from eupmim_dist.parallel.world import World
 from eupmim_dist.reporting.curves import groups_of
-from eupmim_dist.reporting.examples import Example, Served, chosen_users, examples_of, served
-from eupmim_dist.reporting.figures import PROTOCOL, Evaluated, evaluated, evaluated_baselines, plot_of, rows_of
+from eupmim_dist.reporting.examples import Example, Served, chosen_users, examples_of, served, served_lists
+from eupmim_dist.reporting.figures import Evaluated, evaluated, evaluated_baselines, plot_of, rows_of
 from eupmim_dist.reporting.item_map import MOST_ITEMS, ItemMap, map_of
 from eupmim_dist.reporting.metrics import bytes_sent, spent
 from eupmim_dist.reporting.page import NUM_STYLES, Content, render
@@ -58,8 +58,9 @@ def report(
 ) -> Written:
     """Writes one HTML page about runs of one store, which needs no network; in one process, on the CPU.
 
-    It has the curves of their trainings, figures of their best checkpoints beside baselines' by the strict protocol,
-    what some users are recommended, a map of the items, where the time went, and the settings. A run may be under way.
+    It has the curves of their trainings, figures of their best checkpoints beside baselines', what some users are
+    recommended, a map of the items, where the time went, and the settings. Figures are by the protocol that the first
+    run is tested by: `elmrec_direct` if that judged it, else `strict`. A run may be under way.
 
     Args:
         runs: what `fit` gave, or the path of a run directory; one or a list.
@@ -119,15 +120,21 @@ def _content(
         chosen = quick_baselines(store)
         if "ease" not in chosen:
             notes.append(f"EASE is left out, as there are more than {EASE_ITEMS:,} items; --baseline ease adds it")
+    protocol, *others = dict.fromkeys(judge_of(run.config.evaluation.protocol) for run in runs)
+    if others:
+        notes.append(
+            f"these runs are judged by different protocols; all figures here are by {protocol}, as the first's"
+        )
     trained = any(run.best for run in runs)
     top_n = min(TOP_N, store.num_item_rows - 1)
-    work = _Work(store, split, top_n, item_labels(store), chosen_users(store, split, users if trained else 0))
+    work = _Work(store, split, protocol, top_n, item_labels(store), chosen_users(store, split, users if trained else 0))
     for number, run in enumerate(runs):
         work.add(number, run)
-    rows = rows_of(work.found + evaluated_baselines(chosen, runs, store, split, top_n, WORLD))
+    rows = rows_of(work.found + evaluated_baselines(chosen, runs, store, split, protocol, top_n, WORLD))
     return Content(
         store=store,
         split=split,
+        protocol=protocol,
         top_n=top_n,
         num_users=len(store.users(split)),
         runs=runs,
@@ -161,8 +168,11 @@ def _notes_on(run: ReportedRun) -> list[str]:
 class _Work:
     """What needs a model, of one run after another: each is held in memory only while it is looked at."""
 
-    def __init__(self, store: InteractionStore, split: str, top_n: int, labels: ItemLabels, users: np.ndarray) -> None:
-        self.store, self.split, self.top_n, self.labels, self.users = store, split, top_n, labels, users
+    def __init__(
+        self, store: InteractionStore, split: str, protocol: str, top_n: int, labels: ItemLabels, users: np.ndarray
+    ) -> None:
+        self.store, self.split, self.protocol, self.top_n = store, split, protocol, top_n
+        self.labels, self.users = labels, users
         self.examples: list[Example] = examples_of(store, split, users, labels)
         self.popular, _ = popular_items(store, MOST_ITEMS)
         self.found: list[Evaluated] = []
@@ -176,11 +186,14 @@ class _Work:
             self.served.append(None)
             return
         trained = assemble.load_trained(best.path, WORLD, self.store.path)
-        result = evaluate_model(trained, self.split, PROTOCOL, [self.top_n], progress=True, per_user=True)
+        result = evaluate_model(trained, self.split, self.protocol, [self.top_n], progress=True, per_user=True)
         about = f"{run.config.model.label}, step {best.step:,}"
         self.found.append(evaluated(run.name, number, about, result, self.top_n))
-        if trained.model.scorer != "interests" or not len(self.users):
+        if not len(self.users):
             self.served.append(None)
+            return
+        if trained.model.scorer != "interests":
+            self.served.append(served_lists(result, self.store, self.users, self.labels))
             return
         lists = served(trained, self.split, self.users, self.top_n, self.labels)
         self.served.append(lists)

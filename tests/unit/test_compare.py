@@ -6,6 +6,7 @@ import os
 import re
 import statistics as plain
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from eupmim_dist.cli.compare import as_table
 from eupmim_dist.comparison import work
 from eupmim_dist.comparison.effort import training_seconds
 from eupmim_dist.comparison.rows import METRICS, Figure, Row, effective_number
-from eupmim_dist.comparison.text import compact, cost, in_lines, markdown, quality
+from eupmim_dist.comparison.text import compact, cost, in_lines, in_one_line, markdown, quality
 from eupmim_dist.config.load import load_config
 from eupmim_dist.config.schema import Config
 from eupmim_dist.evaluation.baselines import choose_history
+from eupmim_dist.evaluation.generation.likeness import ROUGES
 from eupmim_dist.evaluation.protocols import PROTOCOLS
 from eupmim_dist.evaluation.runner import Result, evaluate_model, evaluate_scorer, held_out_users, ranking_of
 from eupmim_dist.evaluation.scorers.interface import make_scorer
@@ -122,14 +124,14 @@ def test_every_figure_is_that_of_the_evaluations_one_by_one(place: Path, again: 
         results = found[row.model]
         assert row.seeds == ([1, 2] if row.model == "two" else [])
         for metric in METRICS:
-            figure, means = getattr(row, metric), [result.metrics[f"{metric}@5"] for result in results]
+            figure, means = row.figures[metric], [result.metrics[f"{metric}@5"] for result in results]
             assert figure.mean == pytest.approx(plain.mean(means))
             assert figure.std == (pytest.approx(plain.stdev(means)) if len(means) > 1 else None)
             users = sum(result.per_user.metrics[f"{metric}@5"] for result in results) / len(results)
             assert (figure.low, figure.high) == pytest.approx(bootstrap_interval(users))
             of_users[row.model, metric] = users
         covered = [len({*result.per_user.ranked.ravel().tolist()}) / NUM_ITEMS for result in results]
-        assert row.coverage == pytest.approx(plain.mean(covered))
+        assert row.others["coverage"] == pytest.approx(plain.mean(covered))
         categories = [(item - 1) % 3 for item in range(NUM_ITEMS + 1)]
         pairs = [
             categories[one] != categories[other]
@@ -138,7 +140,7 @@ def test_every_figure_is_that_of_the_evaluations_one_by_one(place: Path, again: 
             for place_, one in enumerate(ranked)
             for other in ranked[:place_]
         ]
-        assert row.diversity == pytest.approx(plain.mean(pairs))
+        assert row.others["diversity"] == pytest.approx(plain.mean(pairs))
         shares = [result.interests.share for result in results if result.interests]
         effective = [math.prod(part**-part for part in share if part) for share in shares]
         assert row.interests == (pytest.approx(plain.mean(effective)) if row.model == "two" else None)
@@ -178,11 +180,11 @@ def test_what_the_command_line_wrote_is_what_python_gives(place: Path, again: Co
     assert written["made_by"]["seeds"] == [1, 2]
     assert (written["protocol"], written["users"], written["top_n"]) == ("strict", 20, 5)
     frame = again.frame()
-    assert frame["recall"].to_list() == [row.recall.mean for row in again.rows]
+    assert frame["recall"].to_list() == [row.figures["recall"].mean for row in again.rows]
     assert {"recall_low", "ndcg_std", "hit_rate_high", "p_value", "train_seconds"} <= set(frame.columns)
     text = (place / "out/comparison.md").read_text()
     for row in again.rows:
-        assert f"| {row.model} | {row.recall.mean:.4f}" in text
+        assert f"| {row.model} | {row.figures['recall'].mean:.4f}" in text
         assert f"{row.model} " in repr(again)
         assert f"<td>&quot;{row.model}&quot;</td>" in again._repr_html_()
     assert "strict" in text.splitlines()[0]
@@ -381,10 +383,15 @@ def test_numbers_are_short(shown: Callable[[Any], str], number: Any, text: str) 
 def test_tables_fit_into_80_columns() -> None:
     figure = Figure(0.12345, 0.1, 0.2, 0.0123)
     counts = {"dense_parameters": 123_456_789, "table_parameters": 999_499, "num_interests": 4, "interests": 3.999}
-    row = Row("eupmim_profile", "configuration", [1, 2], figure, figure, figure, 0.00049995, 1.0, 0.875, **counts,
+    figures, others = dict.fromkeys(METRICS, figure), {"coverage": 1.0, "diversity": 0.875}
+    row = Row("eupmim_profile", "configuration", [1, 2], figures, 0.00049995, others, **counts,
               history=None, train_seconds=35_999.0, steps=99_999.0, users_per_second=9_999.0)  # fmt: skip
     console = Console(width=80)
-    for table in (quality([row], in_lines), cost([row])):
+    percent = Figure(23.456, 21.0, 25.0, 0.512)
+    others = {"bleu_1": 12.345, "bleu_4": 1.0, "different": 0.5}
+    texts = replace(row, figures=dict.fromkeys(ROUGES.values(), percent), others=others)
+    assert in_one_line(percent) == "23.46 ± 0.51 (21.00 to 25.00)"
+    for table in (quality([row], in_lines), cost([row]), quality([texts], in_lines), cost([texts])):
         assert Measurement.get(console, console.options, as_table(table)).maximum <= 80
     assert in_lines(figure) == "0.1235 .100-.200\n±0.0123"
     assert markdown([{"model": "a|b", "p": "1"}]).splitlines()[-1] == "| a\\|b | 1 |"

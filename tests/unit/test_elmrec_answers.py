@@ -1,5 +1,6 @@
 """What a trained ELMRec is used for: lists at any number of ranks, explanations, recommendations; what it refuses."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rouge_score import rouge_scorer
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from eupmim_dist import compare, fit, load, report
 from eupmim_dist.api import evaluate
 from eupmim_dist.assemble import assemble_run, load_trained, open_store
 from eupmim_dist.bench.elmrec import measure_elmrec
@@ -25,8 +27,10 @@ from eupmim_dist.evaluation.explanations import evaluate_explanations
 from eupmim_dist.evaluation.runner import evaluate_model, excluded_items, negatives_and_target, scorer_of
 from eupmim_dist.evaluation.scorers import beams
 from eupmim_dist.evaluation.scorers.beams import BeamScorer
+from eupmim_dist.evaluation.statistics import bootstrap_interval
 from eupmim_dist.models.elmrec.model import Elmrec
 from eupmim_dist.recommending import recommend
+from eupmim_dist.reporting.examples import chosen_users
 from eupmim_dist.tasks.prompts.task import Prompts
 from eupmim_dist.train.skipped import Diverged
 from eupmim_dist.train.state import Run
@@ -49,9 +53,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run_of(place: Path, steps: int = 0, mix: list[str] | None = None, **model: Any) -> Run:
+def settings_of(place: Path, mix: list[str] | None = None, **model: Any) -> dict[str, Any]:
     kinds = mix or ["sequential", "direct"]
-    values = {
+    return {
         "data": {"dir": str(place / "store")},
         "task": SETTINGS["task"] | {"tokenizer": str(place / "tokenizer"), "mix": kinds, "max_answer_tokens": MOST},
         "model": SETTINGS["model"] | model,
@@ -59,7 +63,10 @@ def run_of(place: Path, steps: int = 0, mix: list[str] | None = None, **model: A
         "train": {"global_batch_size": 8, "learning_rate": 0.02, "l2": 0.0, "max_steps": 2},
         "evaluation": {"metric": "recall@5", "top_n": [5], "batch_size": 40, "every": 2},
     }
-    config = parse_config(values, "test")
+
+
+def run_of(place: Path, steps: int = 0, mix: list[str] | None = None, **model: Any) -> Run:
+    config = parse_config(settings_of(place, mix, **model), "test")
     run = assemble_run(config, WORLD, open_store(config.data.dir, WORLD))
     run.dense.module.train()
     for step in range(steps):
@@ -178,8 +185,65 @@ def test_every_explanation_is_written_once_and_judged_as_kept_libraries_do(telle
     rouge = rouge_scorer.RougeScorer(["rougeL"])
     found = [rouge.score(*pair)["rougeL"].fmeasure for pair in zip(references, written, strict=True)]
     assert result.metrics["rouge_l"] == pytest.approx(100 * np.mean(found))
+    assert result.texts["rouge_l"].to_list() == [100 * each for each in found]
     assert result.metrics["rouge_l"] > 0
     assert evaluate(teller, protocols="elmrec_explanation").frame()["top_n"].to_list() == [None]
+
+
+def test_models_are_compared_by_what_they_write(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, protocol = settings_of(place, ["explanation"]), "elmrec_explanation"
+    two = one | {"train": one["train"] | {"max_steps": 8}}
+    compared = compare({"one": one, "two": two}, protocol=protocol, seeds=[1, 2], out=tmp_path / "out")
+    assert compared.title == f"test split, protocol {protocol}, {2 * len(TEXTS)} explanations"
+    for row in compared.rows:
+        results = [evaluate(tmp_path / f"out/{row.model}-seed{seed}", protocols=protocol)[0] for seed in (1, 2)]
+        for name, figure in row.figures.items():
+            assert figure.mean == pytest.approx(np.mean([result.metrics[name] for result in results]))
+            of_texts = np.mean([result.texts[name] for result in results], axis=0)
+            assert (figure.low, figure.high) == pytest.approx(bootstrap_interval(of_texts))
+        assert [*row.figures] == ["rouge_1", "rouge_2", "rouge_l"]
+        different = [len(set(result.texts["written"])) / result.users for result in results]
+        assert row.others["different"] == pytest.approx(np.mean(different))
+        assert row.others["bleu_4"] == pytest.approx(np.mean([result.metrics["bleu_4"] for result in results]))
+    means = [row.figures["rouge_1"].mean for row in compared.rows]
+    assert means == sorted(means, reverse=True)
+    assert "of rouge 1 against the best, over explanations" in compared.notes[1]
+    assert "rouge_1_low" in compared.frame().columns
+    again = tmp_path / "out/one-seed1"
+    assert command_line(f"compare {again} --protocol {protocol} --out {tmp_path / 'more'}") == 0
+    assert "rouge l" in capsys.readouterr().out
+    for options, told in (
+        ("--baseline popularity", "--baseline: is of lists, and"),
+        ("--top-n 5", "--top-n: is of lists, and"),
+        (
+            f"configs/models/comirec_dr.yaml --set data.dir={place / 'store'} --set evaluation.top_n=[5,10]",
+            "writes, and here is ComiRecDR",
+        ),
+    ):
+        assert command_line(f"compare {again} {options} --protocol {protocol} --out {tmp_path / 'none'}") == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_page_has_the_lists_that_a_model_wrote_by_its_own_protocol(place: Path, tmp_path: Path) -> None:
+    values = settings_of(place)
+    values["evaluation"] |= {"protocol": "elmrec_direct"}
+    fit(values, tmp_path / "run")
+    report(tmp_path / "run", tmp_path / "page.html", users=2, baselines="popularity")
+    page = " ".join(re.sub("<[^>]*>", " ", (tmp_path / "page.html").read_text()).split())
+    assert "protocol elmrec_direct, N = 10" in page
+    for result in evaluate(tmp_path / "run", protocols="elmrec_direct", top_n=10, baselines="popularity"):
+        assert f"{result.metrics['recall@10']:.4f}" in page
+    model = load(tmp_path / "run")
+    judged = evaluate_model(model, "test", "elmrec_direct", [10], per_user=True).per_user
+    assert judged is not None
+    for user in chosen_users(model.store, "test", 2).tolist():
+        ranked = judged.ranked[judged.users.tolist().index(user), 0].tolist()
+        taken = int(model.store.items[model.store.offsets[user + 1] - 1])
+        hits = "".join(f"{'✓ ' * (item == taken)}Item {item} " for item in ranked)
+        assert f"run : {ranked.count(taken)} of 10 taken {hits.strip()}" in page
 
 
 @pytest.mark.parametrize(("total", "world_size"), [(0, 3), (16, 3), (17, 2), (60, 4), (33, 1)])
