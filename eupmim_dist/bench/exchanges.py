@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from eupmim_dist.bench.gauges import now
 from eupmim_dist.bench.ids import IdKind, random_ids
+from eupmim_dist.bench.mirror import Mirror, mirrored_tables
 from eupmim_dist.bench.rivals import LEARNING_RATE, NAME, Shape
-from eupmim_dist.bench.scaling import SEED, Cluster, Costs, Way, count, distinct_keys, step_seconds
+from eupmim_dist.bench.scaling import SEED, Cluster, Way, Work, count, distinct_keys, step_seconds
 from eupmim_dist.bench.tables import WARM_UP, Ours
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
@@ -30,53 +30,61 @@ from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 
+ROUNDS = 3
+PROBES = 40
 PROBED_ROWS = 10_000
 PROBED_BYTES = 4 << 20
 """That a rank sends each of some others to see how fast it goes."""
 
 
 def measure_exchanges(
-    shape: Shape, kind: IdKind, config: TablesConfig, steps: int, costs: Costs, cluster: Cluster, world: World
+    shape: Shape, kind: IdKind, config: TablesConfig, steps: int, cluster: Cluster, world: World
 ) -> dict[str, Any]:
-    """Each exchange's step, measured and as predicted from `costs` and from how fast these links are found to be;
-    `cluster` has the seconds of a message. Collective, the same on every rank.
+    """Each exchange's step, measured and as predicted from what each rank takes without the others, beside them, and
+    from how fast these links are found to be; `cluster` has the seconds of a message. Collective, the same on every
+    rank.
 
-    Times are medians over the steps, as those of `costs` are. Bytes are those of a node and step that go to other
-    nodes: of what is exchanged, and all that its interface counts.
+    Times are medians over the steps, which are taken in turns with those without a link. Bytes are those of a node and
+    step that go to other nodes: of what is exchanged, and all that its interface counts.
     """
-    shared = crowding(world)
     cluster = _with_links(cluster, world)
     found: dict[str, Any] = {}
     for way in get_args(ExchangeKind):
-        get_logger(world.rank).info(f"{way}: {WARM_UP + steps} steps")
-        tables = ShardedTables(
-            [TableSpec(NAME, shape.rows, shape.dim)], SEED, world, config.model_copy(update={"exchange": way})
-        )
-        ours = _ours(tables, config, shape)
-        for _ in ours.steps(_ids(shape, kind, world, range(WARM_UP))):
-            pass
-        tables.traffic.clear()
-        ids = _ids(shape, kind, world, range(WARM_UP, WARM_UP + steps))
-        barrier(world)
-        before, marks = _sent_by_interface(), [now(world.device)]
-        for _ in ours.steps(ids):
-            marks.append(now(world.device))
-        taken = statistics.median(np.diff(marks).tolist())
-        barrier(world)
-        counted = _sent_by_interface() - before
-        between = sum(cost.between_nodes for cost in tables.traffic.values())
+        get_logger(world.rank).info(f"{way}: {ROUNDS} times {WARM_UP + steps} steps, and as many without the others")
+        of_way = config.model_copy(update={"exchange": way})
+        spec = TableSpec(NAME, shape.rows, shape.dim)
+        ours = _ours(ShardedTables([spec], SEED, world, of_way), of_way, shape)
+        alone = _ours(mirrored_tables(spec, SEED, world, of_way), of_way, shape)
+        ids = _ids(shape, kind, world, range(WARM_UP + steps))
+        timed, taken, counted = [], [], 0
+        for _ in range(ROUNDS):
+            barrier(world)
+            timed.append(_timed(alone, ids))
+            for _ in ours.steps(ids[:WARM_UP]):
+                pass
+            ours.tables.traffic.clear()
+            barrier(world)
+            before, marks = _sent_by_interface(), [now(world.device)]
+            for _ in ours.steps(ids[WARM_UP:]):
+                marks.append(now(world.device))
+            taken += np.diff(marks).tolist()
+            barrier(world)
+            counted += _sent_by_interface() - before
+        between = sum(cost.between_nodes for cost in ours.tables.traffic.values())
         ranks = everywhere((taken, between, counted if world.local_rank == 0 else 0), world)
         seconds, of_ranks, of_interfaces = zip(*ranks, strict=True)
         sent = count(way, shape, kind, cluster, range(WARM_UP, WARM_UP + steps), row_bytes_of(config))
+        work = _work(everywhere((np.concatenate(timed), _updated(alone, ids)), world))
+        interface = sum(of_interfaces) / cluster.nodes / steps / ROUNDS if cluster.nodes > 1 else 0.0
         found[way] = {
-            "ms/step": 1000 * statistics.mean(seconds),
-            "predicted ms/step": 1000 * step_seconds(sent, costs, shape, kind, cluster, shared),
+            "ms/step": 1000 * statistics.median(np.mean(seconds, axis=0).tolist()),
+            "predicted ms/step": 1000 * step_seconds(sent, work, shape, kind, cluster),
             "predicted link bytes": sent.between,
             "link bytes": sum(of_ranks) / cluster.nodes / steps,
-            "interface link bytes": sum(of_interfaces) / cluster.nodes / steps if cluster.nodes > 1 else 0.0,
+            "interface link bytes": interface,
         }
-        del ours, tables
-    return {"ranks per processor": shared, "cluster": asdict(cluster), "ways": found}
+        del ours, alone
+    return {"cluster": asdict(cluster), "ways": found}
 
 
 def _with_links(cluster: Cluster, world: World) -> Cluster:
@@ -85,18 +93,18 @@ def _with_links(cluster: Cluster, world: World) -> Cluster:
     node = world.rank // cluster.local
 
     def seconds(size: int, *, near: bool | None) -> float:
-        """Of `size` bytes to each other rank, or to those of the same node or not; of the slowest rank, the median."""
+        """Of `size` bytes to each other rank, or to those of the same node or not; of the slowest rank, the mean."""
         peers = [near is None or (peer // cluster.local == node) == near for peer in range(world.size)]
         numbers = [size // 4 * to for to in peers]
         send, receive = ([torch.zeros(number, device=world.device) for number in numbers] for _ in range(2))
         taken = []
-        for _ in range(WARM_UP + 9):
+        for _ in range(WARM_UP + PROBES):
             barrier(world)
             started = now(world.device)
             with exchange.receiving("rows", [receive]) as go:
                 go([send])
             taken.append(now(world.device) - started)
-        return max(everywhere(statistics.median(taken[WARM_UP:]), world))
+        return max(everywhere(statistics.mean(taken[WARM_UP:]), world))
 
     def speed(num_bytes: int, *, near: bool) -> float:
         """Beyond what as many messages of next to nothing take."""
@@ -114,16 +122,32 @@ def _with_links(cluster: Cluster, world: World) -> Cluster:
 
 
 def predict(
-    shape: Shape, kind: IdKind, config: TablesConfig, costs: Costs, clusters: Sequence[Cluster]
+    shape: Shape, kind: IdKind, config: TablesConfig, steps: int, clusters: Sequence[Cluster], device: torch.device
 ) -> list[dict[str, Any]]:
-    """A line for each cluster and way."""
+    """A line for each cluster and way, from what this rank takes for the work of one of each cluster."""
     lines = []
+    copied = _seconds_of_a_row(shape, device)
     for cluster in clusters:
+        get_logger().info(f"the work of one of {cluster.ranks:,} ranks, {WARM_UP + steps} steps")
         ways = get_args(Way) if cluster.nodes > 1 else ("flat",)
         sent = {way: count(way, shape, kind, cluster, [0], row_bytes_of(config)) for way in ways}
+        works: dict[str, Work] = {}
         for way, one in sent.items():
+            exchange, head, _ = way.partition(", ")
+            if head:  # which takes rows from those that are exchanged
+                of_rest = works[exchange]
+                fewer = sent[exchange].handled - one.handled
+                work = replace(of_rest, seconds=of_rest.seconds - copied * fewer)
+            else:
+                local = min(cluster.local, cluster.ranks)
+                world = World(0, cluster.ranks, 0, local, device)
+                of_way = config.model_copy(update={"exchange": exchange})
+                tables = mirrored_tables(TableSpec(NAME, shape.rows, shape.dim), SEED, world, of_way)
+                ids = _ids(shape, kind, world, range(WARM_UP + steps))
+                alone = _ours(tables, of_way, shape)
+                work = works[exchange] = _work([(_timed(alone, ids), _updated(alone, ids))])
+            seconds = step_seconds(one, work, shape, kind, cluster)
             share = one.between / sent["flat"].between if one.between else 1.0
-            seconds = step_seconds(one, costs, shape, kind, cluster, 1.0)
             lines.append(
                 {"ranks": cluster.ranks, "way": way, **asdict(one), "of flat": share, "ms/step": 1000 * seconds}
             )
@@ -131,46 +155,43 @@ def predict(
     return lines
 
 
-def measure_costs(shape: Shape, kind: IdKind, config: TablesConfig, steps: int, world: World) -> Costs:
-    """Of one rank alone, while the others wait; collective, the same on every rank."""
-    mine = _costs(shape, kind, config, steps, world.device) if world.is_main else None
-    costs = everywhere(mine, world)[0]
-    assert costs is not None, "rank 0 has measured"
-    return costs
-
-
-def _costs(shape: Shape, kind: IdKind, config: TablesConfig, steps: int, device: torch.device) -> Costs:
-    alone = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
-    tables = ShardedTables([TableSpec(NAME, shape.rows, shape.dim)], SEED, alone, config)
-    ours = _ours(tables, config, shape)
-    seconds, updates = [], []
-    last = now(device)
-    for _ in ours.steps(_ids(shape, kind, alone, range(WARM_UP + steps))):
+def _timed(alone: Ours, ids: Sequence[Tensor]) -> np.ndarray:
+    """Of the steps after the first ones: seconds, and of these to move rows, float64 [steps, 2]."""
+    exchange, device = alone.tables.exchange, alone.tables.world.device
+    assert isinstance(exchange, Mirror)
+    found = []
+    last, copied = now(device), exchange.seconds
+    for _ in alone.steps(ids):
         moment = now(device)
-        seconds.append(moment - last)
-        updates.append(ours.watch.seconds()["update"])
-        last = moment
-    weight, rows = tables.groups[0].weight, min(PROBED_ROWS, shape.rows)
+        found.append((moment - last - (exchange.seconds - copied), alone.watch.seconds()["update"]))
+        last, copied = moment, exchange.seconds
+    return np.array(found[WARM_UP:])
+
+
+def _updated(alone: Ours, ids: Sequence[Tensor]) -> float:
+    """Rows that are moved in each of these steps, as a mean."""
+    plans = (alone.tables.plan([{NAME: (NAME, of_step)}]) for of_step in ids[WARM_UP:])
+    return float(np.mean([len(plan.groups[0].rows) for plan in plans]))
+
+
+def _work(of_ranks: Sequence[tuple[np.ndarray, float]]) -> Work:
+    """Of what was timed on each rank and the rows that it moves: medians over the steps, of the slowest in each, for
+    whom the others wait."""
+    timed, updated = zip(*of_ranks, strict=True)
+    seconds, update = np.median(np.max(timed, axis=0), axis=0).tolist()
+    return Work(seconds, update, float(np.mean(updated)))
+
+
+def _seconds_of_a_row(shape: Shape, device: torch.device) -> float:
+    """To copy one for who asks, and to sum its gradient with others'."""
+    rows = min(PROBED_ROWS, shape.rows)
+    weight = torch.ones(shape.rows, shape.dim, device=device)
     scattered = torch.from_numpy(np.random.default_rng(SEED).permutation(shape.rows)[:rows]).to(device)
     values = torch.ones(2 * rows, shape.dim, device=device)
     order = torch.randperm(2 * rows, dtype=torch.int32, device=device)
     starts = torch.arange(0, 2 * rows, 2, dtype=torch.int32, device=device)
-    return Costs(
-        step=statistics.median(seconds[WARM_UP:]),
-        update=statistics.median(updates[WARM_UP:]),
-        rows=float(np.mean([len(distinct_keys(shape, kind, 0, step)) for step in range(WARM_UP, WARM_UP + steps)])),
-        copy=_seconds(lambda: weight.index_select(0, scattered), device) / rows,
-        merge=_seconds(lambda: merge_rows(values, order, starts), device) / (2 * rows),
-    )
-
-
-def crowding(world: World) -> float:
-    """How many ranks take turns on each processor of this machine, on which several hosts may be; collective."""
-    machine = Path("/proc/sys/kernel/random/boot_id")
-    every = everywhere(machine.read_text() if machine.exists() else "", world)
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_this = max(every.count(each) for each in every)
-    return max(1.0, on_this * torch.get_num_threads() / processors) if world.device.type == "cpu" else 1.0
+    copy = _seconds(lambda: weight.index_select(0, scattered), device) / rows
+    return copy + _seconds(lambda: merge_rows(values, order, starts), device) / (2 * rows)
 
 
 def row_bytes_of(config: TablesConfig) -> int:

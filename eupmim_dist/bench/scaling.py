@@ -1,4 +1,4 @@
-"""What a step of a sharded table sends and takes on W ranks, from ids that are drawn and times that one rank has.
+"""What a step of a sharded table sends and takes on W ranks, from ids that are drawn and what one rank takes alone.
 
 Bytes are counted: ids are drawn for the ranks of some nodes (of all where there are few), and each distinct one that
 another rank or node holds is asked for, fetched and given its gradient. The head of the rows, were it held by all ranks
@@ -6,10 +6,11 @@ and its gradients summed over nodes and ranks, is there to be compared: an all-r
 rows a node. It costs less than the flat exchange where more than one rank of a node wants a row, as a mean, and never
 less than two levels, which send so much for a row that all nodes want, and less for any other.
 
-A step takes what one rank takes alone, with as many rows to update as fall to a rank of W, and in addition
+A step takes what a rank of W takes to do its work without a link (mirror.py), with as many rows to update as fall to
+it, and in addition
 
-    handled rows * (seconds to copy and to sum one) + exchanges * latency + messages * seconds of one
-    + bytes within nodes / speed of a rank + bytes between nodes / speed of a node's link
+    exchanges * latency + messages * seconds of one + bytes within nodes / speed of a rank
+    + bytes between nodes / speed of a node's link
 
 N nodes of M ranks, n ids a step and rank, D the table's width.
 """
@@ -65,14 +66,12 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Seconds of one rank alone, in which no other work goes on."""
+class Work:
+    """Of a rank's step without any link."""
 
-    step: float  # without any exchange
-    update: float  # of that, to move `rows`
-    rows: float  # distinct ones of its step
-    copy: float  # of a row
-    merge: float  # of a gradient, summed with others
+    seconds: float
+    update: float  # seconds of that, to move `updated` rows
+    updated: float
 
 
 def count(way: Way, shape: Shape, kind: IdKind, cluster: Cluster, steps: Sequence[int], row_bytes: int = 8) -> Sent:
@@ -143,9 +142,9 @@ def touched(shape: Shape, kind: IdKind, num_ids: int) -> float:
     return float(-np.expm1(num_ids * np.log1p(-share)).sum())
 
 
-def step_seconds(sent: Sent, costs: Costs, shape: Shape, kind: IdKind, cluster: Cluster, crowding: float) -> float:
-    """Of a step whose exchanges no other work hides; `crowding` ranks take turns on each processor."""
+def step_seconds(sent: Sent, work: Work, shape: Shape, kind: IdKind, cluster: Cluster) -> float:
+    """Of a step whose exchanges no other work hides."""
     updated = touched(shape, kind, cluster.ranks * shape.num_ids) / cluster.ranks
-    work = costs.step + costs.update * (updated / costs.rows - 1) + sent.handled * (costs.copy + costs.merge)
     exchanges = KINDS * sent.levels * cluster.latency + sent.messages * cluster.message
-    return work * crowding + exchanges + sent.within / cluster.within + sent.between / cluster.link
+    links = sent.within / cluster.within + sent.between / cluster.link
+    return work.seconds + work.update * (updated / work.updated - 1) + exchanges + links

@@ -17,7 +17,8 @@ LINK, WITHIN, LATENCY = 10.0, 40.0, 50.0
 
 def scaling(
     simulate: Annotated[
-        bool, typer.Option("--simulate", help="Predict steps on more ranks from what one rank takes alone.")
+        bool,
+        typer.Option("--simulate", help="Predict steps on more ranks from what one rank takes for its part."),
     ] = False,
     ranks: Annotated[
         str, typer.Option(metavar="W,...", help="Numbers of ranks to predict; on several nodes whole ones.")
@@ -42,7 +43,8 @@ def scaling(
 
     On several ranks each exchange is measured and compared with its prediction: nodes are those of the launch, and how
     fast their links are is measured too; --link, --within and --latency are for --simulate. A
-    prediction draws ids as the benchmark does and counts what crosses. `head` is no setting: it is what rows that
+    prediction draws ids as the benchmark does and counts what crosses; and one rank does the work of a rank of so many,
+    for peers that want of it what it wants of them. `head` is no setting: it is what rows that
     nearly every rank asks for would cost, were they held by all.
 
     **Examples**
@@ -51,7 +53,7 @@ def scaling(
 
     `eupmim-dist bench scaling --simulate --link 100 --ranks-per-node 8`
     """
-    from eupmim_dist.bench.exchanges import measure_costs, measure_exchanges, predict
+    from eupmim_dist.bench.exchanges import measure_exchanges, predict
     from eupmim_dist.bench.rivals import Shape
     from eupmim_dist.bench.scaling import Cluster
     from eupmim_dist.cli.options import check_json, write_json
@@ -73,13 +75,12 @@ def scaling(
     found: dict[str, Any] = {}
     with agreed(world):
         check_json(json_file)
-        costs = measure_costs(shape, ids, config, steps, world)
         if world.size > 1:
             here = Cluster(world.size, world.local_size, **joined)
-            found["measured"] = measure_exchanges(shape, ids, config, steps, costs, here, world)
+            found["measured"] = measure_exchanges(shape, ids, config, steps, here, world)
         if simulate and world.is_main:
             clusters = [Cluster(number, ranks_per_node, **joined) for number in worlds]
-            found["predicted"] = predict(shape, ids, config, costs, clusters)
+            found["predicted"] = predict(shape, ids, config, steps, clusters, world.device)
         barrier(world)
     if world.is_main:
         _print(found, f"{rows:,} x {dim} {optimizer}, {samples:,} x {ids_per_sample} {ids} ids a rank and step")
@@ -117,7 +118,7 @@ def _print(found: dict[str, Any], title: str) -> None:
         speeds += (
             [f"{8 * cluster['link'] / 1e9:,.1f} Gbit/s of a node's link"] if cluster["ranks"] > cluster["local"] else []
         )
-        console.print(f"{nodes}, {measured['ranks per processor']:g} ranks for each processor; {', '.join(speeds)}")
+        console.print(f"{nodes}; {', '.join(speeds)}")
         console.print(times)
         if cluster["ranks"] > cluster["local"]:
             console.print("what a node sends the others")
@@ -130,7 +131,7 @@ def _print(found: dict[str, Any], title: str) -> None:
             table.add_row(f"{line['ranks']:,}", line["way"], between, share, *told)
         console.print("predicted: what a node sends the others, and a rank the others of its node")
         console.print(table)
-        console.print("Bytes are counted; times are estimates, too low where they were measured (docs/tables.md).")
+        console.print("Bytes are counted; times are estimates: what was measured of them is in docs/tables.md.")
 
 
 def _compared(found: float, predicted: float) -> tuple[str, str, str]:

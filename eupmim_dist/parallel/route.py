@@ -47,12 +47,9 @@ class Route:
         return keys
 
 
-def route_of(kind: ExchangeKind, world: World) -> Route:
-    """The route of this rank; collective. On a single node, or on nodes of one rank, all is flat.
-
-    Raises UserError, on every rank, if two levels are asked for and nodes have not as many ranks, or these are not
-    numbered node by node.
-    """
+def check_nodes(kind: ExchangeKind, world: World) -> None:
+    """Raises UserError, on every rank, if two levels are asked for and nodes have not as many ranks, or these are not
+    numbered node by node; collective."""
     size, local = world.size, world.local_size
     if kind == "two_level" and size > 1:
         places = everywhere((world.local_rank, world.local_size), world)
@@ -62,9 +59,13 @@ def route_of(kind: ExchangeKind, world: World) -> Route:
                 "tables.exchange: two_level needs as many ranks on each node, numbered node by node, and the ranks "
                 f"are {found}; start as many on each, or use flat"
             )
-        if 1 < local < size:
-            return two_levels(world.rank, size, local)
-    return Route((Level(range(size), 1),), np.arange(size))
+
+
+def route_of(kind: ExchangeKind, world: World) -> Route:
+    """The route of this rank. On a single node, or on nodes of one rank, all is flat."""
+    if kind == "two_level" and 1 < world.local_size < world.size:
+        return two_levels(world.rank, world.size, world.local_size)
+    return Route((Level(range(world.size), 1),), np.arange(world.size))
 
 
 def two_levels(rank: int, size: int, local: int) -> Route:

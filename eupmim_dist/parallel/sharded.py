@@ -28,7 +28,7 @@ from eupmim_dist.parallel.lookup import Lookup
 from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
 from eupmim_dist.parallel.plan import Plan, make_plan, pinned
 from eupmim_dist.parallel.propagation import TABLES, GraphPropagation, LeftOut
-from eupmim_dist.parallel.route import route_of
+from eupmim_dist.parallel.route import check_nodes, route_of
 from eupmim_dist.parallel.world import World
 
 
@@ -54,20 +54,25 @@ class ShardedTables:
         features: Sequence[Feature] = (),
         graph: InteractionGraph | None = None,
         num_layers: int = 0,
+        exchange: Exchange | None = None,
     ) -> None:
         """Creates this rank's rows; collective. `scored_whole` is the table that `catalogue` gives.
 
         Rows of a table with `features` are looked up and scored with what these add; their tables are created too.
         With a `graph` those of the tables `user` and `item` are propagated over it in `num_layers` layers.
+        A given `exchange` is of ranks that are not there (bench/mirror.py): with them nothing is agreed upon.
 
         Raises ValueError, on every rank, if two tables have one name, if the ranks disagree on the tables, the seed
         or the configuration, or if the process group has another size than a `world` of several ranks; UserError if
         nodes do not fit the configured exchange.
         """
         self.world = world
-        self.traffic = Traffic()
         specs = [*specs, *(feature.spec for feature in features)]
-        _check_agreement(specs, seed, config, world)
+        if exchange is None:
+            _check_agreement(specs, seed, config, world)
+            check_nodes(config.exchange, world)
+            exchange = Exchange(world, Traffic(), open_connections("tables") if world.size > 1 else None)
+        self.exchange, self.traffic = exchange, exchange.traffic
         self._route = route_of(config.exchange, world)
         featured = {feature.table for feature in features}
         alone = featured | ({scored_whole} if scored_whole else set()) | (set(TABLES) if graph else set())
@@ -88,7 +93,6 @@ class ShardedTables:
         self.row_format = getattr(torch, config.row_format)
         self.gradient_format = getattr(torch, config.gradient_format)
         self.requests = dict.fromkeys(self.shards, 0)
-        self.exchange = Exchange(world, self.traffic, open_connections("tables") if world.size > 1 else None)
 
     def plan(self, micro_batches: Sequence[Uses], connections: Connections | None = None, stop: bool = False) -> Plan:
         """Plans the look-up of named uses, for each micro-batch of a step; collective.
@@ -96,7 +100,7 @@ class ShardedTables:
         A thread that runs beside the training has `connections` of its own. If any rank asks to `stop`, all plans say
         so. Raises, on every rank, what `make_plan` raises.
         """
-        exchange = Exchange(self.world, self.traffic, connections or self.exchange.connections)
+        exchange = self.exchange if connections is None else Exchange(self.world, self.traffic, connections)
         return self._plan(micro_batches, exchange, stop)
 
     def _plan(self, micro_batches: Sequence[Uses], exchange: Exchange, stop: bool = False) -> Plan:

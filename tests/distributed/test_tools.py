@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 
-from eupmim_dist.bench.exchanges import measure_costs, measure_exchanges
+from eupmim_dist.bench.exchanges import measure_exchanges
 from eupmim_dist.bench.rivals import Shape
 from eupmim_dist.bench.scaling import Cluster
 from eupmim_dist.checkpoint import pieces as in_pieces
@@ -190,8 +190,7 @@ def scaling_of_two() -> dict[str, Any]:
     world = init_world(cpu=True)
     config = parse_config({"tables": {"optimizer": "sgd", "replicate_below": 0}}, "test").tables
     shape = Shape(rows=300, dim=4, num_samples=8, ids_per_sample=3)
-    costs = measure_costs(shape, "zipf", config, 2, world)
-    return measure_exchanges(shape, "zipf", config, 2, costs, Cluster(2, 2), world)
+    return measure_exchanges(shape, "zipf", config, 2, Cluster(2, 2), world)
 
 
 def test_steps_are_predicted_from_the_links_that_are_there() -> None:

@@ -7,12 +7,17 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 from eupmim_dist.bench.ids import IdKind, random_ids
-from eupmim_dist.bench.rivals import Shape
+from eupmim_dist.bench.mirror import mirrored_tables
+from eupmim_dist.bench.rivals import NAME, Shape
 from eupmim_dist.bench.scaling import COUNT_BYTES, SEED, Cluster, Way, count, touched
+from eupmim_dist.config.load import parse_config
+from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.parallel.placement import RowOrder
-from eupmim_dist.parallel.route import two_levels
+from eupmim_dist.parallel.route import ExchangeKind, two_levels
+from eupmim_dist.parallel.world import World
 from tests.runs import command_line
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,6 +90,30 @@ def test_a_head_that_all_hold_sends_no_less_than_two_levels() -> None:
         cluster = Cluster(nodes * local, local)
         sent = {way: count(way, shape, "zipf", cluster, [0]).between for way in ("flat", "two_level", "flat, head")}
         assert sent["two_level"] < sent["flat, head"] < sent["flat"]
+
+
+@pytest.mark.parametrize("way", get_args(ExchangeKind))
+@pytest.mark.parametrize(("nodes", "local"), [(2, 2), (3, 2), (1, 4)])
+def test_one_rank_does_the_work_of_one_of_many(way: ExchangeKind, nodes: int, local: int) -> None:
+    """It is asked for what it asks for, and has as many rows to handle as ranks have in the mean."""
+    shape, cluster = Shape(rows=6000, dim=4, num_samples=400, ids_per_sample=5), Cluster(nodes * local, local)
+    config = parse_config({"tables": {"replicate_below": 0, "exchange": way, "optimizer": "sgd"}}, "test").tables
+    handled = []
+    for rank in range(cluster.ranks):
+        world = World(rank, cluster.ranks, rank % local, local, torch.device("cpu"))
+        tables = mirrored_tables(TableSpec(NAME, shape.rows, shape.dim), SEED, world, config)
+        ids = random_ids("zipf", shape.rows, shape.num_samples, shape.ids_per_sample, SEED, rank, 0)
+        [plan] = tables.plan([{NAME: (NAME, ids)}]).groups
+        assert len(plan.hops) == (2 if way == "two_level" and nodes > 1 else 1)
+        assert all(hop.sent == hop.received for hop in plan.hops)
+        handled.append(sum(sum(hop.received) for hop in plan.hops))
+        lookup = tables.fetch(tables.plan([{NAME: (NAME, ids)}]))
+        lookup.rows[0][NAME].sum().backward()
+        [gradients] = lookup.gradients(1.0)
+        assert gradients.values.sum() == pytest.approx(shape.num_ids * shape.dim)  # each use's gradient arrives once
+        assert len(gradients.rows) == len(plan.rows)
+    share = np.mean(handled) / count(way, shape, "zipf", cluster, [0]).handled
+    assert 0.97 < share < (1.03 if way == "flat" or nodes == 1 else 1.1)  # agents find nothing asked for twice
 
 
 def test_the_command_predicts_from_one_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
