@@ -245,8 +245,7 @@ def evaluate(
         baselines: of `popularity`, `ease`, `cooccurrence`, `association`, `paths`, `history_paths` and `next_id`. Those
             that may read more or less of a history read as many of its last items as give them the best recall on valid
             users, at the first N; at 10 if none is given.
-        categories: a data frame, or a CSV or Parquet file, with the columns item (raw ids) and category; adds the
-            metric diversity.
+        categories: a data frame, or a CSV or Parquet file, of item (raw ids) and category; adds the metric diversity.
         diversity: above 0, lists are re-ranked for variety of `categories`: the strength of ComiRec's controllable
             aggregation.
         overrides: settings of `evaluation` in place of the model's own, as for `fit`: `["evaluation.more_beams=15"]`.
@@ -272,7 +271,8 @@ def evaluate(
         else:
             setting = loaded(model, data, which, cpu)
         setting = replace(setting, config=evaluated_by(setting.config, overrides))
-        ranked = ranked_of(names, setting, split, {"--baseline": rivals, "--top-n": cutoffs, "--diversity": diversity})
+        options = {"baseline": rivals, "top-n": cutoffs, "diversity": diversity, "categories": categories is not None}
+        ranked = ranked_of(names, setting, split, options)
         check_protocols(ranked, setting.store)
         variety = variety_of(diversity, categories, setting.store, world)
         check_room(rivals, setting.store, world)

@@ -11,6 +11,7 @@ run        <- all of it, Accelerate and the optimizers
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from eupmim_dist.checkpoint.layout import resolve
@@ -21,7 +22,7 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.data.graph import InteractionGraph
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.protocols import check_protocols
+from eupmim_dist.evaluation.protocols import PROTOCOLS, check_protocols
 from eupmim_dist.evaluation.runner import check_cutoffs
 from eupmim_dist.evaluation.scorers.interface import ITEM_BLOCK
 from eupmim_dist.models.features import features_of, first_rows, trained_or_not
@@ -34,6 +35,7 @@ from eupmim_dist.parallel.agreement import agreed, at_work, check_alike
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
+from eupmim_dist.tasks.asking import AskingTask
 from eupmim_dist.tasks.interface import Setting, Task
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.progress import in_bytes
@@ -160,6 +162,11 @@ def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Mo
             "step: use device"
         )
     check_parts(config, store, model, objective, task)
+    if PROTOCOLS[config.evaluation.protocol].candidates == "negatives" and isinstance(task, AskingTask):
+        assert store.negatives is not None, "check_protocols makes sure"
+        users = store.users("valid")[:1]
+        negatives = torch.from_numpy(store.negatives[users].astype(np.int64))
+        task.to_choose(users, torch.cat([negatives, negatives[:, :1]], 1))  # the last one in place of the target
     return model, task, objective
 
 

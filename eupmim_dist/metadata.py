@@ -20,6 +20,17 @@ def _plain(name: str) -> str:
 FileName = Annotated[str, AfterValidator(_plain)]
 """Of a file in the directory of the file that names it."""
 
+
+def _near(path: str) -> str:
+    parts = path.split("/")
+    if len(parts) > 2:
+        raise ValueError("lies deeper than a directory in that of the file that names it")
+    return "/".join(_plain(part) for part in parts)
+
+
+FilePath = Annotated[str, AfterValidator(_near)]
+"""Of a file in the directory of the file that names it, or in one that lies there."""
+
 STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 """Nothing is converted; what later versions may write beside it is not looked at."""
 

@@ -10,7 +10,7 @@ from eupmim_dist.data.manifest import Attribute, ItemAttribute
 from eupmim_dist.errors import UserError, shown
 from eupmim_dist.files import read_text, replace_text
 from eupmim_dist.hashing import sha256_of_json
-from eupmim_dist.metadata import Count, FileName, Metadata, Sha256, parse
+from eupmim_dist.metadata import Count, FilePath, Metadata, Sha256, parse
 from eupmim_dist.train.state import Progress
 
 FORMAT_VERSION = 5
@@ -53,7 +53,7 @@ class Holding(Metadata):
     format_version: Count
     tables: dict[str, tuple[Size, Size]]
     """Name -> rows and dim."""
-    files: dict[FileName, File]
+    files: dict[FilePath, File]
 
 
 class Manifest(Holding):

@@ -17,6 +17,7 @@ from eupmim_dist.comparison.rows import Measured, rows_of
 from eupmim_dist.comparison.work import (
     Rules,
     Say,
+    check_texts_compare,
     of_baseline,
     of_trained,
     of_training,
@@ -89,7 +90,7 @@ def compare(
         check_names([protocol], [EXPLANATION])
         of_lists = protocol != EXPLANATION
         if not of_lists:
-            check_no_lists({"--baseline": chosen, "--top-n": top_n, "--categories": categories is not None})
+            check_no_lists({"baseline": chosen, "top-n": top_n, "categories": categories is not None})
         _check(chosen, split, place)
         wanted_seeds = _seeds(seeds)
     with agreed(world):
@@ -109,6 +110,8 @@ def compare(
             check_cutoffs([num], store.num_item_rows)
         variety = variety_of(0.0, categories, store, world)
         rules = Rules(world, store, split, protocol, num if of_lists else None, variety, cpu)
+        if not of_lists:
+            check_texts_compare(entries, rules)
         trainings = trainings_of(entries, wanted_seeds, place, rules)
         if world.is_main:
             with writing(f"--out {place}"):

@@ -50,6 +50,8 @@ class Comparison:
         """How to read the figures."""
         deviation = "; ± is the standard deviation over seeds" if any(len(row.seeds) > 1 for row in self.rows) else ""
         lines = [f"Ranges are 95 % bootstrap intervals over {self.counted}{deviation}."]
+        if self.counted != "users":
+            lines.append("Explanations count as drawn one by one; a user's are like each other, so all is less sure.")
         if len(self.rows) > 1:
             lines.append(
                 f"p: paired randomisation test of {heading(next(iter(self.rows[0].figures)))} against the best, over "
@@ -83,7 +85,7 @@ class Comparison:
         return "\n".join([*parts, " ".join(self.notes) + "\n", told])
 
     def _shown(self) -> pl.DataFrame:
-        pairs = zip(quality(self.rows, lambda figure: " ".join(in_lines(figure).split())), cost(self.rows), strict=True)
+        pairs = zip(quality(self.rows, lambda *of: " ".join(in_lines(*of).split())), cost(self.rows), strict=True)
         return pl.DataFrame([good | costly for good, costly in pairs])
 
     def __repr__(self) -> str:

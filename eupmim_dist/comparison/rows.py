@@ -64,8 +64,8 @@ class Row:
     """Of a first figure like the best one's, corrected for the number of rows; None of the best."""
     others: dict[str, float]
     """Of lists `coverage`, the share of the catalogue that is in somebody's list, and with categories `diversity`, the
-    share of pairs of a list that differ in category. Of texts `bleu_1`, `bleu_4` and `different`, the share of texts
-    that are no other's."""
+    share of pairs of a list that differ in category. Of texts `bleu_1`, `bleu_4` and `different`, how many
+    different texts there are, as a share of all."""
     interests: float | None
     """How many interests fill the lists, effectively: 1 if one does, K if all do alike; None of models with one."""
     num_interests: int | None

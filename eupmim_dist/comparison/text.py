@@ -3,23 +3,27 @@
 from collections.abc import Callable, Sequence
 
 from eupmim_dist.comparison.rows import Figure, Row
+from eupmim_dist.evaluation.generation.likeness import ROUGES
 from eupmim_dist.telemetry.progress import duration
 
 UNKNOWN = "-"
 OTHERS = {"coverage": "{:.1%}", "diversity": "{:.3f}", "bleu_1": "{:.2f}", "bleu_4": "{:.2f}", "different": "{:.1%}"}
 """How those of Row.others are told."""
 
+DIGITS = dict.fromkeys(ROUGES.values(), 2)
+"""After the point, of what is in percent."""
+
 
 def heading(name: str) -> str:
     return name.replace("_", " ")
 
 
-def quality(rows: Sequence[Row], of_figure: Callable[[Figure], str]) -> list[dict[str, str]]:
+def quality(rows: Sequence[Row], of_figure: Callable[[Figure, int], str]) -> list[dict[str, str]]:
     """The table of how good they are: a mapping of column to cell for each row."""
     return [
         {
             "model": row.model,
-            **{heading(name): of_figure(figure) for name, figure in row.figures.items()},
+            **{heading(name): of_figure(figure, DIGITS.get(name, 4)) for name, figure in row.figures.items()},
             "p": "best" if row.p_value is None else f"{row.p_value:.4f}",
         }
         for row in rows
@@ -44,23 +48,16 @@ def cost(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
-def in_lines(figure: Figure) -> str:
+def in_lines(figure: Figure, digits: int) -> str:
     """For a terminal: mean and interval, and below, where there is one, the deviation."""
-    digits = _digits(figure)
     low, high = (f"{bound:.{digits - 1}f}".removeprefix("0") for bound in (figure.low, figure.high))
     deviation = "" if figure.std is None else f"\n±{figure.std:.{digits}f}"
     return f"{figure.mean:.{digits}f} {low}-{high}{deviation}"
 
 
-def in_one_line(figure: Figure) -> str:
-    digits = _digits(figure)
+def in_one_line(figure: Figure, digits: int) -> str:
     deviation = "" if figure.std is None else f" ± {figure.std:.{digits}f}"
     return f"{figure.mean:.{digits}f}{deviation} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
-
-
-def _digits(figure: Figure) -> int:
-    """Two fewer for what is in percent."""
-    return 4 if figure.high <= 1 else 2
 
 
 def compact(number: int | None) -> str:

@@ -19,11 +19,12 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.baselines import choose_history
 from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.explanations import check_explained, evaluate_explanations
-from eupmim_dist.evaluation.protocols import EXPLANATION
 from eupmim_dist.evaluation.runner import Result, evaluate_by, evaluate_model, ranking_of
 from eupmim_dist.evaluation.scorers.interface import make_scorer
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World
+from eupmim_dist.tasks.asking import AskingTask
+from eupmim_dist.train.room import without_memory
 from eupmim_dist.train.skipped import Diverged
 from eupmim_dist.train.state import Assembled, Setup
 from eupmim_dist.training import the_only_training, train_alone
@@ -72,9 +73,7 @@ def trainings_of(entries: Sequence[Entry], seeds: Sequence[int], out: Path, rule
         if not isinstance(entry, ToTrain):
             continue
         with named(entry.name):
-            model, task, _ = assemble.trainable(entry.config, world, rules.store)
-            if rules.protocol == EXPLANATION:
-                check_explained((model, task), rules.store, rules.split)
+            assemble.trainable(entry.config, world, rules.store)
         for seed in seeds or [entry.config.seed]:
             run_dir = out / f"{entry.name}-seed{seed}"
             training = Training(entry, seed, run_dir, finished=False)
@@ -88,6 +87,24 @@ def trainings_of(entries: Sequence[Entry], seeds: Sequence[int], out: Path, rule
             finished = last is not None and is_finished(last, entry.config)
             trainings.append(Training(entry, seed, run_dir, finished))
     return trainings
+
+
+def check_texts_compare(entries: Sequence[Entry], rules: Rules) -> None:
+    """Raises UserError for one that does not explain, or if people's texts are not cut alike for all."""
+    cut: dict[tuple[str, int], str] = {}
+    for entry in entries:
+        with named(entry.name):
+            model = without_memory(entry.config, assemble.shape_of_data(entry.config, rules.store))
+            task = assemble.make_task(entry.config, rules.world, rules.store, model)
+            check_explained(None if model is None else (model, task), rules.store, rules.split)
+            assert isinstance(task, AskingTask), "check_explained makes sure"
+            cut.setdefault((task.vocabulary.name, task.max_answer_tokens), entry.name)
+    if len(cut) > 1:
+        one, other = (f"{name} by {tokenizer} at {most} tokens" for (tokenizer, most), name in list(cut.items())[:2])
+        raise UserError(
+            f"task.tokenizer, task.max_answer_tokens: what people wrote is cut for {one}, for {other}; compare models "
+            "for which they are alike"
+        )
 
 
 def _check_goes_on(training: Training, last: Checkpoint) -> None:
@@ -139,6 +156,7 @@ def of_training(training: Training, rules: Rules, say: Say) -> Measured | str | 
 
 
 def _evaluated(model: Assembled, name: str, seed: int | None, effort: Effort, rules: Rules) -> Measured:
+    name += model.config.model.remark
     dense = sum(parameter.numel() for parameter in model.model.parameters())
     tables = sum(shard.spec.rows * shard.spec.dim for shard in model.tables.shards.values())
     result, seconds = _timed(partial(_judged, model, rules))

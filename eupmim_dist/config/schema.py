@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -48,6 +48,13 @@ class Choice(Section):
 
     name: str
 
+    def bundle(self, directory: Path) -> None:
+        """Writes what it names elsewhere, and a model cannot do without, into a directory in that of the model."""
+
+    def bundled(self, directory: Path) -> Self:
+        """The same of what `bundle` has written into a model's directory, where it has."""
+        return self
+
 
 class DataConfig(Section):
     dir: Path = Path("data/example")
@@ -87,12 +94,31 @@ class ModelSection(Choice):
     @property
     def label(self) -> str:
         """What it is called beside its figures."""
-        return self.name
+        return self.name + self.remark
+
+    @property
+    def remark(self) -> str:
+        """What must be said wherever its figures are, after its name."""
+        return ""
+
+    @property
+    def leaky(self) -> bool:
+        """Whether it is given what is held out."""
+        return False
 
     def summary(self) -> str:
         """What the model makes of a user, in a few words."""
         vectors = f"{self.num_interests} interest vectors" if self.num_interests > 1 else "one interest vector"
         return f"{vectors} of {self.dim} numbers per user"
+
+    def ranks(self) -> str:
+        """How it ranks, in a few words."""
+        return "an item is as good as its largest dot product with them"
+
+    @property
+    def exports_vectors(self) -> bool:
+        """Whether what it recommends is told by products of vectors."""
+        return True
 
     def against_collapse(self) -> list[str]:
         """Settings, as `--set` takes them, that may keep interests apart and are otherwise here."""

@@ -40,6 +40,11 @@ def check_explained(parts: tuple[Model, Task] | None, store: InteractionStore, s
         what = "no model" if model is None else type(model).__name__
         raise UserError(f"--protocol {EXPLANATION}: is of a model that writes, and here is {what}; leave it out")
     task.vocabulary.check_words()
+    if not task.explains:
+        raise UserError(
+            f"--protocol {EXPLANATION}: its training asked for no explanations (task.mix), so it has not learnt to "
+            "write any; leave it out"
+        )
     import_measures()
     if store.explanations() is None:
         raise UserError(
@@ -70,7 +75,7 @@ def ranked_of(protocols: Sequence[str], setting: Setup, split: str, of_lists: Ma
 def check_no_lists(of_lists: Mapping[str, object]) -> None:
     """Raises UserError where an option that is of lists alone is given."""
     for option in [name for name, given in of_lists.items() if given]:
-        raise UserError(f"{option}: is of lists, and --protocol {EXPLANATION} ranks nothing; leave it out")
+        raise UserError(f"--{option}: is of lists, and --protocol {EXPLANATION} ranks nothing; leave it out")
 
 
 def results_of_model(

@@ -5,6 +5,7 @@ from eupmim_dist.checkpoint.layout import Checkpoint
 from eupmim_dist.config.load import CHOICES
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
+from eupmim_dist.evaluation.baselines import judge_of
 
 CARD_FILE = "README.md"
 SETTINGS = (
@@ -24,8 +25,8 @@ def model_card(checkpoint: Checkpoint, store: InteractionStore, name: str) -> st
     config = checkpoint.config
     sections = [
         _header(config),
-        f"# {config.model.name} on {store.name}",
-        f"A recommender with {config.model.summary()}: an item is as good as its largest dot product with them.",
+        f"# {config.model.label} on {store.name}",
+        f"A recommender with {config.model.summary()}: {config.model.ranks()}.",
         _training(checkpoint, store),
         "## Metrics",
         _valid_metric(checkpoint),
@@ -36,7 +37,7 @@ def model_card(checkpoint: Checkpoint, store: InteractionStore, name: str) -> st
         "## Files",
         _files(checkpoint),
         "## Use",
-        _use(name),
+        _use(name, config),
         f"These commands read the store `{store.name}` where the training found it, `{config.data.dir}`; `--data DIR` "
         "names another place. Fine-tuning needs the settings of the model as they are above, by `--config` or `--set`.",
     ]
@@ -44,7 +45,8 @@ def model_card(checkpoint: Checkpoint, store: InteractionStore, name: str) -> st
 
 
 def _header(config: Config) -> str:
-    tags = "\n".join(f"- {tag}" for tag in ("recommendation", "multi-interest", config.model.name))
+    kinds = ["multi-interest"] if config.model.num_interests > 1 else []
+    tags = "\n".join(f"- {tag}" for tag in ("recommendation", *kinds, config.model.name))
     return f"---\nlibrary_name: eupmim-dist\ntags:\n{tags}\n---"
 
 
@@ -103,13 +105,11 @@ def _files(checkpoint: Checkpoint) -> str:
     )
 
 
-def _use(name: str) -> str:
-    return "\n".join(
-        "    eupmim-dist " + line
-        for line in (
-            f"evaluate {name} --split test --protocol strict",
-            f"recommend {name} --user ID --top-n 10",
-            f"train --init-from {name} --set data.dir=STORE --run-dir runs/tuned",
-            f"export {name} --out vectors",
-        )
-    )
+def _use(name: str, config: Config) -> str:
+    lines = [
+        f"evaluate {name} --split test --protocol {judge_of(config.evaluation.protocol)}",
+        f"recommend {name} --user ID --top-n 10",
+        f"train --init-from {name} --set data.dir=STORE --run-dir runs/tuned",
+        *([f"export {name} --out vectors"] if config.model.exports_vectors else []),
+    ]
+    return "\n".join("    eupmim-dist " + line for line in lines)

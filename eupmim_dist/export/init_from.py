@@ -47,6 +47,11 @@ def take_weights(assembled: Assembled, source: Checkpoint, on_bytes: OnBytes = i
     neither the source nor the store it was trained on tells what its rows stand for.
     """
     world, store = assembled.world, assembled.store
+    if source.config.model.leaky and not assembled.config.model.leaky:
+        raise UserError(
+            f"train.init_from: {source.path} ({source.config.model.label}) was given what is held out, so figures made "
+            "with its weights are those of a leak; start from another model, or say so here too (model.graph=published)"
+        )
     everything = not assembled.config.train.init_only_rows
     rows_of = {name: rows for name, (rows, _) in source.tables.items()}
     taken = {}

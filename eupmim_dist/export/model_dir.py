@@ -47,8 +47,9 @@ def consolidate(
     """Joins the shards of a checkpoint's weights, tables in the order of their ids; returns the weights' bytes.
 
     `out` holds `model.safetensors`, or files of `max_shard_bytes` at most with an index, each tensor whole in one; the
-    manifest `config.json`; the store's tables of raw ids; and a model card. The store is the one trained on, or `data`.
-    Blocks are read and written one after another: less than 1 GB is needed, whatever the size of the tables.
+    manifest `config.json`; the store's tables of raw ids; what else the model needs, such as a tokenizer; and a model
+    card. The store is the one trained on, or `data`. Blocks are read and written one after another: less than 1 GB is
+    needed, whatever the size of the tables.
 
     `on_bytes` hears of the bytes of each block of the checkpoint checked and of the model written.
 
@@ -76,6 +77,10 @@ def consolidate(
             (staging / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
             files[INDEX_FILE] = file_entry(staging / INDEX_FILE)
         files |= copy_id_maps(store, staging)
+        for part in (checkpoint.config.task, checkpoint.config.model):
+            part.bundle(staging)
+        bundled = sorted(file for file in staging.glob("*/*") if file.is_file())
+        files |= {file.relative_to(staging).as_posix(): file_entry(file) for file in bundled}
         (staging / CARD_FILE).write_text(model_card(checkpoint, store, str(out)), encoding="utf-8")
         kept = checkpoint.manifest.model_dump(mode="json", include={"step", "tables", "data", "versions"})
         assert checkpoint.progress is not None, "a model is consolidated already"

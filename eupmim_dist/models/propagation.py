@@ -38,10 +38,14 @@ class PropagationSection(ModelSection):
         return self.num_layers > 0
 
     @property
-    def label(self) -> str:
+    def remark(self) -> str:
         if not self.propagates or self.graph == "clean":
-            return self.name
-        return f"{self.name} ({'leaky graph' if self.graph == 'published' else 'graph of histories'})"
+            return ""
+        return f" ({'leaky graph' if self.leaky else 'graph of histories'})"
+
+    @property
+    def leaky(self) -> bool:
+        return self.propagates and self.graph == "published"
 
     def summary(self) -> str:
         return super().summary() + self.told()
@@ -50,7 +54,7 @@ class PropagationSection(ModelSection):
         """Of a summary, the word on the graph."""
         if not self.propagates:
             return ""
-        leak = " that knows what is held out: its figures are those of a leak" if self.graph == "published" else ""
+        leak = " that knows what is held out: its figures are those of a leak" if self.leaky else ""
         return f", propagated over a graph{leak}"
 
     def propagation(self) -> "Propagation | None":

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from eupmim_dist.data.audience import names_of
-from eupmim_dist.data.heldout import HeldOut, held_out
+from eupmim_dist.data.heldout import HeldOut, Ragged, held_out
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.interest_lists import InterestListScorer
+from eupmim_dist.evaluation.protocols import PROTOCOLS
 from eupmim_dist.evaluation.recommend import ItemLabels
-from eupmim_dist.evaluation.runner import Result, excluded_items, ranking_mode, ranking_of
+from eupmim_dist.evaluation.runner import Result, excluded_items, negatives_and_target, ranking_mode, ranking_of
 from eupmim_dist.evaluation.scorers.interests import InterestsConfig, InterestScorer
 from eupmim_dist.evaluation.topn import NO_ITEM, top_n
 from eupmim_dist.train.state import Assembled
@@ -103,16 +104,22 @@ def examples_of(store: InteractionStore, split: str, users: np.ndarray, labels: 
 
 
 @torch.no_grad()
-def served(trained: Assembled, split: str, users: np.ndarray, num: int, labels: ItemLabels) -> list[Served]:
+def served(
+    trained: Assembled, split: str, users: np.ndarray, protocol: str, num: int, labels: ItemLabels
+) -> list[Served]:
     """The lists of users [n] by a model that is ranked by interests: what `evaluate` judges, and each interest's."""
     with ranking_mode(trained.model):
         store = trained.store
         cuts, ends = store.evaluation_window(users, split)
         chunk = held_out(store, users, cuts, ends, trained.task.to_rank)
         scorer = InterestScorer(InterestsConfig(), ranking_of(trained, split))
-        ranked = _ranked(trained, scorer, chunk, num)[:, 0]
+        among = PROTOCOLS[protocol].candidates == "negatives"
+        candidates = negatives_and_target(chunk, store.num_item_rows) if among else None
+        ranked = _ranked(trained, scorer, chunk, num, candidates)[:, 0]
         _, of_interest = scorer.served(ranked)
-        own = _ranked(trained, InterestListScorer(InterestsConfig(), ranking_of(trained, split)), chunk, PER_INTEREST)
+        own = _ranked(
+            trained, InterestListScorer(InterestsConfig(), ranking_of(trained, split)), chunk, PER_INTEREST, candidates
+        )
         interests = scorer.interests.float().cpu().numpy()
     targets = chunk.targets
     return [
@@ -141,12 +148,14 @@ def served_lists(result: Result, store: InteractionStore, users: np.ndarray, lab
     return found
 
 
-def _ranked(trained: Assembled, scorer: InterestScorer, chunk: HeldOut, num: int) -> torch.Tensor:
+def _ranked(
+    trained: Assembled, scorer: InterestScorer, chunk: HeldOut, num: int, candidates: Ragged | None
+) -> torch.Tensor:
     """Int64 [n, lists, num]."""
     number, exclude_seen = len(chunk), trained.config.evaluation.exclude_seen
     excluded = excluded_items(chunk.seen, number, exclude_seen, exclude_padding=True)
     num = min(num, trained.store.num_item_rows - 1)
-    return top_n(scorer, chunk, excluded, num, number, trained.world)[1].cpu()
+    return top_n(scorer, chunk, excluded, num, number, trained.world, candidates)[1].cpu()
 
 
 def _served(

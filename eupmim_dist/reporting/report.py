@@ -195,7 +195,7 @@ class _Work:
         if trained.model.scorer != "interests":
             self.served.append(served_lists(result, self.store, self.users, self.labels))
             return
-        lists = served(trained, self.split, self.users, self.top_n, self.labels)
+        lists = served(trained, self.split, self.users, self.protocol, self.top_n, self.labels)
         self.served.append(lists)
         found = map_of(run.name, trained, self.popular, self.examples, lists, self.labels)
         self.maps += [] if found is None else [found]

@@ -18,6 +18,8 @@ class AskingTask(Task):
     vocabulary: Vocabulary
     max_answer_tokens: int
     """Tokens at which an answer in free words is cut, its end among them."""
+    explains: bool
+    """Whether its training asks for explanations."""
 
     @property
     @abstractmethod

@@ -44,6 +44,8 @@ class Task(ABC):
 
     least: int
     """A user is trained on who has more items than this."""
+    num_kinds = 1
+    """Of steps, in turn: step 0 to num_kinds - 1 have one each."""
     one_window = False
     """Whether all targets of a sample are items of one sequence, in its order."""
 

@@ -34,7 +34,7 @@ def check_parts(config: Config, store: InteractionStore, model: Model, objective
     )
     _check_state(of_model, model, of_objective, objective)
     with _asking(of_task):
-        batch = task.sample(0).samples(0, NUM_SAMPLES)
+        batch, *_ = [task.sample(step).samples(0, NUM_SAMPLES) for step in range(task.num_kinds)]
         users = store.users("valid")[:NUM_SAMPLES]
         to_rank = task.to_rank(users, store.evaluation_window(users, "valid")[0])
     for name, part in ((of_model, model), (of_objective, objective)):

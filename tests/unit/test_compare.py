@@ -390,9 +390,9 @@ def test_tables_fit_into_80_columns() -> None:
     percent = Figure(23.456, 21.0, 25.0, 0.512)
     others = {"bleu_1": 12.345, "bleu_4": 1.0, "different": 0.5}
     texts = replace(row, figures=dict.fromkeys(ROUGES.values(), percent), others=others)
-    assert in_one_line(percent) == "23.46 ± 0.51 (21.00 to 25.00)"
+    assert in_one_line(percent, 2) == "23.46 ± 0.51 (21.00 to 25.00)"
     for table in (quality([row], in_lines), cost([row]), quality([texts], in_lines), cost([texts])):
         assert Measurement.get(console, console.options, as_table(table)).maximum <= 80
-    assert in_lines(figure) == "0.1235 .100-.200\n±0.0123"
+    assert in_lines(figure, 4) == "0.1235 .100-.200\n±0.0123"
     assert markdown([{"model": "a|b", "p": "1"}]).splitlines()[-1] == "| a\\|b | 1 |"
     assert np.isclose(float(quality([row], in_lines)[0]["p"]), 0.0005)

@@ -1,6 +1,7 @@
 """What a trained ELMRec is used for: lists at any number of ranks, explanations, recommendations; what it refuses."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
+import yaml
 from rouge_score import rouge_scorer
 from torch import Tensor
+from transformers import T5Config
 from transformers.modeling_outputs import BaseModelOutput
 
 from eupmim_dist import compare, fit, load, report
@@ -194,11 +197,13 @@ def test_models_are_compared_by_what_they_write(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, protocol = settings_of(place, ["explanation"]), "elmrec_explanation"
-    two = one | {"train": one["train"] | {"max_steps": 8}}
+    two = one | {"train": one["train"] | {"max_steps": 8}, "model": one["model"] | {"graph": "history"}}
     compared = compare({"one": one, "two": two}, protocol=protocol, seeds=[1, 2], out=tmp_path / "out")
     assert compared.title == f"test split, protocol {protocol}, {2 * len(TEXTS)} explanations"
     for row in compared.rows:
-        results = [evaluate(tmp_path / f"out/{row.model}-seed{seed}", protocols=protocol)[0] for seed in (1, 2)]
+        name = row.model.removesuffix(" (graph of histories)")
+        assert (name == row.model) == (name == "one")
+        results = [evaluate(tmp_path / f"out/{name}-seed{seed}", protocols=protocol)[0] for seed in (1, 2)]
         for name, figure in row.figures.items():
             assert figure.mean == pytest.approx(np.mean([result.metrics[name] for result in results]))
             of_texts = np.mean([result.texts[name] for result in results], axis=0)
@@ -209,14 +214,18 @@ def test_models_are_compared_by_what_they_write(
         assert row.others["bleu_4"] == pytest.approx(np.mean([result.metrics["bleu_4"] for result in results]))
     means = [row.figures["rouge_1"].mean for row in compared.rows]
     assert means == sorted(means, reverse=True)
-    assert "of rouge 1 against the best, over explanations" in compared.notes[1]
+    assert "of rouge 1 against the best, over explanations" in compared.notes[2]
     assert "rouge_1_low" in compared.frame().columns
-    again = tmp_path / "out/one-seed1"
+    again, silent, cut = tmp_path / "out/one-seed1", tmp_path / "silent.yaml", tmp_path / "cut.yaml"
+    silent.write_text(yaml.safe_dump(settings_of(place)))
+    cut.write_text(yaml.safe_dump(one | {"task": one["task"] | {"max_answer_tokens": 5}}))
     assert command_line(f"compare {again} --protocol {protocol} --out {tmp_path / 'more'}") == 0
     assert "rouge l" in capsys.readouterr().out
     for options, told in (
         ("--baseline popularity", "--baseline: is of lists, and"),
         ("--top-n 5", "--top-n: is of lists, and"),
+        (f"{silent}", "silent: --protocol elmrec_explanation: its training asked for no explanations (task.mix)"),
+        (f"{cut} --set train.max_steps=4", "cut for one-seed1 by"),
         (
             f"configs/models/comirec_dr.yaml --set data.dir={place / 'store'} --set evaluation.top_n=[5,10]",
             "writes, and here is ComiRecDR",
@@ -244,6 +253,59 @@ def test_a_page_has_the_lists_that_a_model_wrote_by_its_own_protocol(place: Path
         taken = int(model.store.items[model.store.offsets[user + 1] - 1])
         hits = "".join(f"{'✓ ' * (item == taken)}Item {item} " for item in ranked)
         assert f"run : {ranked.count(taken)} of 10 taken {hits.strip()}" in page
+
+
+def test_a_model_that_is_handed_on_needs_nothing_but_its_directory(place: Path, tmp_path: Path) -> None:
+    """Not the T5 nor the tokenizer that it was made from, which are wherever it was trained."""
+    unigram_tokenizer(tmp_path / "words")
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    T5Config(vocab_size=1000, **sizes).save_pretrained(tmp_path / "sizes")
+    values = settings_of(place, t5=str(tmp_path / "sizes"), pretrained=False)
+    values["task"] |= {"tokenizer": str(tmp_path / "words")}
+    fit(values, tmp_path / "run")
+    assert command_line(f"consolidate {tmp_path}/run --out {tmp_path}/model") == 0
+    expected = evaluate(tmp_path / "run", protocols="elmrec_direct", top_n=5)[0].metrics
+    for there in ("words", "sizes", "run"):
+        shutil.rmtree(tmp_path / there)
+    shutil.move(tmp_path / "model", tmp_path / "handed on")
+    found = evaluate(tmp_path / "handed on", protocols="elmrec_direct", top_n=5)[0].metrics
+    assert found == expected
+    assert command_line(f"verify '{tmp_path}/handed on'") == 0
+    card = (tmp_path / "handed on/README.md").read_text()
+    assert "an item is as good as the probability of its number" in card
+    assert "multi-interest" not in card
+    assert "export" not in card
+    file = tmp_path / "handed on/tokenizer/tokenizer.json"
+    file.write_text(file.read_text().replace("user", "used"))
+    with pytest.raises(UserError, match=r"tokenizer.json: (damaged|missing or cut short)"):
+        evaluate(tmp_path / "handed on", protocols="elmrec_direct", top_n=5)
+
+
+def test_what_was_given_the_answers_says_so_wherever_it_goes(place: Path, tmp_path: Path) -> None:
+    leaky = settings_of(place, graph="published")
+    fit(leaky, tmp_path / "leaky")
+    [row] = compare({"mine": tmp_path / "leaky"}, out=tmp_path / "out").rows
+    assert row.model == "mine (leaky graph)"
+    for options in ({}, {"init_only_rows": True}):
+        honest = settings_of(place)
+        honest["train"] |= {"init_from": str(tmp_path / "leaky"), **options}
+        with pytest.raises(UserError, match=r"elmrec \(leaky graph\)\) was given what is held out"):
+            fit(honest, tmp_path / "honest")
+    leaky["train"] |= {"init_from": str(tmp_path / "leaky")}
+    fit(leaky, tmp_path / "more")
+
+
+def test_prompts_that_are_too_long_to_judge_by_are_told_before_any_step(place: Path, tmp_path: Path) -> None:
+    values = settings_of(place, ["sequential", "direct"])
+    values["task"] |= {"num_negatives": 1, "max_tokens": 30, "history_length": 1}
+    values["evaluation"] |= {"protocol": "elmrec_direct"}
+    with pytest.raises(UserError, match="max_tokens"):
+        fit(values, tmp_path / "run")
+    values["evaluation"] |= {"protocol": "strict"}
+    values["task"] |= {"num_negatives": 20}
+    with pytest.raises(UserError, match="max_tokens"):
+        fit(values, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("total", "world_size"), [(0, 3), (16, 3), (17, 2), (60, 4), (33, 1)])

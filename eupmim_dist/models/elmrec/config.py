@@ -1,11 +1,29 @@
 """Settings of ELMRec."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from eupmim_dist.config.schema import Depth, Probability
+from eupmim_dist.data.prompts.vocabulary import import_transformers, where
+from eupmim_dist.errors import UserError, short
 from eupmim_dist.models.propagation import PropagationSection
+
+T5_DIR = "t5"
+
+
+def sizes_of(name: str) -> Any:
+    """The configuration of transformers in a directory, or that the hub has by that name. Raises UserError without."""
+    try:
+        return import_transformers("model.t5").AutoConfig.from_pretrained(name, **where(name))
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, whatever is in the files
+        raise UserError(
+            f"model.t5: {name}: cannot be loaded ({short(error)}); give a directory with a config.json, or a name that "
+            "the hub has"
+        ) from None
 
 
 class ElmrecConfig(PropagationSection):
@@ -80,3 +98,18 @@ class ElmrecConfig(PropagationSection):
 
     def summary(self) -> str:
         return f"an answer in words, by a T5 of width {self.dim}{self.told()}"
+
+    def bundle(self, directory: Path) -> None:
+        if self.t5 is not None:
+            sizes_of(self.t5).save_pretrained(directory / T5_DIR)
+
+    def bundled(self, directory: Path) -> Self:
+        place = directory / T5_DIR
+        return self.model_copy(update={"t5": str(place), "pretrained": False}) if place.is_dir() else self
+
+    def ranks(self) -> str:
+        return "an item is as good as the probability of its number"
+
+    @property
+    def exports_vectors(self) -> bool:
+        return False

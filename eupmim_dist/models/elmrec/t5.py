@@ -7,7 +7,7 @@ import torch
 from eupmim_dist.data.prompts.vocabulary import import_transformers, where
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.models.elmrec import attention
-from eupmim_dist.models.elmrec.config import ElmrecConfig
+from eupmim_dist.models.elmrec.config import ElmrecConfig, sizes_of
 
 
 def build_t5(config: ElmrecConfig, num_tokens: int) -> Any:
@@ -41,13 +41,7 @@ def _of_sizes(transformers: Any, config: ElmrecConfig, num_tokens: int) -> Any:
 
 
 def _taken(transformers: Any, config: ElmrecConfig, name: str, num_tokens: int) -> Any:
-    try:
-        sizes = transformers.AutoConfig.from_pretrained(name, **where(name))
-    except Exception as error:  # of many kinds, whatever is in the files
-        raise UserError(
-            f"model.t5: {name}: cannot be loaded ({short(error)}); give a directory with a config.json, or a name that "
-            "the hub has"
-        ) from None
+    sizes = sizes_of(name)
     if sizes.model_type != "t5":
         raise UserError(f"model.t5: {name}: is a {sizes.model_type}; give a T5")
     if sizes.decoder_start_token_id is None:

@@ -1,6 +1,7 @@
 """Settings of the task prompts."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -8,6 +9,8 @@ from eupmim_dist.config.schema import TaskSection
 from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD
 from eupmim_dist.data.prompts.templates import PromptKind
 from eupmim_dist.data.prompts.vocabulary import PLAIN, load_vocabulary
+
+TOKENIZER_DIR = "tokenizer"
 
 
 class PromptsConfig(TaskSection):
@@ -32,6 +35,14 @@ class PromptsConfig(TaskSection):
     """Tokens at which an explanation is cut."""
     learn_padding: bool = False
     """Learn to write padding after the end of an answer, as the authors of ELMRec do."""
+
+    def bundle(self, directory: Path) -> None:
+        if self.tokenizer != PLAIN:
+            load_vocabulary(self.tokenizer).tokenizer.save_pretrained(directory / TOKENIZER_DIR)
+
+    def bundled(self, directory: Path) -> Self:
+        place = directory / TOKENIZER_DIR
+        return self.model_copy(update={"tokenizer": str(place)}) if place.is_dir() else self
 
     def num_tokens(self) -> int:
         return len(load_vocabulary(self.tokenizer))

@@ -39,6 +39,8 @@ class Prompts(AskingTask):
         self.config = config
         self.vocabulary = load_vocabulary(config.tokenizer)
         self.max_answer_tokens = config.max_answer_tokens
+        self.explains = "explanation" in config.mix
+        self.num_kinds = len(config.mix)
         if config.learn_padding and self.vocabulary.padding is None:
             raise UserError(
                 f"task.learn_padding: {config.tokenizer} has no token for padding; use another task.tokenizer"
@@ -51,7 +53,7 @@ class Prompts(AskingTask):
         """Of the kinds in the mix. Raises UserError where the store has not what one needs."""
         made: dict[PromptKind, Sampler] = {}
         short = self.config.wordings == "short"
-        if "explanation" in self.config.mix:
+        if self.explains:
             made["explanation"] = Explanation(self, short)
             self.vocabulary.check_words()
         if len(self.training) and "sequential" in self.config.mix:  # raises where there is nobody
