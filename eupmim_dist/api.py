@@ -32,10 +32,11 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.data.categories import read_categories
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.baselines import CUTOFF, cheap_baselines, choose_history, judge_of
+from eupmim_dist.evaluation.baselines import CUTOFF, cheap_baselines, choose_history, judge_of, lists_of
 from eupmim_dist.evaluation.diversity import Variety
-from eupmim_dist.evaluation.explanations import ranked_of, results_of_model
+from eupmim_dist.evaluation.explanations import ranked_of
 from eupmim_dist.evaluation.frames import Results
+from eupmim_dist.evaluation.judging import results_of_model
 from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS, check_names, check_protocols
 from eupmim_dist.evaluation.runner import evaluate_by, ranking_of
 from eupmim_dist.evaluation.scorers.interface import check_baselines, check_room, make_scorer
@@ -145,7 +146,7 @@ def fit(
         if not left:
             names = cheap_baselines(model.store) if rivals is None else rivals
             wanted = model.config.evaluation
-            results.extend(results_of_baselines(names, model, "test", [judge_of(wanted.protocol)], wanted.top_n))
+            results.extend(results_of_baselines(names, model, "test", lists_of(wanted.protocol), wanted.top_n))
         return Fitted(place, progress.step, not left, progress.best_value, progress.best_step, model, results)
 
 
@@ -251,8 +252,7 @@ def evaluate(
         overrides: settings of `evaluation` in place of the model's own, as for `fit`: `["evaluation.more_beams=15"]`.
         data, which, cpu: of a path, as for `load`.
 
-    Returns a list of results (`results[0].metrics["recall@10"]`), the same on all ranks; `.frame()` is a table of them.
-    Raises UserError.
+    Returns a list of results (`results[0].metrics["recall@10"]`), `.frame()` a table, on all ranks. Raises UserError.
     """
     world = init_world(cpu)
     with agreed(world):

@@ -22,8 +22,7 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.data.graph import InteractionGraph
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.protocols import PROTOCOLS, check_protocols
-from eupmim_dist.evaluation.runner import check_cutoffs
+from eupmim_dist.evaluation.judging import check_judged
 from eupmim_dist.evaluation.scorers.interface import ITEM_BLOCK
 from eupmim_dist.models.features import features_of, first_rows, trained_or_not
 from eupmim_dist.models.interface import ITEM_TABLE, DataShape, Model
@@ -143,13 +142,11 @@ def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Mo
     for split in ("valid", "test"):
         if not len(store.users(split)):
             raise UserError(f"{store.path}: split {split} has no users, so training could not be judged")
-    check_protocols([config.evaluation.protocol], store, "evaluation.protocol: ")
-    for key, cutoffs in (("metric", [config.evaluation.cutoff]), ("top_n", config.evaluation.top_n)):
-        check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
     shape = shape_of_data(config, store)
     check_room(config, shape, store, _ranked(store), world, training=True)
     model = make_model(config, shape)
     task = make_task(config, world, store, model)
+    check_judged(config.evaluation, store, model, task)
     objective: Objective = build("objective", config.objective.name, Objective, config.objective, model, task)
     if objective.whole_catalogue and config.tables.memory == "host":
         raise UserError(
@@ -162,7 +159,7 @@ def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Mo
             "step: use device"
         )
     check_parts(config, store, model, objective, task)
-    if PROTOCOLS[config.evaluation.protocol].candidates == "negatives" and isinstance(task, AskingTask):
+    if config.evaluation.protocol == "elmrec_direct" and isinstance(task, AskingTask):
         assert store.negatives is not None, "check_protocols makes sure"
         users = store.users("valid")[:1]
         negatives = torch.from_numpy(store.negatives[users].astype(np.int64))

@@ -24,7 +24,8 @@ from eupmim_dist.data.training_data import popular_items
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.baselines import judge_of
 from eupmim_dist.evaluation.hook import EvaluationHook, cutoffs_of
-from eupmim_dist.evaluation.runner import Result, evaluate_model
+from eupmim_dist.evaluation.judging import judge
+from eupmim_dist.evaluation.runner import Result
 from eupmim_dist.evaluation.scorers.interface import check_room
 from eupmim_dist.export.init_from import INIT_FILE, take_weights
 from eupmim_dist.export.source_settings import compare_settings
@@ -168,7 +169,7 @@ def rehearse(run: Run, start: Start) -> None:
         a_step, measured = seconds_of_a_step(run)
         started = time.perf_counter()
         wanted = config.evaluation
-        result = evaluate_model(run, "valid", wanted.protocol, cutoffs_of(wanted), progress=True, sample=wanted.users)
+        result = judge(run, "valid", wanted.protocol, cutoffs_of(wanted), progress=True, sample=wanted.users)
         evaluation = time.perf_counter() - started
     evaluations = -(-steps // config.evaluation.every)
     users = f"evaluations {evaluations:,}, of {result.users:,} users"
@@ -265,7 +266,7 @@ def evaluate_best(run: Run, run_dir: Path) -> list[Result]:
     checkpoint = open_sound(lambda: resolve(run_dir, "best"), run.world)
     load_model(run, checkpoint)
     wanted = run.config.evaluation
-    result = evaluate_model(run, "test", judge_of(wanted.protocol), wanted.top_n, progress=True)
+    result = judge(run, "test", judge_of(wanted.protocol), wanted.top_n, progress=True)
     if run.world.is_main:
         content = {**result.as_dict(), "step": checkpoint.step}
         write_text(run_dir / "evaluation.json", json.dumps(content, indent=1) + "\n")
@@ -283,10 +284,10 @@ def show_tested(run: Run, run_dir: Path, result: Result, trackers: Trackers = NO
     rows = run.tables.lookup(wanted).rows[0]
     if not main:
         return
-    told, top_n = result.tags(), run.config.evaluation.top_n
-    cutoff = run.config.evaluation.cutoff if run.config.evaluation.cutoff in top_n else top_n[0]
+    told, top_n, cutoff = result.tags(), run.config.evaluation.top_n, run.config.evaluation.cutoff
+    end = "" if cutoff is None else f"@{cutoff if cutoff in top_n else top_n[0]}"
     with Board(run_dir, step) as board:  # few, by a name before others: its table of runs begins with these
-        board.log(step, {f"final/{name}": value for name, value in told.items() if name.endswith(f"@{cutoff}")})
+        board.log(step, {f"final/{name}": value for name, value in told.items() if name.endswith(end)})
     trackers.log(step, told)
     if not rows:
         return

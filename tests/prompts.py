@@ -40,13 +40,14 @@ def unigram_tokenizer(directory: Path, left_out: str = "") -> Path:
 
 
 def with_explanations(directory: Path, texts: Sequence[str], **sizes: Any) -> InteractionStore:
-    """User n wrote texts[n] of his first item and, which is held out from training and for test, of his last two; and
-    of the last one something for training."""
+    """User n wrote texts[n] of his first item and, which is held out from training and for valid and test, of his last
+    two; and of the last one something for training."""
     plain = small_store(directory / "plain", split_rule="leave_one_out", **sizes)
     first, last = plain.items[plain.offsets[:-1]], plain.items[plain.offsets[1:] - 1]
     before = plain.items[plain.offsets[1:] - 2]
     records = [(n, int(first[n]), "feature", text, "train") for n, text in enumerate(texts)]
     records += [(n, int(last[n]), "feature", "held out", "train") for n in range(len(texts))]
     records += [(n, int(item[n]), "", text, "test") for n, text in enumerate(texts) for item in (before, last)]
+    records += [(n, int(item[n]), "", text, "valid") for n, text in enumerate(texts) for item in (before, last)]
     frame = pl.DataFrame(records, schema=SCHEMA, orient="row")
     return small_store(directory / "store", split_rule="leave_one_out", explanations=frame, **sizes)

@@ -15,7 +15,7 @@ from eupmim_dist.bench.gauges import product_flops
 from eupmim_dist.bench.plain import PlainStep
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.batch import Batch
-from eupmim_dist.evaluation.runner import evaluate_model
+from eupmim_dist.evaluation.judging import judge
 from eupmim_dist.objectives.interface import Candidates
 from eupmim_dist.parallel.collectives import barrier
 from eupmim_dist.parallel.prefetch import Prefetcher
@@ -71,8 +71,8 @@ def measure_step(config: Config, world: World, steps: int, repeats: int, *, plai
         beside["the authors' step samples/s"] = config.train.global_batch_size * steps / seconds
         beside["times the authors' step"] = seconds / training
     protocol, cutoffs = config.evaluation.protocol, config.evaluation.top_n
-    num_users = evaluate_model(run, "test", protocol, cutoffs).users  # the first one warms up
-    [evaluation] = _median_seconds([lambda: evaluate_model(run, "test", protocol, cutoffs)], repeats, world)
+    num_users = judge(run, "test", protocol, cutoffs).users  # the first one warms up
+    [evaluation] = _median_seconds([lambda: judge(run, "test", protocol, cutoffs)], repeats, world)
     return {
         "device": device_name(world.device),
         "ranks": world.size,

@@ -18,8 +18,9 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.baselines import choose_history
 from eupmim_dist.evaluation.diversity import Variety
-from eupmim_dist.evaluation.explanations import check_explained, evaluate_explanations
-from eupmim_dist.evaluation.runner import Result, evaluate_by, evaluate_model, ranking_of
+from eupmim_dist.evaluation.explanations import check_explained
+from eupmim_dist.evaluation.judging import judge
+from eupmim_dist.evaluation.runner import Result, evaluate_by, ranking_of
 from eupmim_dist.evaluation.scorers.interface import make_scorer
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
 from eupmim_dist.parallel.world import World
@@ -166,11 +167,8 @@ def _evaluated(model: Assembled, name: str, seed: int | None, effort: Effort, ru
 
 
 def _judged(model: Assembled, rules: Rules) -> Result:
-    if rules.top_n is None:
-        return evaluate_explanations(model, rules.split, progress=True)
-    return evaluate_model(
-        model, rules.split, rules.protocol, [rules.top_n], variety=rules.variety, progress=True, per_user=True
-    )
+    cutoffs = [] if rules.top_n is None else [rules.top_n]
+    return judge(model, rules.split, rules.protocol, cutoffs, variety=rules.variety, progress=True, per_user=True)
 
 
 def of_baseline(name: str, setup: Setup, rules: Rules, say: Say) -> Measured:

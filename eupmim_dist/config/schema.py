@@ -19,7 +19,7 @@ from pydantic import (
 from eupmim_dist.config.registry import find, reason
 from eupmim_dist.errors import UserError
 
-Protocol = Literal["strict", "comirec", "seed", "elmrec_sequential", "elmrec_direct"]
+Protocol = Literal["strict", "comirec", "seed", "elmrec_sequential", "elmrec_direct", "elmrec_explanation"]
 Probability = Annotated[float, Field(ge=0.0, le=0.99)]
 Depth = Annotated[int, Field(ge=1, le=256)]
 """Of what is done one after another, such as layers."""
@@ -246,14 +246,16 @@ class EvaluationConfig(Section):
     every: int = Field(50, ge=1)
     """Steps between two evaluations of the valid split."""
     protocol: Protocol = "strict"
-    """Protocol that early stopping and `best` go by; the test in the end is elmrec_direct if this is, else strict."""
-    metric: str = Field("recall@10", pattern=r"^(recall|hit_rate|precision|ndcg)@[1-9]\d*$")
-    """Metric that early stopping and `best` go by: recall, hit_rate, precision or ndcg at a top-N, as recall@10."""
+    """Protocol that early stopping and `best` go by; the test in the end is elmrec_direct or elmrec_explanation if this
+    is, else strict."""
+    metric: str = Field("recall@10", pattern=r"^((recall|hit_rate|precision|ndcg)@[1-9]\d*|rouge_[12l]|bleu_[14])$")
+    """Metric that early stopping and `best` go by: recall, hit_rate, precision or ndcg at a top-N, as recall@10; of
+    elmrec_explanation rouge_1, rouge_2, rouge_l, bleu_1 or bleu_4."""
     patience: int = Field(20, ge=0)
     """Evaluations without a better value after which training stops; 0 never stops."""
     users: int | None = Field(None, ge=1)
-    """Users of the valid split that are ranked for while training, drawn by the seed, where all would take long; all if
-    not given. The test split is always evaluated whole."""
+    """Users of the valid split that are ranked for while training, or its explanations that are written, drawn by the
+    seed, where all would take long; all if not given. The test split is always evaluated whole."""
     top_n: list[Annotated[int, Field(ge=1)]] = Field([10, 20, 50], min_length=1)
     """Cut-offs of the reported metrics; of a large catalogue, long lists take longer at each evaluation."""
     exclude_seen: bool = True
@@ -265,10 +267,17 @@ class EvaluationConfig(Section):
     choose: Literal["exact", "beams"] = "exact"
     """Of such a model, among candidates: the score of each one, exactly, or the best by beam search."""
 
+    @model_validator(mode="after")
+    def _of_the_protocol(self) -> "EvaluationConfig":
+        if (self.cutoff is None) != (self.protocol == "elmrec_explanation"):
+            others = "recall@10 and the like" if self.cutoff is None else "rouge_1, rouge_2, rouge_l, bleu_1 and bleu_4"
+            raise ValueError(f"metric {self.metric} is none of protocol {self.protocol}, which has {others}")
+        return self
+
     @property
-    def cutoff(self) -> int:
-        """The N of `metric`."""
-        return int(self.metric.partition("@")[2])
+    def cutoff(self) -> int | None:
+        """The N of `metric`; None of one that is of no list."""
+        return int(number) if (number := self.metric.partition("@")[2]) else None
 
 
 class CheckpointConfig(Section):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.evaluation.protocols import PROTOCOLS
+from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS
 from eupmim_dist.evaluation.runner import evaluate_scorer, held_out_users
 from eupmim_dist.evaluation.scorers.interface import Scorer
 from eupmim_dist.train.state import Setup
@@ -36,7 +36,12 @@ def cheap_baselines(store: InteractionStore) -> list[str]:
 def judge_of(protocol: str) -> str:
     """The protocol by which a finished training is tested, and by which it is chosen how much of a history is read,
     where it is judged by another one: among given negatives that one, else all items, whatever is easier."""
-    return protocol if PROTOCOLS[protocol].candidates == "negatives" else "strict"
+    return protocol if protocol == EXPLANATION or PROTOCOLS[protocol].candidates == "negatives" else "strict"
+
+
+def lists_of(protocol: str) -> list[str]:
+    """By which protocol baselines are tested beside a training that this one judged: by none beside what is written."""
+    return [] if protocol == EXPLANATION else [judge_of(protocol)]
 
 
 def choose_history(scorer: Scorer, name: str, setup: Setup, top_n: int, protocol: str = "strict") -> None:

@@ -7,18 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
+from eupmim_dist.data.counter import random_bits, stream_key
 from eupmim_dist.data.heldout import grouped_range
 from eupmim_dist.data.manifest import EXPLANATIONS
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
-from eupmim_dist.evaluation.diversity import Variety
 from eupmim_dist.evaluation.generation.likeness import ROUGES, Likeness, import_measures
 from eupmim_dist.evaluation.generation.text import write_texts
-from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS
-from eupmim_dist.evaluation.runner import Result, evaluate_model, ranking_mode, ranking_of
+from eupmim_dist.evaluation.protocols import EXPLANATION
+from eupmim_dist.evaluation.runner import Result, ranking_mode, ranking_of
 from eupmim_dist.evaluation.scorers.beams import GROUP, check_sound, drafts, writing
 from eupmim_dist.models.interface import Model
 from eupmim_dist.models.writing import Writer
@@ -78,20 +79,10 @@ def check_no_lists(of_lists: Mapping[str, object]) -> None:
         raise UserError(f"--{option}: is of lists, and --protocol {EXPLANATION} ranks nothing; leave it out")
 
 
-def results_of_model(
-    trained: Assembled, split: str, protocols: Sequence[str], cutoffs: Sequence[int] | None, variety: Variety | None
-) -> list[Result]:
-    """A result for each protocol, at its own cut-offs if None; collective."""
-    return [
-        evaluate_explanations(trained, split, progress=True)
-        if name == EXPLANATION
-        else evaluate_model(trained, split, name, cutoffs or PROTOCOLS[name].top_n, variety=variety, progress=True)
-        for name in protocols
-    ]
-
-
-def evaluate_explanations(trained: Assembled, split: str, *, progress: bool = False) -> Result:
-    """Every record of the split exactly once, shared out over the ranks; collective.
+def evaluate_explanations(
+    trained: Assembled, split: str, *, sample: int | None = None, progress: bool = False
+) -> Result:
+    """Every record of the split exactly once, or of `sample`, drawn by the seed, shared out over the ranks; collective.
 
     A reference is cut as training cuts it (AskingTask.max_answer_tokens). Raises UserError as `check_explained`.
     """
@@ -100,6 +91,9 @@ def evaluate_explanations(trained: Assembled, split: str, *, progress: bool = Fa
     explanations = store.explanations()
     assert explanations is not None, "check_explained makes sure"
     records = explanations.filter(split=split).collect()
+    if sample is not None and sample < len(records):
+        drawn = random_bits(stream_key(trained.config.seed, "judged explanations", split), torch.arange(len(records)))
+        records = records[np.sort(drawn.numpy().argsort(kind="stable")[:sample])]
     written: list[tuple[Any, ...]] = []
     size = trained.config.evaluation.batch_size
     name = trained.config.model.label

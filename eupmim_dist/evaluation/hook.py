@@ -2,7 +2,8 @@
 
 from eupmim_dist.config.schema import EvaluationConfig, ModelSection
 from eupmim_dist.evaluation.interest_use import InterestUse
-from eupmim_dist.evaluation.runner import Result, evaluate_model
+from eupmim_dist.evaluation.judging import judge
+from eupmim_dist.evaluation.runner import Result
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.metrics import MetricsWriter
 from eupmim_dist.telemetry.progress import time_of_day
@@ -27,10 +28,10 @@ class EvaluationHook:
     def _evaluate(self, run: Run) -> None:
         config = run.config.evaluation
         with self.throughput.pause() as pause:
-            result = evaluate_model(run, "valid", config.protocol, cutoffs_of(config), sample=config.users)
+            result = judge(run, "valid", config.protocol, cutoffs_of(config), sample=config.users)
         self.writer.log(run.progress.step, _tags(result) | {f"{SECONDS}evaluation": pause.seconds})
         self._look_at(run, result.interests)
-        self._judge(run, result.metrics[config.metric], result.users)
+        self._judge(run, result)
 
     def _look_at(self, run: Run, interests: InterestUse | None) -> None:
         """Warns once where interests do not differ any more; not at the first evaluation, when they may not yet."""
@@ -42,8 +43,9 @@ class EvaluationHook:
                 f"step {run.progress.step}: {model.name}: {interests}: one does the work of all; {_mend(model)}"
             )
 
-    def _judge(self, run: Run, value: float, users: int) -> None:
+    def _judge(self, run: Run, result: Result) -> None:
         progress, config = run.progress, run.config.evaluation
+        value = result.metrics[config.metric]
         if progress.best_value is None or value > progress.best_value:
             progress.best_value, progress.best_step = value, progress.step
             progress.evaluations_since_best = 0
@@ -53,14 +55,14 @@ class EvaluationHook:
         best = "best so far"
         if progress.best_step != progress.step:
             best = f"best {progress.best_value:.4f} at {progress.best_step}"
-        some = f" of {users:,} users" if config.users else ""
+        some = f" of {result.users:,} {result.counted}" if config.users else ""
         told = f"step {progress.step}  valid {config.protocol} {config.metric} {value:.4f}{some}, {best}"
         get_logger(run.world.rank).info(f"{time_of_day()}  {told}")
 
 
 def cutoffs_of(config: EvaluationConfig) -> list[int]:
     """At which the valid split is evaluated."""
-    return sorted({config.cutoff, *config.top_n})
+    return sorted({*([] if config.cutoff is None else [config.cutoff]), *config.top_n})
 
 
 def _mend(model: ModelSection) -> str:

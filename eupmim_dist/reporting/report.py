@@ -15,6 +15,7 @@ from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.data.training_data import popular_items
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.evaluation.baselines import EASE_ITEMS, judge_of, quick_baselines
+from eupmim_dist.evaluation.protocols import EXPLANATION
 from eupmim_dist.evaluation.recommend import ItemLabels, item_labels
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.evaluation.scorers.interface import check_baselines
@@ -120,7 +121,10 @@ def _content(
         chosen = quick_baselines(store)
         if "ease" not in chosen:
             notes.append(f"EASE is left out, as there are more than {EASE_ITEMS:,} items; --baseline ease adds it")
-    protocol, *others = dict.fromkeys(judge_of(run.config.evaluation.protocol) for run in runs)
+    judges = {run.name: judge_of(run.config.evaluation.protocol) for run in runs}
+    for name in [name for name, judge in judges.items() if judge == EXPLANATION]:
+        notes.append(f"{name}: here are its lists; what it writes is judged by `evaluate --protocol {EXPLANATION}`")
+    protocol, *others = dict.fromkeys("strict" if judge == EXPLANATION else judge for judge in judges.values())
     if others:
         notes.append(
             f"these runs are judged by different protocols; all figures here are by {protocol}, as the first's"

@@ -91,6 +91,16 @@ def zero2(values: dict[str, Any]) -> dict[str, Any]:
         return trained(values, more=False)  # DeepSpeed is set up once in a process
 
 
+def in_bf16(values: dict[str, Any]) -> Tensor:
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        world, config = init_world(cpu=True), parse_config(values, source="test")
+        run = assemble_run(config, world, open_store(config.data.dir, world))
+        assert run.dense.accelerator.mixed_precision == "bf16"
+        return losses_of(run, NUM_STEPS)
+
+
 def test_any_number_of_ranks_trains_and_writes_what_one_does(tmp_path: Path) -> None:
     """Batches of five over four ranks, in two micro-batches: some are empty; and so is the last rank's part of users.
 
@@ -116,3 +126,6 @@ def test_any_number_of_ranks_trains_and_writes_what_one_does(tmp_path: Path) -> 
         assert (ties | (items == of_one)).all(), "what differs are near ties"
         for name in one.keys() - {"before", "likeness", "texts", "recommended", "losses", "after", "padding"}:
             assert torch.allclose(joined(ranks, name), joined([one], name), rtol=1e-3, atol=2e-4), (size, name)
+    halved = run_ranks(2, in_bf16, values)[0]
+    assert torch.allclose(halved, one["losses"], rtol=0.02)  # bf16 has 8 bits
+    assert not torch.allclose(halved, one["losses"], rtol=1e-5)

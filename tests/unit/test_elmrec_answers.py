@@ -1,5 +1,6 @@
 """What a trained ELMRec is used for: lists at any number of ranks, explanations, recommendations; what it refuses."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -148,7 +149,7 @@ def test_candidates_may_be_chosen_by_beams(run: Run) -> None:
 
 def test_what_is_not_a_number_ends_an_evaluation(place: Path) -> None:
     """With lists of some order, it would be a figure like any other."""
-    run = run_of(place)
+    run = run_of(place, mix=["sequential", "direct", "explanation"])
     assert isinstance(run.model, Elmrec)
     with torch.no_grad():
         run.model.t5.decoder.final_layer_norm.weight[0] = torch.nan
@@ -253,6 +254,35 @@ def test_a_page_has_the_lists_that_a_model_wrote_by_its_own_protocol(place: Path
         taken = int(model.store.items[model.store.offsets[user + 1] - 1])
         hits = "".join(f"{'✓ ' * (item == taken)}Item {item} " for item in ranked)
         assert f"run : {ranked.count(taken)} of 10 taken {hits.strip()}" in page
+
+
+def test_a_training_is_judged_by_what_is_written_and_tested_by_it(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = settings_of(place, ["explanation"])
+    values["train"] |= {"max_steps": 6}
+    with_sample = {"protocol": "elmrec_explanation", "metric": "rouge_1", "every": 2, "users": 40}
+    values["evaluation"] = with_sample
+    run = fit(values, tmp_path / "run", baselines=None)
+    [result] = run.results
+    assert (result.protocol, result.users) == ("elmrec_explanation", 2 * len(TEXTS))
+    assert f"valid elmrec_explanation rouge_1 {run.best_value:.4f} of 40 explanations" in capsys.readouterr().out
+    judged = evaluate_explanations(run.model, "valid", sample=40)
+    assert judged.metrics["rouge_1"] == pytest.approx(run.best_value)
+    assert set(judged.texts.rows()) <= set(evaluate_explanations(run.model, "valid").texts.rows())
+    written = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert written["explanations"] == result.users
+    report(run, tmp_path / "page.html", baselines=(), users=2)
+    assert "here are its lists" in (tmp_path / "page.html").read_text()
+    for metric, protocol in (("recall@10", "elmrec_explanation"), ("rouge_1", "strict"), ("rouge_3", "strict")):
+        values["evaluation"] = with_sample | {"metric": metric, "protocol": protocol}
+        with pytest.raises(UserError, match=f"metric.*{metric}" if metric != "rouge_3" else "evaluation.metric"):
+            fit(values, tmp_path / "none")
+    values = settings_of(place)
+    values["evaluation"] = with_sample
+    with pytest.raises(UserError, match="asked for no explanations"):
+        fit(values, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_model_that_is_handed_on_needs_nothing_but_its_directory(place: Path, tmp_path: Path) -> None:
