@@ -118,10 +118,12 @@ results-amazon: $(STAMP)
 	  $(COMPARE) $(wildcard configs/amazon/*.yaml) --set data.dir=data/$$name --seeds 1 --baseline $(BASELINES) --out runs/results/$$name || exit 1; \
 	done
 
-# Rows by LightGCN; direct prompts, with ids as the files have them too, over the leaky graph, and without rows (POD); sequential ones.
+# Rows by LightGCN; direct prompts, at last of 100 items (an hour), with ids as the files have them too, over the leaky graph, and without rows (POD); sequential ones.
 ROWS := OMP_NUM_THREADS=1 $(EUPMIM) train --config configs/models/lightgcn.yaml --set model.dim=16 --set train.max_steps=800 --baseline none
 ELMREC := OMP_NUM_THREADS=1 $(EUPMIM) train --config configs/elmrec_amazon.yaml --baseline none
 FROM_ROWS := --set train.init_only_rows=true --set train.init_from=$$out-rows
+HUNDRED := --set task.num_negatives=99 --set train.global_batch_size=64 --set train.learning_rate=0.0015 --set train.max_steps=1600 \
+  --set evaluation.every=400 --set checkpoint.every=100
 POD := --set model.words=places --set model.alpha=1 --set model.position_std=1 --set model.row_dim=null
 SEQUENTIAL := --set task.mix=[sequential] --set task.history_length=10 --set model.rows_in_sequential=true --set train.max_steps=2500 \
   --set evaluation.every=1250 --set evaluation.users=2000 --set evaluation.protocol=elmrec_sequential
@@ -134,7 +136,8 @@ results-elmrec: $(STAMP)
 	  { [ -d data/$$name ] || $(EUPMIM) prepare $(AMAZON)/$$name --format elmrec --out data/$$name; } && \
 	  { [ -d data/$$name-kept ] || $(EUPMIM) prepare $(AMAZON)/$$name --format elmrec --keep-ids --out data/$$name-kept; } && \
 	  $(ROWS) $$data --run-dir $$out-rows && $(ROWS) $$data --set model.graph=published --run-dir $$out-leaky-rows && \
-	  $(call direct,direct,$$data,$(FROM_ROWS)) && $(call direct,kept,$$kept,$(FROM_ROWS)) && $(call direct,pod,$$data $(POD),) && \
+	  $(call direct,direct,$$data,$(FROM_ROWS)) && $(ELMREC) $$data $(HUNDRED) --set train.init_from=$$out-direct --run-dir $$out-direct-of100 && \
+	  $(call direct,kept,$$kept,$(FROM_ROWS)) && $(call direct,pod,$$data $(POD),) && \
 	  $(call direct,leaky,$$data --set model.graph=published,$(FROM_ROWS:-rows=-leaky-rows)) && \
 	  $(ELMREC) $$data $(SEQUENTIAL) $(FROM_ROWS) --run-dir $$out-sequential && \
 	  $(ELMREC) $$kept $(SEQUENTIAL) $(FROM_ROWS) --run-dir $$out-sequential-kept || exit 1; \
