@@ -20,8 +20,8 @@ SETTINGS = (
 """Told beside all of `task`, `model` and `objective`: what results depend on most."""
 
 
-def model_card(checkpoint: Checkpoint, store: InteractionStore, name: str) -> str:
-    """Markdown with a YAML header. `name` is the path of the model in the examples."""
+def model_card(checkpoint: Checkpoint, store: InteractionStore, name: str, others: list[str]) -> str:
+    """Markdown with a YAML header. `name` is the path of the model in the examples, `others` its directories."""
     config = checkpoint.config
     sections = [
         _header(config),
@@ -35,7 +35,7 @@ def model_card(checkpoint: Checkpoint, store: InteractionStore, name: str) -> st
         _settings(config),
         "All of them are in `config.json`.",
         "## Files",
-        _files(checkpoint),
+        _files(checkpoint, others),
         "## Use",
         _use(name, config),
         f"These commands read the store `{store.name}` where the training found it, `{config.data.dir}`; `--data DIR` "
@@ -94,13 +94,14 @@ def _settings(config: Config) -> str:
     return "\n".join(["| setting | value |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in told.items())])
 
 
-def _files(checkpoint: Checkpoint) -> str:
+def _files(checkpoint: Checkpoint, others: list[str]) -> str:
     tables = ", ".join(f"`table.{name}` {rows:,} x {dim}" for name, (rows, dim) in checkpoint.tables.items())
     return "\n".join(
         [
             f"- `model*.safetensors`: {tables}, row i for the id i, and the network, `dense.*`",
             "- `config.json`: every setting, and size and SHA-256 of the other files",
             "- `items.parquet`, `users.parquet`: which raw id an id stands for; item 0 is padding",
+            *(f"- `{name}/`: what transformers makes the {name} of" for name in others),
         ]
     )
 

@@ -81,7 +81,9 @@ def consolidate(
             part.bundle(staging)
         bundled = sorted(file for file in staging.glob("*/*") if file.is_file())
         files |= {file.relative_to(staging).as_posix(): file_entry(file) for file in bundled}
-        (staging / CARD_FILE).write_text(model_card(checkpoint, store, str(out)), encoding="utf-8")
+        (staging / CARD_FILE).write_text(
+            model_card(checkpoint, store, str(out), sorted({file.parent.name for file in bundled})), encoding="utf-8"
+        )
         kept = checkpoint.manifest.model_dump(mode="json", include={"step", "tables", "data", "versions"})
         assert checkpoint.progress is not None, "a model is consolidated already"
         kept |= {"config": checkpoint.config.model_dump(mode="json"), "trained": checkpoint.progress.as_dict()}

@@ -305,6 +305,7 @@ def test_a_model_that_is_handed_on_needs_nothing_but_its_directory(place: Path, 
     assert "an item is as good as the probability of its number" in card
     assert "multi-interest" not in card
     assert "export" not in card
+    assert "- `t5/`: what transformers makes the t5 of\n- `tokenizer/`: " in card
     file = tmp_path / "handed on/tokenizer/tokenizer.json"
     file.write_text(file.read_text().replace("user", "used"))
     with pytest.raises(UserError, match=r"tokenizer.json: (damaged|missing or cut short)"):
