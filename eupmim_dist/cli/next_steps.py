@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from eupmim_dist.data.store import InteractionStore
-from eupmim_dist.evaluation.baselines import quick_baselines
+from eupmim_dist.evaluation.baselines import judge_of, lists_of, quick_baselines
 from eupmim_dist.evaluation.scorers.interface import recommends
 from eupmim_dist.train.state import Assembled
 
@@ -18,8 +18,10 @@ LONGEST_ID = 40
 def next_steps(trained: Assembled, run_dir: Path) -> list[str]:
     """For a shell: evaluate it beside baselines, recommend, write a report, look at the curves."""
     run, ours, items = shlex.quote(str(run_dir)), _program("eupmim-dist"), trained.store.num_item_rows - 1
-    baselines = ",".join(quick_baselines(trained.store))
-    lines = [f"{ours} evaluate {run} --baseline {baselines} --top-n {min(items, 10)}"]
+    protocol = judge_of(trained.config.evaluation.protocol)
+    named = "" if protocol == "strict" else f" --protocol {protocol}"
+    beside = f" --baseline {','.join(quick_baselines(trained.store))} --top-n {min(items, 10)}"
+    lines = [f"{ours} evaluate {run}{named}{beside if lists_of(protocol) else ''}"]
     user = _some_user(trained.store)
     if user is not None and recommends(trained.model.scorer):
         lines.append(

@@ -147,7 +147,12 @@ def _read(file: Path) -> dict[str, Any]:
 def _of_manifest(file: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """The configuration that a checkpoint's or model's manifest holds."""
     try:
-        return migrated(dict(manifest["config"]), int(manifest["format_version"]))
+        values = migrated(dict(manifest["config"]), int(manifest["format_version"]))
+        config = parse_config(values, source=str(file))
+        for kind, part in (("task", config.task), ("model", config.model)):
+            if (own := part.bundled(file.parent)) is not part:
+                values[kind] = own.model_dump(mode="json")
+        return values
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{file}: holds no configuration; give a YAML file, or the config.json of a model") from None
 

@@ -270,8 +270,11 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _of_the_protocol(self) -> "EvaluationConfig":
         if (self.cutoff is None) != (self.protocol == "elmrec_explanation"):
-            others = "recall@10 and the like" if self.cutoff is None else "rouge_1, rouge_2, rouge_l, bleu_1 and bleu_4"
-            raise ValueError(f"metric {self.metric} is none of protocol {self.protocol}, which has {others}")
+            raise ValueError(
+                "metric must be rouge_1, rouge_2, rouge_l, bleu_1 or bleu_4 of elmrec_explanation"
+                if self.cutoff is not None
+                else f"metric {self.metric} is of protocol elmrec_explanation; set that too"
+            )
         return self
 
     @property

@@ -40,11 +40,10 @@ def check_explained(parts: tuple[Model, Task] | None, store: InteractionStore, s
     if not isinstance(model, Writer) or not isinstance(task, AskingTask):
         what = "no model" if model is None else type(model).__name__
         raise UserError(f"--protocol {EXPLANATION}: is of a model that writes, and here is {what}; leave it out")
-    task.vocabulary.check_words()
     if not task.explains:
         raise UserError(
-            f"--protocol {EXPLANATION}: its training asked for no explanations (task.mix), so it has not learnt to "
-            "write any; leave it out"
+            f"--protocol {EXPLANATION}: its training asked for no explanations, so it has not learnt to write any; "
+            "leave it out, or train one with explanation in task.mix"
         )
     import_measures()
     if store.explanations() is None:

@@ -12,7 +12,8 @@ from eupmim_dist.errors import UserError, as_set
 
 
 def source_settings(source: Path, run_dir: Path) -> dict[str, Any]:
-    """Sections for what a configuration does not say: the `model` of a trained one, and its history length.
+    """Sections for what a configuration does not say: the `model` of a trained one, and its history length; of one
+    whose weights are of a vocabulary, all of its `task` and `objective`.
 
     A run that has begun from this source has them itself: the source may be gone since. Raises UserError.
     """
@@ -21,7 +22,10 @@ def source_settings(source: Path, run_dir: Path) -> dict[str, Any]:
         begun = load_config(run_dir / CONFIG_FILE)
         config = begun if begun.train.init_from == source else None
     config = config or resolve(source).config
-    return {"model": config.model.model_dump(mode="json"), "task": {"history_length": config.task.history_length}}
+    found = {"model": config.model.model_dump(mode="json"), "task": {"history_length": config.task.history_length}}
+    if config.task.num_tokens():
+        found |= {name: getattr(config, name).model_dump(mode="json") for name in ("task", "objective")}
+    return found
 
 
 def compare_settings(config: Config, source: Checkpoint) -> list[str]:

@@ -361,7 +361,10 @@ def test_a_run_that_is_gone_on_with_is_the_uninterrupted_one(place: Path, tmp_pa
             r"^objective full_softmax: is fed with UserBatch, and task prompts gives",
         ),
         ({"model": {"name": "sasrec", "dim": 8}}, r"^objective.name: token_cross_entropy is of a model that writes"),
-        ({"model": SETTINGS["model"] | {"t5": "/no/where"}}, r"^model.t5: /no/where: cannot be loaded \("),
+        (
+            {"model": SETTINGS["model"] | {"t5": "/no/where"}},
+            r"^model.t5: /no/where: there is no such directory here, and the hub gives none \(",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_told(place: Path, values: dict[str, Any], message: str) -> None:

@@ -225,7 +225,7 @@ def test_models_are_compared_by_what_they_write(
     for options, told in (
         ("--baseline popularity", "--baseline: is of lists, and"),
         ("--top-n 5", "--top-n: is of lists, and"),
-        (f"{silent}", "silent: --protocol elmrec_explanation: its training asked for no explanations (task.mix)"),
+        (f"{silent}", "silent: --protocol elmrec_explanation: its training asked for no explanations, so"),
         (f"{cut} --set train.max_steps=4", "cut for one-seed1 by"),
         (
             f"configs/models/comirec_dr.yaml --set data.dir={place / 'store'} --set evaluation.top_n=[5,10]",
@@ -274,9 +274,13 @@ def test_a_training_is_judged_by_what_is_written_and_tested_by_it(
     assert written["explanations"] == result.users
     report(run, tmp_path / "page.html", baselines=(), users=2)
     assert "here are its lists" in (tmp_path / "page.html").read_text()
-    for metric, protocol in (("recall@10", "elmrec_explanation"), ("rouge_1", "strict"), ("rouge_3", "strict")):
+    for metric, protocol, told in (
+        ("recall@10", "elmrec_explanation", "metric must be rouge_1, .* of elmrec_explanation"),
+        ("rouge_1", "strict", "metric rouge_1 is of protocol elmrec_explanation; set that too"),
+        ("rouge_3", "strict", "evaluation.metric"),
+    ):
         values["evaluation"] = with_sample | {"metric": metric, "protocol": protocol}
-        with pytest.raises(UserError, match=f"metric.*{metric}" if metric != "rouge_3" else "evaluation.metric"):
+        with pytest.raises(UserError, match=told):
             fit(values, tmp_path / "none")
     values = settings_of(place)
     values["evaluation"] = with_sample
@@ -306,6 +310,13 @@ def test_a_model_that_is_handed_on_needs_nothing_but_its_directory(place: Path, 
     assert "multi-interest" not in card
     assert "export" not in card
     assert "- `t5/`: what transformers makes the t5 of\n- `tokenizer/`: " in card
+    more = {"train.max_steps": 1, "data.dir": str(place / "store"), "train.global_batch_size": 8}
+    limits = {"evaluation.top_n": [5], "evaluation.metric": "recall@5"}
+    own = {"config": tmp_path / "handed on/config.json"}
+    for name, config in (("alone", {}), ("by its own", own)):
+        tuned = fit(**config, run_dir=tmp_path / name, init_from=tmp_path / "handed on", overrides=more | limits)
+        assert (tuned.model.config.task.name, tuned.model.config.objective.name) == ("prompts", "token_cross_entropy")
+        assert tuned.model.config.task.tokenizer == str(tmp_path / "handed on/tokenizer")
     file = tmp_path / "handed on/tokenizer/tokenizer.json"
     file.write_text(file.read_text().replace("user", "used"))
     with pytest.raises(UserError, match=r"tokenizer.json: (damaged|missing or cut short)"):

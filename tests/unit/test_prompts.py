@@ -103,7 +103,10 @@ def test_long_texts_and_tokenizers_that_cannot_write_ids_are_told(tokenizer: str
     digitless = str(unigram_tokenizer(tmp_path / "digitless", left_out="7"))
     with pytest.raises(UserError, match=r"^task.tokenizer: .*digitless: has no token for the digit 7, and ids are"):
         load_vocabulary(digitless)
-    with pytest.raises(UserError, match=r"^task.tokenizer: .*nowhere: cannot be loaded \(.*\); give a directory"):
+    with pytest.raises(
+        UserError,
+        match=r"^task.tokenizer: .*nowhere: there is no such directory here, and the hub gives none \(.*\); give a dir",
+    ):
         load_vocabulary(str(tmp_path / "nowhere"))
 
     class Endless:

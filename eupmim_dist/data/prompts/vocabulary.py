@@ -31,7 +31,10 @@ class Vocabulary:
         if not tokenizer.is_fast:
             raise UserError(f"task.tokenizer: {name}: is no fast tokenizer, which has a tokenizer.json; use one")
         if tokenizer.eos_token_id is None:
-            raise UserError(f"task.tokenizer: {name}: has no token for the end of a text (eos_token); use one that has")
+            raise UserError(
+                f"task.tokenizer: {name}: has no token for the end of a text (eos_token in its tokenizer_config.json); "
+                "use one that has"
+            )
         self.end: int = tokenizer.eos_token_id
         self.padding: int | None = tokenizer.pad_token_id
         self._parts: dict[str, Part] = {}
@@ -106,16 +109,21 @@ def load_vocabulary(name: str) -> Vocabulary:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, use_fast=True, **where(name))
     except Exception as error:  # of many kinds, whatever is in the files
-        raise UserError(
-            f"task.tokenizer: {name}: cannot be loaded ({short(error)}); give a directory with a tokenizer.json, or a "
-            "name that the hub has"
-        ) from None
+        raise unavailable("task.tokenizer", name, error) from None
     return Vocabulary(name, tokenizer)
 
 
 def where(name: str) -> dict[str, bool]:
     """What has transformers look in a directory, if there is one of that name, and nowhere else."""
     return {"local_files_only": Path(name).exists() or Path(name).is_absolute()}
+
+
+def unavailable(key: str, name: str, error: Exception) -> UserError:
+    """Of what the setting `key` names."""
+    mend = "give a directory that `save_pretrained` has written, or a name that the hub has"
+    if Path(name).is_dir():
+        return UserError(f"{key}: {name}: is not what transformers writes ({short(error)}); {mend}")
+    return UserError(f"{key}: {name}: there is no such directory here, and the hub gives none ({short(error)}); {mend}")
 
 
 def import_transformers(key: str) -> Any:

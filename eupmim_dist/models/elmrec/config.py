@@ -6,8 +6,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from eupmim_dist.config.schema import Depth, Probability
-from eupmim_dist.data.prompts.vocabulary import import_transformers, where
-from eupmim_dist.errors import UserError, short
+from eupmim_dist.data.prompts.vocabulary import import_transformers, unavailable, where
+from eupmim_dist.errors import UserError
 from eupmim_dist.models.propagation import PropagationSection
 
 T5_DIR = "t5"
@@ -20,10 +20,7 @@ def sizes_of(name: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # of many kinds, whatever is in the files
-        raise UserError(
-            f"model.t5: {name}: cannot be loaded ({short(error)}); give a directory with a config.json, or a name that "
-            "the hub has"
-        ) from None
+        raise unavailable("model.t5", name, error) from None
 
 
 class ElmrecConfig(PropagationSection):

@@ -19,8 +19,9 @@ class PromptsConfig(TaskSection):
     history_length: int = Field(20, ge=1)
     """L: the last so many items before the target are in a sequential prompt."""
     tokenizer: str = PLAIN
-    """A directory with a tokenizer.json, or a name of the hub such as google-t5/t5-small; plain: numbers and the words
-    of the prompts alone, which suits a T5 of random weights."""
+    """A directory with a tokenizer as transformers saves it (tokenizer.json, tokenizer_config.json), or a name of the
+    hub such as google-t5/t5-small; plain: numbers and the words of the prompts alone, which suits a T5 of random
+    weights."""
     mix: list[PromptKind] = Field(["sequential", "direct"], min_length=1)
     """Kinds of the steps, in turn: sequential (what follows a history), direct (which of a list) or explanation (why an
     item, where the store has explanations). One that is named twice has twice as many steps."""
