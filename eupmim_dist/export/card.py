@@ -39,7 +39,8 @@ def model_card(checkpoint: Checkpoint, store: InteractionStore, name: str, other
         "## Use",
         _use(name, config),
         f"These commands read the store `{store.name}` where the training found it, `{config.data.dir}`; `--data DIR` "
-        "names another place. Fine-tuning takes the settings of the model as they are above; `--config {name}/config.json` takes all.",
+        "names another place. Fine-tuning takes the settings of the model as they are above; "
+        f"`--config {name}/config.json` takes all.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
