@@ -95,16 +95,17 @@ def check_texts_compare(entries: Sequence[Entry], rules: Rules) -> None:
     cut: dict[tuple[str, int], str] = {}
     for entry in entries:
         with named(entry.name):
-            model = without_memory(entry.config, assemble.shape_of_data(entry.config, rules.store))
+            shape = assemble.shape_of_data(entry.config, rules.store)
+            model = without_memory(entry.config, shape) or assemble.make_model(entry.config, shape)
             task = assemble.make_task(entry.config, rules.world, rules.store, model)
-            check_explained(None if model is None else (model, task), rules.store, rules.split)
+            check_explained((model, task), rules.store, rules.split)
             assert isinstance(task, AskingTask), "check_explained makes sure"
-            cut.setdefault((task.vocabulary.name, task.max_answer_tokens), entry.name)
+            by = f"{entry.name} by {task.vocabulary.name} at {task.max_answer_tokens} tokens"
+            cut.setdefault((task.vocabulary.content, task.max_answer_tokens), by)
     if len(cut) > 1:
-        one, other = (f"{name} by {tokenizer} at {most} tokens" for (tokenizer, most), name in list(cut.items())[:2])
         raise UserError(
-            f"task.tokenizer, task.max_answer_tokens: what people wrote is cut for {one}, for {other}; compare models "
-            "for which they are alike"
+            f"task.tokenizer, task.max_answer_tokens: what people wrote is cut for {', for '.join(cut.values())}; "
+            "compare models for which they are alike"
         )
 
 

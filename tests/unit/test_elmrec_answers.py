@@ -220,7 +220,9 @@ def test_models_are_compared_by_what_they_write(
     again, silent, cut = tmp_path / "out/one-seed1", tmp_path / "silent.yaml", tmp_path / "cut.yaml"
     silent.write_text(yaml.safe_dump(settings_of(place)))
     cut.write_text(yaml.safe_dump(one | {"task": one["task"] | {"max_answer_tokens": 5}}))
-    assert command_line(f"compare {again} --protocol {protocol} --out {tmp_path / 'more'}") == 0
+    assert command_line(f"consolidate {again} --out {tmp_path / 'model'}") == 0  # with a tokenizer of its own
+    both = f"{again} {tmp_path / 'model'}"
+    assert command_line(f"compare {both} --protocol {protocol} --out {tmp_path / 'more'}") == 0
     assert "rouge l" in capsys.readouterr().out
     for options, told in (
         ("--baseline popularity", "--baseline: is of lists, and"),

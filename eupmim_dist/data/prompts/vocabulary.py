@@ -55,6 +55,11 @@ class Vocabulary:
         """One more than the largest token."""
         return max(self.tokenizer.get_vocab().values()) + 1
 
+    @property
+    def content(self) -> str:
+        """All that decides how it cuts, wherever it lies."""
+        return str(self.tokenizer.backend_tokenizer.to_str())
+
     def part(self, text: str) -> "Part":
         """The tokens of a text without spaces, without an end."""
         if (part := self._parts.get(text)) is None:
