@@ -118,7 +118,7 @@ results-amazon: $(STAMP)
 	  $(COMPARE) $(wildcard configs/amazon/*.yaml) --set data.dir=data/$$name --seeds 1 --baseline $(BASELINES) --out runs/results/$$name || exit 1; \
 	done
 
-# Rows by LightGCN; direct prompts, at last of 100 items (an hour), with ids as the files have them too, over the leaky graph, and without rows (POD); sequential ones.
+# Rows by LightGCN; direct prompts, at last of 100 items (an hour or two), with ids as the files have them too, over the leaky graph, and without rows (POD); sequential ones.
 ROWS := OMP_NUM_THREADS=1 $(EUPMIM) train --config configs/models/lightgcn.yaml --set model.dim=16 --set train.max_steps=800 --baseline none
 ELMREC := OMP_NUM_THREADS=1 $(EUPMIM) train --config configs/elmrec_amazon.yaml --baseline none
 FROM_ROWS := --set train.init_only_rows=true --set train.init_from=$$out-rows

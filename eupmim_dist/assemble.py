@@ -11,7 +11,6 @@ run        <- all of it, Accelerate and the optimizers
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from eupmim_dist.checkpoint.layout import resolve
@@ -34,7 +33,6 @@ from eupmim_dist.parallel.agreement import agreed, at_work, check_alike
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
-from eupmim_dist.tasks.asking import AskingTask
 from eupmim_dist.tasks.interface import Setting, Task
 from eupmim_dist.telemetry.log import get_logger
 from eupmim_dist.telemetry.progress import in_bytes
@@ -159,11 +157,6 @@ def trainable(config: Config, world: World, store: InteractionStore) -> tuple[Mo
             "step: use device"
         )
     check_parts(config, store, model, objective, task)
-    if config.evaluation.protocol == "elmrec_direct" and isinstance(task, AskingTask):
-        assert store.negatives is not None, "check_protocols makes sure"
-        users = store.users("valid")[:1]
-        negatives = torch.from_numpy(store.negatives[users].astype(np.int64))
-        task.to_choose(users, torch.cat([negatives, negatives[:, :1]], 1))  # the last one in place of the target
     return model, task, objective
 
 

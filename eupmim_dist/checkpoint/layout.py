@@ -165,8 +165,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         config = parse_config(migrated(manifest.config, manifest.format_version), source=str(file))
         if file.name == MODEL_MANIFEST:
-            parts = {"task": config.task.bundled(path), "model": config.model.bundled(path)}
-            config = config.model_copy(update=parts)
+            config = config.bundled(path)
     except UserError as error:  # perhaps for want of another package, or of that version of it
         mine = ("eupmim-dist", "torch")
         others = {name: v for name, v in manifest.versions.items() if name not in mine and _version(name) != v}

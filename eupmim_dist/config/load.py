@@ -148,11 +148,8 @@ def _of_manifest(file: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """The configuration that a checkpoint's or model's manifest holds."""
     try:
         values = migrated(dict(manifest["config"]), int(manifest["format_version"]))
-        config = parse_config(values, source=str(file))
-        for kind, part in (("task", config.task), ("model", config.model)):
-            if (own := part.bundled(file.parent)) is not part:
-                values[kind] = own.model_dump(mode="json")
-        return values
+        config = parse_config(values, source=str(file)).bundled(file.parent)
+        return values | {kind: getattr(config, kind).model_dump(mode="json") for kind in CHOICES}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{file}: holds no configuration; give a YAML file, or the config.json of a model") from None
 

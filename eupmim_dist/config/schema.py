@@ -42,18 +42,22 @@ class Section(BaseModel):
             raise ValueError(f"no number here is larger than {LARGEST:,}")
         return value
 
+    def bundle(self, directory: Path) -> None:
+        """Writes what it names elsewhere, and a model cannot do without, into directories in that of the model."""
+        for _, part in self:
+            if isinstance(part, Section):
+                part.bundle(directory)
+
+    def bundled(self, directory: Path) -> Self:
+        """The same of what `bundle` has written into a model's directory, where it has."""
+        own = {name: part.bundled(directory) for name, part in self if isinstance(part, Section)}
+        return self.model_copy(update=own)
+
 
 class Choice(Section):
     """A section whose `name` picks an implementation (config/registry.py), which has keys of its own."""
 
     name: str
-
-    def bundle(self, directory: Path) -> None:
-        """Writes what it names elsewhere, and a model cannot do without, into a directory in that of the model."""
-
-    def bundled(self, directory: Path) -> Self:
-        """The same of what `bundle` has written into a model's directory, where it has."""
-        return self
 
 
 class DataConfig(Section):

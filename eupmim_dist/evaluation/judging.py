@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
+
 from eupmim_dist.config.schema import EvaluationConfig
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.diversity import Variety
@@ -10,6 +13,7 @@ from eupmim_dist.evaluation.explanations import check_explained, evaluate_explan
 from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS, check_protocols
 from eupmim_dist.evaluation.runner import Result, check_cutoffs, evaluate_model
 from eupmim_dist.models.interface import Model
+from eupmim_dist.tasks.asking import AskingTask
 from eupmim_dist.tasks.interface import Task
 from eupmim_dist.train.state import Assembled
 
@@ -43,6 +47,11 @@ def check_judged(config: EvaluationConfig, store: InteractionStore, model: Model
     assert config.cutoff is not None, "EvaluationConfig makes sure"
     for key, cutoffs in (("metric", [config.cutoff]), ("top_n", config.top_n)):
         check_cutoffs(cutoffs, store.num_item_rows, f"evaluation.{key}: ")
+    if PROTOCOLS[config.protocol].candidates == "negatives" and isinstance(task, AskingTask):
+        assert store.negatives is not None, "check_protocols makes sure"
+        users = store.users("valid")[:1]
+        negatives = torch.from_numpy(store.negatives[users].astype(np.int64))
+        task.to_choose(users, torch.cat([negatives, negatives[:, :1]], 1))  # the last one in place of the target
 
 
 def results_of_model(

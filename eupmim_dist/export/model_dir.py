@@ -77,8 +77,7 @@ def consolidate(
             (staging / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
             files[INDEX_FILE] = file_entry(staging / INDEX_FILE)
         files |= copy_id_maps(store, staging)
-        for part in (checkpoint.config.task, checkpoint.config.model):
-            part.bundle(staging)
+        checkpoint.config.bundle(staging)
         bundled = sorted(file for file in staging.glob("*/*") if file.is_file())
         files |= {file.relative_to(staging).as_posix(): file_entry(file) for file in bundled}
         (staging / CARD_FILE).write_text(

@@ -243,19 +243,23 @@ def test_a_page_has_the_lists_that_a_model_wrote_by_its_own_protocol(place: Path
     values = settings_of(place)
     values["evaluation"] |= {"protocol": "elmrec_direct"}
     fit(values, tmp_path / "run")
-    report(tmp_path / "run", tmp_path / "page.html", users=2, baselines="popularity")
+    graph = {"data": values["data"], "model": {"name": "lightgcn", "dim": 8}, "train": {"max_steps": 2}}
+    fit(graph | {"evaluation": {"metric": "recall@5", "top_n": [5], "every": 2}}, tmp_path / "graph")
+    report([tmp_path / "run", tmp_path / "graph"], tmp_path / "page.html", users=2, baselines="popularity")
     page = " ".join(re.sub("<[^>]*>", " ", (tmp_path / "page.html").read_text()).split())
     assert "protocol elmrec_direct, N = 10" in page
     for result in evaluate(tmp_path / "run", protocols="elmrec_direct", top_n=10, baselines="popularity"):
         assert f"{result.metrics['recall@10']:.4f}" in page
-    model = load(tmp_path / "run")
-    judged = evaluate_model(model, "test", "elmrec_direct", [10], per_user=True).per_user
-    assert judged is not None
-    for user in chosen_users(model.store, "test", 2).tolist():
-        ranked = judged.ranked[judged.users.tolist().index(user), 0].tolist()
-        taken = int(model.store.items[model.store.offsets[user + 1] - 1])
-        hits = "".join(f"{'✓ ' * (item == taken)}Item {item} " for item in ranked)
-        assert f"run : {ranked.count(taken)} of 10 taken {hits.strip()}" in page
+    assert "these runs are judged by different protocols; all figures here are by elmrec_direct" in page
+    for name in ("run", "graph"):  # one that writes its lists, and one that is ranked by a vector
+        model = load(tmp_path / name)
+        judged = evaluate_model(model, "test", "elmrec_direct", [10], per_user=True).per_user
+        assert judged is not None
+        for user in chosen_users(model.store, "test", 2).tolist():
+            ranked = judged.ranked[judged.users.tolist().index(user), 0].tolist()
+            taken = int(model.store.items[model.store.offsets[user + 1] - 1])
+            hits = "".join(f"{'✓ ' * (item == taken)}Item {item} " for item in ranked)
+            assert f"{name} : {ranked.count(taken)} of 10 taken {hits.strip()}" in page
 
 
 def test_a_training_is_judged_by_what_is_written_and_tested_by_it(
