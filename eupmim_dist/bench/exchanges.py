@@ -16,7 +16,7 @@ from eupmim_dist.bench.gauges import now
 from eupmim_dist.bench.ids import IdKind, random_ids
 from eupmim_dist.bench.mirror import Mirror, mirrored_tables
 from eupmim_dist.bench.rivals import LEARNING_RATE, NAME, Shape
-from eupmim_dist.bench.scaling import SEED, Cluster, Way, Work, count, distinct_keys, step_seconds
+from eupmim_dist.bench.scaling import KINDS, SEED, Cluster, Way, Work, count, distinct_keys, step_seconds
 from eupmim_dist.bench.tables import WARM_UP, Ours
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
@@ -30,36 +30,36 @@ from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 
-ROUNDS = 3
-PROBES = 40
+ROUNDS = 4
 PROBED_ROWS = 10_000
-PROBED_BYTES = 4 << 20
-"""That a rank sends each of some others to see how fast it goes."""
+NOTHING, PROBED_BYTES = 4, 1 << 20
+"""That a rank sends each of some others to see how long they wait for each other, and how fast it goes."""
 
 
 def measure_exchanges(
     shape: Shape, kind: IdKind, config: TablesConfig, steps: int, cluster: Cluster, world: World
 ) -> dict[str, Any]:
-    """Each exchange's step, measured and as predicted from what each rank takes without the others, beside them, and
-    from how fast these links are found to be; `cluster` has the seconds of a message. Collective, the same on every
-    rank.
+    """Each exchange's step, measured and as predicted from what each rank takes without the others, at the same time,
+    and from how fast these links are found to be. Collective, the same on every rank.
 
     Times are medians over the steps, which are taken in turns with those without a link. Bytes are those of a node and
     step that go to other nodes: of what is exchanged, and all that its interface counts.
     """
-    cluster = _with_links(cluster, world)
+    log = get_logger(world.rank)
+    spec, ids = TableSpec(NAME, shape.rows, shape.dim), _ids(shape, kind, world, range(WARM_UP + steps))
+    log.info(f"the links: {3 * ROUNDS} times {WARM_UP + steps} steps")
+    cluster = _with_links(cluster, _ours(mirrored_tables(spec, SEED, world, config), config, shape), ids)
     found: dict[str, Any] = {}
     for way in get_args(ExchangeKind):
-        get_logger(world.rank).info(f"{way}: {ROUNDS} times {WARM_UP + steps} steps, and as many without the others")
+        log.info(f"{way}: {ROUNDS} times {WARM_UP + steps} steps, and twice as many without the others")
         of_way = config.model_copy(update={"exchange": way})
-        spec = TableSpec(NAME, shape.rows, shape.dim)
         ours = _ours(ShardedTables([spec], SEED, world, of_way), of_way, shape)
         alone = _ours(mirrored_tables(spec, SEED, world, of_way), of_way, shape)
-        ids = _ids(shape, kind, world, range(WARM_UP + steps))
-        timed, taken, counted = [], [], 0
+        timed, met, taken, counted = [], [], [], 0
         for _ in range(ROUNDS):
             barrier(world)
             timed.append(_timed(alone, ids))
+            met.append(_timed(alone, ids, [NOTHING] * world.size))
             for _ in ours.steps(ids[:WARM_UP]):
                 pass
             ours.tables.traffic.clear()
@@ -71,53 +71,40 @@ def measure_exchanges(
             barrier(world)
             counted += _sent_by_interface() - before
         between = sum(cost.between_nodes for cost in ours.tables.traffic.values())
-        ranks = everywhere((taken, between, counted if world.local_rank == 0 else 0), world)
+        ranks = everywhere((np.median(taken), between, counted if world.local_rank == 0 else 0), world)
         seconds, of_ranks, of_interfaces = zip(*ranks, strict=True)
         sent = count(way, shape, kind, cluster, range(WARM_UP, WARM_UP + steps), row_bytes_of(config))
         work = _work(everywhere((np.concatenate(timed), _updated(alone, ids)), world))
-        interface = sum(of_interfaces) / cluster.nodes / steps / ROUNDS if cluster.nodes > 1 else 0.0
+        waited = max(0.0, _slowest(met, world) - work.seconds)
         found[way] = {
-            "ms/step": 1000 * statistics.median(np.mean(seconds, axis=0).tolist()),
-            "predicted ms/step": 1000 * step_seconds(sent, work, shape, kind, cluster),
+            "ms/step": 1000 * statistics.mean(seconds),
+            "predicted ms/step": 1000 * (waited + step_seconds(sent, work, shape, kind, cluster)),
+            "waits ms/step": 1000 * waited,
             "predicted link bytes": sent.between,
             "link bytes": sum(of_ranks) / cluster.nodes / steps,
-            "interface link bytes": interface,
+            "interface link bytes": sum(of_interfaces) / cluster.nodes / steps / ROUNDS if cluster.nodes > 1 else 0.0,
         }
         del ours, alone
     return {"cluster": asdict(cluster), "ways": found}
 
 
-def _with_links(cluster: Cluster, world: World) -> Cluster:
-    """What exchanges over these ranks' links take, by themselves: of next to nothing, within nodes, between nodes."""
-    exchange = Exchange(world, Traffic(), open_connections("tables"))
-    node = world.rank // cluster.local
-
-    def seconds(size: int, *, near: bool | None) -> float:
-        """Of `size` bytes to each other rank, or to those of the same node or not; of the slowest rank, the mean."""
-        peers = [near is None or (peer // cluster.local == node) == near for peer in range(world.size)]
-        numbers = [size // 4 * to for to in peers]
-        send, receive = ([torch.zeros(number, device=world.device) for number in numbers] for _ in range(2))
-        taken = []
-        for _ in range(WARM_UP + PROBES):
-            barrier(world)
-            started = now(world.device)
-            with exchange.receiving("rows", [receive]) as go:
-                go([send])
-            taken.append(now(world.device) - started)
-        return max(everywhere(statistics.mean(taken[WARM_UP:]), world))
-
-    def speed(num_bytes: int, *, near: bool) -> float:
-        """Beyond what as many messages of next to nothing take."""
-        whole = seconds(PROBED_BYTES, near=near)
-        return num_bytes / max(whole / 2, whole - seconds(4, near=near))  # on a machine at work 4 bytes may take longer
-
-    latency = max(0.0, seconds(4, near=None) - (world.size - 1) * cluster.message)
-    found = replace(cluster, latency=latency)
-    mates, far = cluster.local - 1, world.size - cluster.local
-    if mates:
-        found = replace(found, within=speed(mates * PROBED_BYTES, near=True))
-    if far:
-        found = replace(found, link=speed(cluster.local * far * PROBED_BYTES, near=False))
+def _with_links(cluster: Cluster, alone: Ours, ids: Sequence[Tensor]) -> Cluster:
+    """How fast data go within nodes and between them, beyond messages of next to nothing, beside the work of a step."""
+    world = alone.tables.world
+    nodes = np.arange(world.size) // cluster.local
+    mates, far = nodes == nodes[world.rank], nodes != nodes[world.rank]
+    kinds = [np.zeros(world.size, dtype=bool), mates, far]
+    met: list[list[np.ndarray]] = [[] for _ in kinds]
+    for _ in range(ROUNDS):
+        for of_kind, peers in zip(met, kinds, strict=True):
+            of_kind.append(_timed(alone, ids, np.where(peers, PROBED_BYTES, NOTHING).tolist()))
+    nothing, near, between = (_slowest(of_kind, world) for of_kind in met)
+    found = replace(cluster, latency=0.0, message=0.0)  # they are in what steps with exchanges of nothing take
+    others, strangers = cluster.local - 1, world.size - cluster.local
+    if others and near > nothing:
+        found = replace(found, within=others * KINDS * PROBED_BYTES / (near - nothing))
+    if strangers and between > nothing:
+        found = replace(found, link=cluster.local * strangers * KINDS * PROBED_BYTES / (between - nothing))
     return found
 
 
@@ -155,17 +142,29 @@ def predict(
     return lines
 
 
-def _timed(alone: Ours, ids: Sequence[Tensor]) -> np.ndarray:
-    """Of the steps after the first ones: seconds, and of these to move rows, float64 [steps, 2]."""
-    exchange, device = alone.tables.exchange, alone.tables.world.device
-    assert isinstance(exchange, Mirror)
+def _timed(alone: Ours, ids: Sequence[Tensor], beside: Sequence[int] | None = None) -> np.ndarray:
+    """Of the steps after the first ones: seconds, and of these to move rows, float64 [steps, 2].
+
+    With so many bytes for each rank, which is there, in each exchange `beside`; then collective.
+    """
+    world, mirror = alone.tables.world, alone.tables.exchange
+    assert isinstance(mirror, Mirror)
+    if beside is not None:
+        barrier(world)
+        mirror.beside = Exchange(world, Traffic(), open_connections("tables")), beside
     found = []
-    last, copied = now(device), exchange.seconds
+    last, copied = now(world.device), mirror.seconds
     for _ in alone.steps(ids):
-        moment = now(device)
-        found.append((moment - last - (exchange.seconds - copied), alone.watch.seconds()["update"]))
-        last, copied = moment, exchange.seconds
+        moment = now(world.device)
+        found.append((moment - last - (mirror.seconds - copied), alone.watch.seconds()["update"]))
+        last, copied = moment, mirror.seconds
+    mirror.beside = None
     return np.array(found[WARM_UP:])
+
+
+def _slowest(timed: Sequence[np.ndarray], world: World) -> float:
+    """Seconds of a step of the slowest rank, a median of what was `_timed`; collective."""
+    return max(everywhere(float(np.median(np.concatenate(timed)[:, 0])), world))
 
 
 def _updated(alone: Ours, ids: Sequence[Tensor]) -> float:
@@ -175,10 +174,9 @@ def _updated(alone: Ours, ids: Sequence[Tensor]) -> float:
 
 
 def _work(of_ranks: Sequence[tuple[np.ndarray, float]]) -> Work:
-    """Of what was timed on each rank and the rows that it moves: medians over the steps, of the slowest in each, for
-    whom the others wait."""
+    """Of what was timed on each rank and the rows that it moves: medians over the steps, of the slowest."""
     timed, updated = zip(*of_ranks, strict=True)
-    seconds, update = np.median(np.max(timed, axis=0), axis=0).tolist()
+    seconds, update = np.max([np.median(of_rank, axis=0) for of_rank in timed], axis=0).tolist()
     return Work(seconds, update, float(np.mean(updated)))
 
 

@@ -12,6 +12,8 @@ it, and in addition
     exchanges * latency + messages * seconds of one + bytes within nodes / speed of a rank
     + bytes between nodes / speed of a node's link
 
+the first two of which are measured together where there are W ranks (exchanges.py).
+
 N nodes of M ranks, n ids a step and rank, D the table's width.
 """
 

@@ -11,7 +11,7 @@ from eupmim_dist.errors import UserError, shown
 if TYPE_CHECKING:
     from rich.table import Table
 
-LINK, WITHIN, LATENCY = 10.0, 40.0, 50.0
+LINK, WITHIN, LATENCY, MESSAGE = 10.0, 40.0, 50.0, 10.0
 """Gbit/s between and within nodes, and microseconds, where nothing else is said."""
 
 
@@ -27,7 +27,7 @@ def scaling(
     link: Annotated[float, typer.Option(min=1e-3, help="Gbit/s of a node's link, each way.")] = LINK,
     within: Annotated[float, typer.Option(min=1e-3, help="Gbit/s that a rank sends to its node.")] = WITHIN,
     latency: Annotated[float, typer.Option(min=0, help="Microseconds of an exchange of nothing.")] = LATENCY,
-    message: Annotated[float, typer.Option(min=0, help="Microseconds to send and receive a message.")] = 10.0,
+    message: Annotated[float, typer.Option(min=0, help="Microseconds to send and receive a message.")] = MESSAGE,
     rows: Rows = 2_000_000,
     dim: Width = 64,
     samples: Samples = 2048,
@@ -41,11 +41,12 @@ def scaling(
 ) -> None:
     """Measure and predict steps of a sharded table under each `tables.exchange`: time, and bytes on the links.
 
-    On several ranks each exchange is measured and compared with its prediction: nodes are those of the launch, and how
-    fast their links are is measured too; --link, --within and --latency are for --simulate. A
-    prediction draws ids as the benchmark does and counts what crosses; and one rank does the work of a rank of so many,
-    for peers that want of it what it wants of them. `head` is no setting: it is what rows that
-    nearly every rank asks for would cost, were they held by all.
+    On several ranks each exchange is measured and compared with its prediction: nodes are those of the launch, how
+    fast their links are is measured too, and how long ranks wait for each other where they send next to nothing;
+    --link, --within, --latency and --message are for --simulate. A prediction draws ids as the benchmark does and
+    counts what crosses; and one rank does the work of a rank of so many, for peers that want of it what it wants of
+    them. It is for ranks that have a processor each. `head` is no setting: it is what rows that nearly every rank asks
+    for would cost, were they held by all.
 
     **Examples**
 
@@ -68,8 +69,8 @@ def scaling(
     shape = Shape(rows, dim, samples, ids_per_sample)
     joined = {"link": link * 1e9 / 8, "within": within * 1e9 / 8, "latency": latency / 1e6, "message": message / 1e6}
     world = init_world()
-    if not simulate and (link, within, latency) != (LINK, WITHIN, LATENCY):
-        raise UserError("--link, --within, --latency: are for --simulate; without it they are measured")
+    if not simulate and (link, within, latency, message) != (LINK, WITHIN, LATENCY, MESSAGE):
+        raise UserError("--link, --within, --latency, --message: are for --simulate; without it they are measured")
     if not simulate and world.size == 1:
         raise UserError("bench scaling: one rank exchanges nothing; launch several, or predict them with --simulate")
     found: dict[str, Any] = {}
@@ -107,14 +108,14 @@ def _print(found: dict[str, Any], title: str) -> None:
     if measured := found.get("measured"):
         cluster = measured["cluster"]
         nodes = f"{cluster['ranks']} ranks, {cluster['local']} a node"
-        times = _table("", "ms/step", "predicted", "error")
+        times = _table("", "ms/step", "predicted", "error", "of it waits")
         sizes = _table("", "link kB/step", "predicted", "error", "interface kB/step", "error")
         for way, one in measured["ways"].items():
             size, told, predicted = (one[f"{of}link bytes"] / 1e3 for of in ("", "interface ", "predicted "))
-            times.add_row(way, *_compared(one["ms/step"], one["predicted ms/step"]))
+            waits = f"{one['waits ms/step']:,.1f}"
+            times.add_row(way, *_compared(one["ms/step"], one["predicted ms/step"]), waits)
             sizes.add_row(way, *_compared(size, predicted), *_compared(told, predicted)[::2])
-        speeds = [f"{1e6 * cluster['latency']:,.0f} us for an exchange of nothing"]
-        speeds += [f"{8 * cluster['within'] / 1e9:,.1f} Gbit/s of a rank within a node"] if cluster["local"] > 1 else []
+        speeds = [f"{8 * cluster['within'] / 1e9:,.1f} Gbit/s of a rank within a node"] if cluster["local"] > 1 else []
         speeds += (
             [f"{8 * cluster['link'] / 1e9:,.1f} Gbit/s of a node's link"] if cluster["ranks"] > cluster["local"] else []
         )

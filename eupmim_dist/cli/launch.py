@@ -10,7 +10,7 @@ import typer
 
 from eupmim_dist.cli.attempts import run_attempts
 from eupmim_dist.errors import UserError, short
-from eupmim_dist.parallel import descriptors
+from eupmim_dist.parallel import descriptors, processors
 
 MODULE = "eupmim_dist"
 
@@ -149,7 +149,7 @@ def _plan(
     env = {"EUPMIM_WORLD_SIZE": str(total)}
     if cpu:
         env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(processors.available())
     preset = os.environ.get("OMP_NUM_THREADS") if threads is None else None
     env["OMP_NUM_THREADS"] = preset or str(_at_least_1("--threads", threads, max(1, cores // nproc)))
     if preset is None and threads is None:

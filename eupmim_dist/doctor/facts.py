@@ -18,6 +18,7 @@ from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError, mistake_of
 from eupmim_dist.hashing import sha256_of_json
+from eupmim_dist.parallel import processors
 from eupmim_dist.parallel.memory import available_bytes
 from eupmim_dist.parallel.merge import lack_of_triton
 from eupmim_dist.parallel.network import versions_here
@@ -96,7 +97,7 @@ def facts_of(world: World, settings: dict[str, str], config: Config | None) -> F
         versions=_versions(),
         kind=world.device.type,
         device=device_name(world.device),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=processors.of_node(world.local_size),
         unseen_gpu=_sees_no_gpu(),
         settings=settings,
         open_files=_limit("RLIMIT_NOFILE"),

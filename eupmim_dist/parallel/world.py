@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from eupmim_dist.errors import UserError
-from eupmim_dist.parallel import heartbeat, network
+from eupmim_dist.parallel import heartbeat, network, processors
 
 COLLECTIVES_RECORDED = 1000
 """The last ones, of which torch's flight recorder tells after a failure (parallel/heartbeat.py)."""
@@ -86,6 +86,8 @@ def init_world(cpu: bool = False) -> World:
     if not cpu:
         torch.cuda.set_device(device)
         _keep_float32_exact()
+    else:
+        processors.keep_to_share(local_rank, local_size)
     world = World(rank, size, local_rank, local_size, device)
     timeout = timedelta(seconds=collective_timeout())
     if launched and not dist.is_initialized():

@@ -15,6 +15,7 @@ import torch
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import agreed, decided_by_main
+from eupmim_dist.parallel.processors import of_each_rank
 from eupmim_dist.parallel.world import World
 from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.state import Run
@@ -59,7 +60,7 @@ def settle_threads(run: Run, before: int | None = None) -> str | None:
                 f"train.threads: {settings.threads}, and this machine has {cpus} CPUs; give {cpus} or fewer"
             )
     if settings.threads is None and world.device.type == "cpu":
-        most, asked, cores = decided_by_main(world, lambda: (_most(world), _is_asked(), _cores(world)))
+        most, asked, cores = decided_by_main(world, lambda: (_most(world), _is_asked(), of_each_rank(world.local_size)))
         if before is not None and before <= max(cores, most):
             settings.threads = before
             line = f"threads {before}, with which its checkpoint was trained" if before != most else None
@@ -72,12 +73,6 @@ def settle_threads(run: Run, before: int | None = None) -> str | None:
     return line
 
 
-def _cores(world: World) -> int:
-    """Of each rank of this node."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // world.local_size)
-
-
 def _is_asked() -> bool:
     return bool(os.environ.get("OMP_NUM_THREADS")) and not os.environ.get(CHOOSE_VARIABLE)
 
@@ -85,7 +80,7 @@ def _is_asked() -> bool:
 def _most(world: World) -> int:
     """What torch would use, which goes by OMP_NUM_THREADS or by who has set it in Python."""
     threads = torch.get_num_threads()
-    return threads if _is_asked() else min(threads, _cores(world))
+    return threads if _is_asked() else min(threads, of_each_rank(world.local_size))
 
 
 def _fastest(run: Run, most: int) -> tuple[int, str]:

@@ -14,6 +14,7 @@ import torch
 
 from eupmim_dist.config.schema import Config
 from eupmim_dist.errors import UserError
+from eupmim_dist.parallel import processors
 
 COMMAND = [sys.executable, "-m", "eupmim_dist.tuning.trial"]
 Keep = Callable[[int, float], bool]
@@ -108,7 +109,7 @@ def _environment(number: int, num_jobs: int, devices: list[str]) -> dict[str, st
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     elif num_jobs > 1:  # or each would take all cores
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(processors.available())
         env.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_jobs)))
     return env
 

@@ -32,7 +32,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cores]:
     monkeypatch.delenv(CHOOSE_VARIABLE, raising=False)
 
     def give(number: int) -> None:
-        monkeypatch.setattr(threads, "_cores", lambda world: number)
+        monkeypatch.setattr(threads, "of_each_rank", lambda local_size: number)
         monkeypatch.setattr(threads.os, "cpu_count", lambda: number)
         torch.set_num_threads(number)
 
