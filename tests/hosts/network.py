@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -72,6 +72,12 @@ class Host:
             self.run("ip", "link", "set", interface, "up")
         switch.run("ip", "link", "set", self._port, "master", "switch")
 
+    def join(self, number: int) -> None:
+        """Addresses for an eth0 that is there, the end of a slow cable."""
+        self.address = f"10.77.0.{number}"
+        self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
+        self.run("ip", "link", "set", "eth0", "mtu", 65_000, "up")
+
     def cut(self) -> None:
         """Pulls the cable out."""
         self._switch.run("ip", "link", "set", self._port, "down")
@@ -111,6 +117,26 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         for host in [*self.hosts, self._switch]:
+            host.off()
+
+
+@contextmanager
+def slow_network(megabits: float) -> Iterator[list[Host]]:
+    """Hosts node0 and node1 on a cable that carries so many Mbit/s each way (relay.py)."""
+    hosts = [Host(f"node{i}", {f"node{1 - i}": f"10.77.0.{2 - i}"}) for i in range(2)]
+    relay = [sys.executable, "-m", "tests.hosts.relay", *(host.pid for host in hosts), megabits]
+    try:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen([*map(str, relay)], cwd=Path(__file__).parents[2], **pipes) as carrying:
+            assert carrying.stdout.readline() == b"ready\n", "the cable is there"
+            for number, host in enumerate(hosts, start=1):
+                host.join(number)
+            carrying.stdin.write(b"up\n")
+            carrying.stdin.flush()
+            yield hosts
+            carrying.stdin.close()
+    finally:
+        for host in hosts:
             host.off()
 
 

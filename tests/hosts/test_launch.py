@@ -12,7 +12,7 @@ import pytest
 
 from tests.distributed.spawn import Ranks
 from tests.distributed.test_hosts import losses, train
-from tests.hosts.network import Network, needs_hosts, wait_until
+from tests.hosts.network import Network, needs_hosts, slow_network, wait_until
 from tests.stores import small_store
 
 pytestmark = needs_hosts
@@ -158,6 +158,20 @@ def test_doctor_tells_of_a_run_directory_that_is_not_shared_and_of_an_interface_
     told = " ".join(launches[0].told.split())
     assert "network FAIL rank 0 on node0 (10.77.0.1, eth0) does not reach rank 1 on node1 (10.66.0.2, a0)" in told
     assert "clocks PASS" in told
+
+
+def test_a_slow_link_changes_no_result(place, alone):
+    """Of 5 Mbit/s, on which a step's rows take several times what its work does."""
+    with slow_network(megabits=5) as hosts:
+        sharded = ["--set", "tables.replicate_below=0"]
+        launches = [
+            Launch(
+                host, place / f"slow-{number}.log", *command(hosts, number, [*training(place, "slow", 20), *sharded])
+            )
+            for number, host in enumerate(hosts)
+        ]
+        assert [launch.ended() for launch in launches] == [0, 0], [launch.told for launch in launches]
+    assert losses(place / "slow") == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_wrong_port_is_told(place):
