@@ -24,7 +24,7 @@ def settled(run: Run) -> tuple[str | None, int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(threads.CHOOSE_VARIABLE, "1")
-        patch.setattr(threads, "_cores", lambda world: 2)
+        patch.setattr(threads, "of_each_rank", lambda local_size: 2)
         patch.setattr(threads, "MOST_ROUNDS", 2)
         patch.setattr(threads, "_seconds", seconds)
         torch.set_num_threads(2)
