@@ -21,13 +21,16 @@ def available() -> set[int]:
 def keep_to_share(local_rank: int, local_size: int) -> None:
     """Has this process, and the threads that it will start, use its part of the node's processors only.
 
-    Not where there are fewer than ranks, on systems other than Linux, and where somebody has said what is to run where:
-    the user by one of BINDINGS, or who has started this process by giving it other processors than its own.
+    Only where each rank can have one but not two: with more, the system finds a free one for any thread, and knows
+    better which are near or fast. Nor on systems other than Linux, or where somebody has said what is to run where: the
+    user by one of BINDINGS, or who has started this process by giving it other processors than its own.
     """
-    share = len(available()) // local_size
+    mine = sorted(available())
+    tight = 1 < local_size <= len(mine) < 2 * local_size
     said = _is_bound() or any(os.environ.get(name) for name in BINDINGS)
-    if local_size > 1 and share and not said and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(available())[local_rank * share : (local_rank + 1) * share])
+    if tight and not said and hasattr(os, "sched_setaffinity"):
+        first, stop = (number * len(mine) // local_size for number in (local_rank, local_rank + 1))
+        os.sched_setaffinity(0, mine[first:stop])
 
 
 def of_each_rank(local_size: int) -> int:

@@ -28,9 +28,10 @@ def machine(monkeypatch):
     ("number", "ranks", "shares"),
     [
         (2, 2, [{0}, {1}]),
-        (7, 3, [{0, 1}, {2, 3}, {4, 5}]),
-        (4, 1, [{0, 1, 2, 3}]),
-        (2, 3, [{0, 1}, {0, 1}, {0, 1}]),  # too few: the system shares them out
+        (5, 3, [{0}, {1, 2}, {3, 4}]),
+        (1, 1, [{0}]),
+        (6, 3, [set(range(6))] * 3),  # the system has some to spare
+        (2, 3, [{0, 1}] * 3),  # too few: the system shares them out
     ],
 )
 def test_each_rank_keeps_to_its_part(machine, number, ranks, shares):
@@ -39,18 +40,18 @@ def test_each_rank_keeps_to_its_part(machine, number, ranks, shares):
         for _ in range(2):  # a second call changes nothing
             processors.keep_to_share(rank, ranks)
             assert kept["mine"] == share
-            assert processors.of_each_rank(ranks) == max(1, number // ranks)
-        assert processors.of_node(ranks) == (number if len(share) == number else ranks * len(share))
+            own = len(share) if len(share) < number else max(1, number // ranks)
+            assert processors.of_each_rank(ranks) == own
 
 
 def test_what_a_launcher_or_the_user_has_bound_stays(machine, monkeypatch):
     kept = machine(range(8), [2, 3])  # as srun does
     processors.keep_to_share(1, 2)
     assert (kept["mine"], processors.of_each_rank(2), processors.of_node(2)) == ({2, 3}, 2, 4)
-    kept = machine(range(8), range(8))
+    kept = machine(range(2), range(2))
     monkeypatch.setenv("OMP_PROC_BIND", "false")
     processors.keep_to_share(1, 2)
-    assert (kept["mine"], processors.of_each_rank(2)) == (set(range(8)), 4)
+    assert (kept["mine"], processors.of_each_rank(2), processors.of_node(2)) == ({0, 1}, 1, 2)
 
 
 def test_where_the_system_cannot_bind_nothing_is_done(monkeypatch):
