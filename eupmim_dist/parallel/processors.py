@@ -1,4 +1,4 @@
-"""Which processors a CPU rank computes on: those of a node's ranks are kept apart.
+"""Which processors a CPU rank computes on: one each, where a node has as many as ranks.
 
 Where ranks have all processors in common, the thread in which gloo receives for a waiting rank may find itself behind
 another rank's work, and the wait ends with that one's time slice.
@@ -19,18 +19,18 @@ def available() -> set[int]:
 
 
 def keep_to_share(local_rank: int, local_size: int) -> None:
-    """Has this process, and the threads that it will start, use its part of the node's processors only.
+    """Has this thread, and those that it will start, use one processor of the node's alone.
 
-    Only where each rank can have one but not two: with more, the system finds a free one for any thread, and knows
-    better which are near or fast. Nor on systems other than Linux, or where somebody has said what is to run where: the
-    user by one of BINDINGS, or who has started this process by giving it other processors than its own.
+    Only where there are as many as ranks, of a thread each, which is what was measured (docs/launching.md): the system
+    finds free ones better where there are more. Nor on systems other than Linux, or where somebody has said what is to
+    run where: the user by one of BINDINGS, or who has started this process by giving it other processors than its own.
     """
     mine = sorted(available())
-    tight = 1 < local_size <= len(mine) < 2 * local_size
+    fits = 1 < local_size == len(mine) and local_rank < local_size and os.environ.get("OMP_NUM_THREADS", "1") == "1"
     said = _is_bound() or any(os.environ.get(name) for name in BINDINGS)
-    if tight and not said and hasattr(os, "sched_setaffinity"):
-        first, stop = (number * len(mine) // local_size for number in (local_rank, local_rank + 1))
-        os.sched_setaffinity(0, mine[first:stop])
+    if fits and not said and hasattr(os, "sched_setaffinity"):
+        with suppress(OSError):  # a sandbox may forbid it
+            os.sched_setaffinity(0, {mine[local_rank]})
 
 
 def of_each_rank(local_size: int) -> int:

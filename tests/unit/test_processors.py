@@ -19,6 +19,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(os, "sched_setaffinity", lambda pid, some: kept.update(mine=set(some)), raising=False)
         for name in processors.BINDINGS:
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         return kept
 
     return give
@@ -28,7 +29,8 @@ def machine(monkeypatch):
     ("number", "ranks", "shares"),
     [
         (2, 2, [{0}, {1}]),
-        (5, 3, [{0}, {1, 2}, {3, 4}]),
+        (3, 3, [{0}, {1}, {2}]),
+        (5, 3, [set(range(5))] * 3),
         (1, 1, [{0}]),
         (6, 3, [set(range(6))] * 3),  # the system has some to spare
         (2, 3, [{0, 1}] * 3),  # too few: the system shares them out
@@ -52,6 +54,14 @@ def test_what_a_launcher_or_the_user_has_bound_stays(machine, monkeypatch):
     monkeypatch.setenv("OMP_PROC_BIND", "false")
     processors.keep_to_share(1, 2)
     assert (kept["mine"], processors.of_each_rank(2), processors.of_node(2)) == ({0, 1}, 1, 2)
+
+
+def test_ranks_of_several_threads_or_beyond_those_counted_are_left_alone(machine, monkeypatch):
+    kept = machine(range(2), range(2))
+    processors.keep_to_share(2, 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    processors.keep_to_share(1, 2)
+    assert kept["mine"] == {0, 1}
 
 
 def test_where_the_system_cannot_bind_nothing_is_done(monkeypatch):
