@@ -42,8 +42,8 @@ def measure_exchanges(
     """Each exchange's step, measured and as predicted from what each rank takes without the others, at the same time,
     and from how fast these links are found to be. Collective, the same on every rank.
 
-    Times are medians over the steps, which are taken in turns with those without a link. Bytes are those of a node and
-    step that go to other nodes: of what is exchanged, and all that its interface counts.
+    Times are medians over the steps, means of the ranks', which are taken in turns with those without a link. Bytes
+    are those of a node and step that go to other nodes: of what is exchanged, and all that its interface counts.
     """
     log = get_logger(world.rank)
     spec, ids = TableSpec(NAME, shape.rows, shape.dim), _ids(shape, kind, world, range(WARM_UP + steps))
@@ -85,26 +85,30 @@ def measure_exchanges(
             "interface link bytes": sum(of_interfaces) / cluster.nodes / steps / ROUNDS if cluster.nodes > 1 else 0.0,
         }
         del ours, alone
-    return {"cluster": asdict(cluster), "ways": found}
+    joined = {name: value for name, value in asdict(cluster).items() if name not in ("latency", "message")}
+    return {"cluster": joined, "ways": found}
 
 
 def _with_links(cluster: Cluster, alone: Ours, ids: Sequence[Tensor]) -> Cluster:
     """How fast data go within nodes and between them, beyond messages of next to nothing, beside the work of a step."""
     world = alone.tables.world
     nodes = np.arange(world.size) // cluster.local
-    mates, far = nodes == nodes[world.rank], nodes != nodes[world.rank]
-    kinds = [np.zeros(world.size, dtype=bool), mates, far]
+    kinds = [np.zeros(world.size, dtype=bool), nodes == nodes[world.rank], nodes != nodes[world.rank]]
     met: list[list[np.ndarray]] = [[] for _ in kinds]
     for _ in range(ROUNDS):
         for of_kind, peers in zip(met, kinds, strict=True):
             of_kind.append(_timed(alone, ids, np.where(peers, PROBED_BYTES, NOTHING).tolist()))
-    nothing, near, between = (_slowest(of_kind, world) for of_kind in met)
+    nothing, near, far = (_slowest(of_kind, world) for of_kind in met)
+    mates, strangers = cluster.local - 1, world.size - cluster.local
+
+    def speed(ranks: int, peers: int, seconds: float) -> float:
+        return ranks * peers * KINDS * PROBED_BYTES / max(seconds - nothing, seconds / 100)  # noise may hide it
+
     found = replace(cluster, latency=0.0, message=0.0)  # they are in what steps with exchanges of nothing take
-    others, strangers = cluster.local - 1, world.size - cluster.local
-    if others and near > nothing:
-        found = replace(found, within=others * KINDS * PROBED_BYTES / (near - nothing))
-    if strangers and between > nothing:
-        found = replace(found, link=cluster.local * strangers * KINDS * PROBED_BYTES / (between - nothing))
+    if mates:
+        found = replace(found, within=speed(1, mates, near))
+    if strangers:
+        found = replace(found, link=speed(cluster.local, strangers, far))
     return found
 
 

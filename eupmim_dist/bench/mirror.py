@@ -7,6 +7,7 @@ and an agent of two_level asks for more, which nothing does.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
-from eupmim_dist.errors import UserError
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.parallel.exchange import Exchange, Parts, Traffic
 from eupmim_dist.parallel.route import Route, route_of
@@ -27,15 +27,19 @@ class Mirror(Exchange):
 
     def __init__(self, world: World, route: Route) -> None:
         super().__init__(world, Traffic(), None)
-        self._route = route
+        self._levels = route.levels
+        self._calls: Counter[str] = Counter()
         self.seconds = 0.0
         """That copying has taken so far: what a link does, and no work of a rank's."""
         self.beside: tuple[Exchange, Sequence[int]] | None = None
-        """What exchanges are made of beside: so many bytes to and from each rank, of those that a level has."""
+        """By what, and how many bytes, ranks that are there exchange something where they would exchange a step's."""
 
     @contextmanager
     def receiving(self, kind: str, receive: Parts) -> Iterator[Callable[[Parts], None]]:
-        with self._beside(receive) as go:
+        turn = self._calls[kind] % len(self._levels)  # gradients come from the last level
+        peers = self._levels[-1 - turn if kind == "gradients" else turn].peers
+        self._calls[kind] += 1
+        with self._beside(peers, receive) as go:
 
             def send(parts: Parts) -> None:
                 started = time.perf_counter()
@@ -49,21 +53,15 @@ class Mirror(Exchange):
             yield send
 
     @contextmanager
-    def _beside(self, receive: Parts) -> Iterator[Callable[[], None]]:
+    def _beside(self, peers: range, receive: Parts) -> Iterator[Callable[[], None]]:
         if self.beside is None:
             yield lambda: None
             return
-        exchange, sizes = self.beside
-        asked = {peer for into in receive for peer, part in enumerate(into) if part.numel()} - {self.world.rank}
-        if not asked:  # by which the level is known
-            raise UserError("bench scaling: a rank wants no row of any other in a step; give more --samples or --rows")
-        peers = next(level.peers for level in self._route.levels if asked <= {*level.peers})
-        device = receive[0][0].device
-        parts = [
-            torch.zeros(size * (peer in peers), device=device, dtype=torch.uint8) for peer, size in enumerate(sizes)
-        ]
-        with exchange.receiving("rows", [[torch.empty_like(part) for part in parts]]) as send:
-            yield lambda: send([parts])
+        (exchange, sizes), device = self.beside, receive[0][0].device
+        numbers = [size * (peer in peers) for peer, size in enumerate(sizes)]
+        sent, received = ([torch.empty(n, dtype=torch.uint8, device=device) for n in numbers] for _ in range(2))
+        with exchange.receiving("rows", [received]) as send:
+            yield lambda: send([sent])
 
     def all_reduce(self, kind: str, tensor: Tensor) -> None:
         """Alone there is nothing to add."""

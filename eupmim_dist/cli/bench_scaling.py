@@ -45,8 +45,8 @@ def scaling(
     fast their links are is measured too, and how long ranks wait for each other where they send next to nothing;
     --link, --within, --latency and --message are for --simulate. A prediction draws ids as the benchmark does and
     counts what crosses; and one rank does the work of a rank of so many, for peers that want of it what it wants of
-    them. It is for ranks that have a processor each. `head` is no setting: it is what rows that nearly every rank asks
-    for would cost, were they held by all.
+    them. Times are for ranks that have a processor each. `head` is no setting: it is what rows that nearly every
+    rank asks for would cost, were they held by all.
 
     **Examples**
 
@@ -108,13 +108,14 @@ def _print(found: dict[str, Any], title: str) -> None:
     if measured := found.get("measured"):
         cluster = measured["cluster"]
         nodes = f"{cluster['ranks']} ranks, {cluster['local']} a node"
-        times = _table("", "ms/step", "predicted", "error", "of it waits")
+        times = _table("", "ms/step", "predicted", "of it waits", "error")
         sizes = _table("", "link kB/step", "predicted", "error", "interface kB/step", "error")
         for way, one in measured["ways"].items():
-            size, told, predicted = (one[f"{of}link bytes"] / 1e3 for of in ("", "interface ", "predicted "))
+            size, told, of_link = (one[f"{of}link bytes"] / 1e3 for of in ("", "interface ", "predicted "))
             waits = f"{one['waits ms/step']:,.1f}"
-            times.add_row(way, *_compared(one["ms/step"], one["predicted ms/step"]), waits)
-            sizes.add_row(way, *_compared(size, predicted), *_compared(told, predicted)[::2])
+            step, predicted, error = _compared(one["ms/step"], one["predicted ms/step"])
+            times.add_row(way, step, predicted, waits, error)
+            sizes.add_row(way, *_compared(size, of_link), *_compared(told, of_link)[::2])
         speeds = [f"{8 * cluster['within'] / 1e9:,.1f} Gbit/s of a rank within a node"] if cluster["local"] > 1 else []
         speeds += (
             [f"{8 * cluster['link'] / 1e9:,.1f} Gbit/s of a node's link"] if cluster["ranks"] > cluster["local"] else []

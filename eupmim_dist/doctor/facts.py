@@ -46,7 +46,7 @@ class Facts:
     """Of its device: cpu or cuda."""
     device: str
     cores: int
-    """That this process may use."""
+    """That the ranks of its host may use."""
     unseen_gpu: bool
     """Whether the host has NVIDIA's driver and torch sees no GPU, though nobody hid it."""
     settings: dict[str, str]
@@ -97,7 +97,7 @@ def facts_of(world: World, settings: dict[str, str], config: Config | None) -> F
         versions=_versions(),
         kind=world.device.type,
         device=device_name(world.device),
-        cores=processors.of_node(world.local_size),
+        cores=len(processors.available()),
         unseen_gpu=_sees_no_gpu(),
         settings=settings,
         open_files=_limit("RLIMIT_NOFILE"),

@@ -86,8 +86,8 @@ def init_world(cpu: bool = False) -> World:
     if not cpu:
         torch.cuda.set_device(device)
         _keep_float32_exact()
-    elif launched and ("LOCAL_WORLD_SIZE" in env or "LOCAL_SIZE" in env):  # else their number here is a guess
-        processors.keep_to_share(local_rank, local_size)
+    else:
+        processors.keep_to_one(local_rank, local_size)
     world = World(rank, size, local_rank, local_size, device)
     timeout = timedelta(seconds=collective_timeout())
     if launched and not dist.is_initialized():

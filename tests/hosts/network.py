@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -123,21 +123,20 @@ class Network:
 @contextmanager
 def slow_network(megabits: float) -> Iterator[list[Host]]:
     """Hosts node0 and node1 on a cable that carries so many Mbit/s each way (relay.py)."""
-    hosts = [Host(f"node{i}", {f"node{1 - i}": f"10.77.0.{2 - i}"}) for i in range(2)]
-    relay = [sys.executable, "-m", "tests.hosts.relay", *(host.pid for host in hosts), megabits]
-    try:
+    with ExitStack() as stack:
+        hosts = []
+        for i in range(2):
+            hosts.append(Host(f"node{i}", {f"node{1 - i}": f"10.77.0.{2 - i}"}))
+            stack.callback(hosts[-1].off)
+        relay = [sys.executable, Path(__file__).with_name("relay.py"), *(host.pid for host in hosts), megabits]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with subprocess.Popen([*map(str, relay)], cwd=Path(__file__).parents[2], **pipes) as carrying:
+        with subprocess.Popen([*map(str, relay)], **pipes) as carrying:
             assert carrying.stdout.readline() == b"ready\n", "the cable is there"
             for number, host in enumerate(hosts, start=1):
                 host.join(number)
             carrying.stdin.write(b"up\n")
             carrying.stdin.flush()
             yield hosts
-            carrying.stdin.close()
-    finally:
-        for host in hosts:
-            host.off()
 
 
 @cache

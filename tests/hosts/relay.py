@@ -8,16 +8,15 @@ import sys
 import threading
 import time
 
-from tests.hosts.network import KINDS
-
 NEW_INTERFACE, WITHOUT_ETHERNET, WITHOUT_HEADER = 0x400454CA, 0x0001, 0x1000  # TUNSETIFF, IFF_TUN, IFF_NO_PI
+NET = 0x40000000  # CLONE_NEWNET
 LARGEST = 65_536
 
 
 def end(host_pid: int) -> int:
     """An interface of a host as a file: reading gives packets that the host sends, writing has it receive them."""
     with open(f"/proc/{host_pid}/ns/net") as namespace:
-        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), KINDS["net"]):
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), NET):
             raise OSError(ctypes.get_errno(), "setns")
     file = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(file, NEW_INTERFACE, struct.pack("16sH22x", b"eth0", WITHOUT_ETHERNET | WITHOUT_HEADER))
@@ -27,10 +26,13 @@ def end(host_pid: int) -> int:
 def carry(source: int, target: int, bytes_per_second: float) -> None:
     free = 0.0
     while True:
-        packet = os.read(source, LARGEST)
-        free = max(free, time.monotonic()) + len(packet) / bytes_per_second
-        time.sleep(max(0.0, free - time.monotonic()))
-        os.write(target, packet)
+        try:
+            packet = os.read(source, LARGEST)
+            free = max(free, time.monotonic()) + len(packet) / bytes_per_second
+            time.sleep(max(0.0, free - time.monotonic()))
+            os.write(target, packet)
+        except OSError:  # an end is gone
+            os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,67 +6,60 @@ import pytest
 
 from eupmim_dist.parallel import processors
 
+AGENT = {"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none"}
+
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A process with so many of the processors of the one that started it; tells which it kept."""
-    kept = {}
+    """A rank with so many of its launcher's processors, in such an environment; gives those that it has then."""
 
-    def give(parent, mine):
-        kept["mine"] = set(mine)
-        masks = {os.getppid(): set(parent)}
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: masks.get(pid, kept["mine"]), raising=False)
-        monkeypatch.setattr(os, "sched_setaffinity", lambda pid, some: kept.update(mine=set(some)), raising=False)
-        for name in processors.BINDINGS:
+    def start(parent, mine, rank, local_size, **environment):
+        kept = set(mine)
+        monkeypatch.setattr(processors, "_before", None)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(mine) if pid == 0 else set(parent), raising=False)
+        monkeypatch.setattr(os, "sched_setaffinity", lambda pid, some: (kept.clear(), kept.update(some)), raising=False)
+        for name in (*processors.BINDINGS, *AGENT):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        for name, value in (AGENT | environment).items():
+            if value:
+                monkeypatch.setenv(name, value)
+        for _ in range(2):  # a second call changes nothing
+            processors.keep_to_one(rank, local_size)
+        assert processors.available() == set(mine)
+        assert processors.of_each_rank(local_size) == max(1, len(mine) // local_size)
         return kept
 
-    return give
+    return start
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_as_many_ranks_as_processors_have_one_each(machine, number):
+    every = range(number)
+    assert [machine(every, every, rank, number) for rank in every] == [{rank} for rank in every]
 
 
 @pytest.mark.parametrize(
-    ("number", "ranks", "shares"),
+    ("parent", "mine", "local_size", "environment"),
     [
-        (2, 2, [{0}, {1}]),
-        (3, 3, [{0}, {1}, {2}]),
-        (5, 3, [set(range(5))] * 3),
-        (1, 1, [{0}]),
-        (6, 3, [set(range(6))] * 3),  # the system has some to spare
-        (2, 3, [{0, 1}] * 3),  # too few: the system shares them out
+        (range(5), range(5), 3, {}),  # the system has some to spare
+        (range(2), range(2), 3, {}),
+        (range(1), range(1), 1, {}),
+        (range(8), [2, 3], 2, {}),  # somebody has bound it
+        (range(2), range(2), 2, {"OMP_PROC_BIND": "false"}),
+        (range(2), range(2), 2, {"OMP_NUM_THREADS": "2"}),
+        (range(2), range(2), 2, {"OMP_NUM_THREADS": ""}),
+        (range(2), range(2), 2, {"TORCHELASTIC_RUN_ID": ""}),  # nobody has counted the ranks of this node
     ],
 )
-def test_each_rank_keeps_to_its_part(machine, number, ranks, shares):
-    for rank, share in enumerate(shares):
-        kept = machine(range(number), range(number))
-        for _ in range(2):  # a second call changes nothing
-            processors.keep_to_share(rank, ranks)
-            assert kept["mine"] == share
-            own = len(share) if len(share) < number else max(1, number // ranks)
-            assert processors.of_each_rank(ranks) == own
-
-
-def test_what_a_launcher_or_the_user_has_bound_stays(machine, monkeypatch):
-    kept = machine(range(8), [2, 3])  # as srun does
-    processors.keep_to_share(1, 2)
-    assert (kept["mine"], processors.of_each_rank(2), processors.of_node(2)) == ({2, 3}, 2, 4)
-    kept = machine(range(2), range(2))
-    monkeypatch.setenv("OMP_PROC_BIND", "false")
-    processors.keep_to_share(1, 2)
-    assert (kept["mine"], processors.of_each_rank(2), processors.of_node(2)) == ({0, 1}, 1, 2)
-
-
-def test_ranks_of_several_threads_or_beyond_those_counted_are_left_alone(machine, monkeypatch):
-    kept = machine(range(2), range(2))
-    processors.keep_to_share(2, 2)
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    processors.keep_to_share(1, 2)
-    assert kept["mine"] == {0, 1}
+def test_else_nothing_is_changed(machine, parent, mine, local_size, environment):
+    assert machine(parent, mine, 1 % local_size, local_size, **environment) == set(mine)
 
 
 def test_where_the_system_cannot_bind_nothing_is_done(monkeypatch):
     for name in ("sched_getaffinity", "sched_setaffinity"):
         monkeypatch.delattr(os, name, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    processors.keep_to_share(1, 2)
-    assert processors.of_each_rank(2) == 2
+    for name, value in AGENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    processors.keep_to_one(1, 2)
+    assert processors.available() == {0, 1}
