@@ -2,7 +2,7 @@
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, get_args
@@ -16,7 +16,18 @@ from eupmim_dist.bench.gauges import now
 from eupmim_dist.bench.ids import IdKind, random_ids
 from eupmim_dist.bench.mirror import Mirror, mirrored_tables
 from eupmim_dist.bench.rivals import LEARNING_RATE, NAME, Shape
-from eupmim_dist.bench.scaling import KINDS, SEED, Cluster, Way, Work, count, distinct_keys, step_seconds
+from eupmim_dist.bench.scaling import (
+    KINDS,
+    SEED,
+    Cluster,
+    Way,
+    Work,
+    count,
+    distinct_keys,
+    head_ids,
+    set_to,
+    step_seconds,
+)
 from eupmim_dist.bench.tables import WARM_UP, Ours
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
@@ -24,14 +35,12 @@ from eupmim_dist.optim.tables import make_table_optimizer
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.collectives import barrier
 from eupmim_dist.parallel.exchange import Exchange, Traffic, open_connections
-from eupmim_dist.parallel.merge import merge_rows
 from eupmim_dist.parallel.route import ExchangeKind
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 
 ROUNDS = 4
-PROBED_ROWS = 10_000
 NOTHING, PROBED_BYTES = 4, 1 << 20
 """That a rank sends each of some others to see how long they wait for each other, and how fast it goes."""
 
@@ -50,11 +59,13 @@ def measure_exchanges(
     log.info(f"the links: {3 * ROUNDS} times {WARM_UP + steps} steps")
     cluster = _with_links(cluster, _ours(mirrored_tables(spec, SEED, world, config), config, shape), ids)
     found: dict[str, Any] = {}
-    for way in get_args(ExchangeKind):
+    head = {NAME: head_ids(shape, kind, cluster)}
+    for way in get_args(Way if len(head[NAME]) else ExchangeKind):
         log.info(f"{way}: {ROUNDS} times {WARM_UP + steps} steps, and twice as many without the others")
-        of_way = config.model_copy(update={"exchange": way})
-        ours = _ours(ShardedTables([spec], SEED, world, of_way), of_way, shape)
-        alone = _ours(mirrored_tables(spec, SEED, world, of_way), of_way, shape)
+        of_way = config.model_copy(update=set_to(way))
+        of_head = head if of_way.replicate_head else None
+        ours = _ours(ShardedTables([spec], SEED, world, of_way, head=of_head), of_way, shape)
+        alone = _ours(mirrored_tables(spec, SEED, world, of_way, of_head), of_way, shape)
         timed, met, taken, counted = [], [], [], 0
         for _ in range(ROUNDS):
             barrier(world)
@@ -117,26 +128,19 @@ def predict(
 ) -> list[dict[str, Any]]:
     """A line for each cluster and way, from what this rank takes for the work of one of each cluster."""
     lines = []
-    copied = _seconds_of_a_row(shape, device)
     for cluster in clusters:
         get_logger().info(f"the work of one of {cluster.ranks:,} ranks, {WARM_UP + steps} steps")
-        ways = get_args(Way) if cluster.nodes > 1 else ("flat",)
+        head = {NAME: head_ids(shape, kind, cluster)}
+        ways = get_args(Way if len(head[NAME]) else ExchangeKind) if cluster.nodes > 1 else ("flat",)
         sent = {way: count(way, shape, kind, cluster, [0], row_bytes_of(config)) for way in ways}
-        works: dict[str, Work] = {}
+        world = World(0, cluster.ranks, 0, min(cluster.local, cluster.ranks), device)
+        ids = _ids(shape, kind, world, range(WARM_UP + steps))
         for way, one in sent.items():
-            exchange, head, _ = way.partition(", ")
-            if head:  # which takes rows from those that are exchanged
-                of_rest = works[exchange]
-                fewer = sent[exchange].handled - one.handled
-                work = replace(of_rest, seconds=of_rest.seconds - copied * fewer)
-            else:
-                local = min(cluster.local, cluster.ranks)
-                world = World(0, cluster.ranks, 0, local, device)
-                of_way = config.model_copy(update={"exchange": exchange})
-                tables = mirrored_tables(TableSpec(NAME, shape.rows, shape.dim), SEED, world, of_way)
-                ids = _ids(shape, kind, world, range(WARM_UP + steps))
-                alone = _ours(tables, of_way, shape)
-                work = works[exchange] = _work([(_timed(alone, ids), _updated(alone, ids))])
+            of_way = config.model_copy(update=set_to(way))
+            of_head = head if of_way.replicate_head else None
+            tables = mirrored_tables(TableSpec(NAME, shape.rows, shape.dim), SEED, world, of_way, of_head)
+            alone = _ours(tables, of_way, shape)
+            work = _work([(_timed(alone, ids), _updated(alone, ids))])
             seconds = step_seconds(one, work, shape, kind, cluster)
             share = one.between / sent["flat"].between if one.between else 1.0
             lines.append(
@@ -174,7 +178,7 @@ def _slowest(timed: Sequence[np.ndarray], world: World) -> float:
 def _updated(alone: Ours, ids: Sequence[Tensor]) -> float:
     """Rows that are moved in each of these steps, as a mean."""
     plans = (alone.tables.plan([{NAME: (NAME, of_step)}]) for of_step in ids[WARM_UP:])
-    return float(np.mean([len(plan.groups[0].rows) for plan in plans]))
+    return float(np.mean([sum(len(group.rows) for group in plan.groups) for plan in plans]))
 
 
 def _work(of_ranks: Sequence[tuple[np.ndarray, float]]) -> Work:
@@ -182,18 +186,6 @@ def _work(of_ranks: Sequence[tuple[np.ndarray, float]]) -> Work:
     timed, updated = zip(*of_ranks, strict=True)
     seconds, update = np.max([np.median(of_rank, axis=0) for of_rank in timed], axis=0).tolist()
     return Work(seconds, update, float(np.mean(updated)))
-
-
-def _seconds_of_a_row(shape: Shape, device: torch.device) -> float:
-    """To copy one for who asks, and to sum its gradient with others'."""
-    rows = min(PROBED_ROWS, shape.rows)
-    weight = torch.ones(shape.rows, shape.dim, device=device)
-    scattered = torch.from_numpy(np.random.default_rng(SEED).permutation(shape.rows)[:rows]).to(device)
-    values = torch.ones(2 * rows, shape.dim, device=device)
-    order = torch.randperm(2 * rows, dtype=torch.int32, device=device)
-    starts = torch.arange(0, 2 * rows, 2, dtype=torch.int32, device=device)
-    copy = _seconds(lambda: weight.index_select(0, scattered), device) / rows
-    return copy + _seconds(lambda: merge_rows(values, order, starts), device) / (2 * rows)
 
 
 def row_bytes_of(config: TablesConfig) -> int:
@@ -204,6 +196,8 @@ def row_bytes_of(config: TablesConfig) -> int:
 def _ours(tables: ShardedTables, config: TablesConfig, shape: Shape) -> Ours:
     gradient = 0.01 * torch.randn(shape.num_ids, shape.dim, device=tables.world.device)
     optimizer = make_table_optimizer(config, tables, LEARNING_RATE, 0.0)
+    if not isinstance(tables.exchange, Mirror):
+        optimizer.share_head()
     return Ours(tables, optimizer, gradient, ahead=False)
 
 
@@ -217,12 +211,3 @@ def _sent_by_interface() -> int:
     with suppress(OSError, KeyError):
         return int(psutil.net_io_counters(pernic=True)[os.environ["GLOO_SOCKET_IFNAME"]].bytes_sent)
     return 0
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    taken = []
-    for _ in range(7):
-        started = now(device)
-        work()
-        taken.append(now(device) - started)
-    return statistics.median(taken)

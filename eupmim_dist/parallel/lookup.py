@@ -117,7 +117,7 @@ class Lookup:
         """The gradient of all rows of the features of a group's rows."""
         values = features.gradient(of_rows.rows, of_rows.values)
         if not group.replicated and self._tables.world.size > 1:  # each rank knows the gradients of its own rows
-            self._exchange.all_reduce("replicated", values)
+            self._tables.add_up(values)
         return RowGradients(torch.arange(len(values), device=features.group.weight.device), values)
 
     def _of_all_rows(
@@ -128,7 +128,7 @@ class Lookup:
         if group.replicated:  # each rank has scored a part
             part, whole = whole, torch.zeros_like(group.weight)
             whole[catalogue.part.first : catalogue.part.stop] = part
-            self._exchange.all_reduce("replicated", whole)
+            self._tables.add_up(whole)
         whole.index_add_(0, looked_up.rows, looked_up.values)
         return RowGradients(torch.arange(len(whole), device=whole.device), whole)
 
@@ -136,13 +136,16 @@ class Lookup:
         """By group the distinct rows that this rank wants at a level and a row of zeros, [u + 1, dim] at the first."""
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
         hops = {number: part.hops[level] for number, part in enumerate(plan.groups) if level < len(part.hops)}
+        counts = {
+            number: sum(hop.sent) if level else len(plan.groups[number].merge.starts) for number, hop in hops.items()
+        }
         found = {
-            number: torch.empty(sum(hop.sent) + 1, tables.groups[number].dim, device=self._device)
-            for number, hop in hops.items()
+            number: torch.empty(count + 1, tables.groups[number].dim, device=self._device)
+            for number, count in counts.items()
         }
         if not found:  # below the last level
             return found
-        incoming = [(found[number][:-1], hops[number].sent) for number in plan.sharded]
+        incoming = [(found[number][: sum(hops[number].sent)], hops[number].sent) for number in plan.sharded]
         with self._receiving("rows", self._row_format, incoming) as send:
             deeper = self._fetched(level + 1)
             outgoing = []
@@ -153,8 +156,12 @@ class Lookup:
                 outgoing.append((answer, without(hop.received, rank)))
             send(outgoing)
             for number, hop in hops.items():
-                start = sum(hop.sent[:rank])
-                self._copy(number, deeper, hop.own, found[number][start : start + len(hop.own)])
+                head = tables.groups[number].head if level == 0 else None
+                if tables.groups[number].members:
+                    start = sum(hop.sent[:rank])
+                    self._copy(number, deeper, hop.own, found[number][start : start + len(hop.own)])
+                if head is not None:
+                    tables.groups[head.number].gather(hops[head.number].own, found[number][sum(hop.sent) : -1])
                 found[number][-1] = 0.0
         return found
 
@@ -207,7 +214,12 @@ class Lookup:
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
         dims = [group.dim for group in tables.groups]
         if level < 0:
-            return [self._summed(part, dim, scale) for part, dim in zip(plan.groups, dims, strict=True)]
+            summed = [self._summed(part, dim, scale) for part, dim in zip(plan.groups, dims, strict=True)]
+            for number, group in enumerate(tables.groups):
+                if group.head is not None:
+                    tail = sum(plan.groups[number].hops[0].sent)
+                    summed[number], summed[group.head.number] = summed[number][:tail], summed[number][tail:]
+            return summed
         hops = {number: plan.groups[number].hops[level] for number in plan.sharded}
         values = {
             number: torch.empty(len(hop.asked) + len(hop.own), dims[number], device=self._device)
@@ -251,5 +263,5 @@ class Lookup:
             return summed
         union = summed.new_zeros(len(part.rows), summed.shape[1])
         union.index_copy_(0, part.in_union.to(self._device, non_blocking=True), summed)
-        self._exchange.all_reduce("replicated", union)
+        self._tables.add_up(union)
         return union

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.placement import TableGroup
@@ -47,17 +48,18 @@ class Route:
         return keys
 
 
-def check_nodes(kind: ExchangeKind, world: World) -> None:
-    """Raises UserError, on every rank, if two levels are asked for and nodes have not as many ranks, or these are not
-    numbered node by node; collective."""
+def check_nodes(config: TablesConfig, world: World) -> None:
+    """Raises UserError, on every rank, if two levels or a head are asked for and nodes have not as many ranks, or these
+    are not numbered node by node; collective."""
     size, local = world.size, world.local_size
-    if kind == "two_level" and size > 1:
+    if (config.exchange == "two_level" or config.replicate_head) and size > 1:
+        asked, other = ("replicate_head", "false") if config.replicate_head else ("exchange: two_level", "flat")
         places = everywhere((world.local_rank, world.local_size), world)
         if size % local or any(place != (rank % local, local) for rank, place in enumerate(places)):
             found = ", ".join(f"{number + 1} of {of}" for number, of in places[:8]) + ", ..." * (size > 8)
             raise UserError(
-                "tables.exchange: two_level needs as many ranks on each node, numbered node by node, and the ranks "
-                f"are {found}; start as many on each, or use flat"
+                f"tables.{asked} needs as many ranks on each node, numbered node by node, and the ranks are {found}; "
+                f"start as many on each, or use {other}"
             )
 
 
