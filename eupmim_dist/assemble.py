@@ -30,8 +30,6 @@ from eupmim_dist.optim.dense import make_dense_optimizer
 from eupmim_dist.optim.tables import make_table_optimizer
 from eupmim_dist.parallel import network
 from eupmim_dist.parallel.agreement import agreed, at_work, check_alike
-from eupmim_dist.parallel.head import STEPS as HEAD_STEPS
-from eupmim_dist.parallel.head import has_head, head_of
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
 from eupmim_dist.parallel.zero import make_dense
@@ -44,7 +42,6 @@ from eupmim_dist.train.compiled import compile_network
 from eupmim_dist.train.loss import Loss
 from eupmim_dist.train.room import check_room, room_of
 from eupmim_dist.train.state import Assembled, Progress, Run, Setup
-from eupmim_dist.train.step import sample_step
 
 
 def open_store(path: Path, world: World) -> InteractionStore:
@@ -124,11 +121,7 @@ def _with_tables(
                 "set clean to compare with other models"
             )
         graph, num_layers = InteractionGraph(store, propagation.graph), propagation.num_layers
-    head = None
-    if objective is not None and config.tables.replicate_head and has_head(world):
-        steps = (sample_step(config.train, task, model, objective, step)[1] for step in range(HEAD_STEPS))
-        head = head_of(steps, world)
-    tables = ShardedTables(specs, config.seed, world, config.tables, whole, features, graph, num_layers, head=head)
+    tables = ShardedTables(specs, config.seed, world, config.tables, whole, features, graph, num_layers)
     return Assembled(config, world, store, task, model, tables)
 
 
@@ -219,14 +212,12 @@ def describe(run: Run) -> list[str]:
     batch, users = config.train.global_batch_size, run.task.training
     dense = sum(p.numel() for p in run.model.parameters())
     tables = ", ".join(f"{s.spec.name} {s.spec.rows:,} x {s.spec.dim}" for s in run.tables.shards.values())
-    heads = ", ".join(f"{table} {len(ids):,}" for table, ids in run.tables.head.items())
-    copied = f"; rows that all ranks hold: {heads or 'none'}" if config.tables.replicate_head else ""
     dropped = f" ({users.num_dropped:,} dropped: too short)" if users.num_dropped else ""
     return [
         f"data    {store.path}: {len(users):,} training users{dropped}, {store.num_item_rows - 1:,} items",
         f"task    {config.task.name}, objective {config.objective.name}",
         f"model   {config.model.label}: {dense:,} dense parameters",
-        f"tables  {tables}; {config.tables.optimizer}{copied}",
+        f"tables  {tables}; {config.tables.optimizer}",
         f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
         *([f"network {network.described()}"] if world.size > 1 else []),
     ]

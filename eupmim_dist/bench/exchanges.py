@@ -16,18 +16,7 @@ from eupmim_dist.bench.gauges import now
 from eupmim_dist.bench.ids import IdKind, random_ids
 from eupmim_dist.bench.mirror import Mirror, mirrored_tables
 from eupmim_dist.bench.rivals import LEARNING_RATE, NAME, Shape
-from eupmim_dist.bench.scaling import (
-    KINDS,
-    SEED,
-    Cluster,
-    Way,
-    Work,
-    count,
-    distinct_keys,
-    head_ids,
-    set_to,
-    step_seconds,
-)
+from eupmim_dist.bench.scaling import KINDS, SEED, Cluster, Work, count, distinct_keys, step_seconds
 from eupmim_dist.bench.tables import WARM_UP, Ours
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
@@ -59,13 +48,11 @@ def measure_exchanges(
     log.info(f"the links: {3 * ROUNDS} times {WARM_UP + steps} steps")
     cluster = _with_links(cluster, _ours(mirrored_tables(spec, SEED, world, config), config, shape), ids)
     found: dict[str, Any] = {}
-    head = {NAME: head_ids(shape, kind, cluster)}
-    for way in get_args(Way if len(head[NAME]) else ExchangeKind):
+    for way in get_args(ExchangeKind):
         log.info(f"{way}: {ROUNDS} times {WARM_UP + steps} steps, and twice as many without the others")
-        of_way = config.model_copy(update=set_to(way))
-        of_head = head if of_way.replicate_head else None
-        ours = _ours(ShardedTables([spec], SEED, world, of_way, head=of_head), of_way, shape)
-        alone = _ours(mirrored_tables(spec, SEED, world, of_way, of_head), of_way, shape)
+        of_way = config.model_copy(update={"exchange": way})
+        ours = _ours(ShardedTables([spec], SEED, world, of_way), of_way, shape)
+        alone = _ours(mirrored_tables(spec, SEED, world, of_way), of_way, shape)
         timed, met, taken, counted = [], [], [], 0
         for _ in range(ROUNDS):
             barrier(world)
@@ -130,16 +117,13 @@ def predict(
     lines = []
     for cluster in clusters:
         get_logger().info(f"the work of one of {cluster.ranks:,} ranks, {WARM_UP + steps} steps")
-        head = {NAME: head_ids(shape, kind, cluster)}
-        ways = get_args(Way if len(head[NAME]) else ExchangeKind) if cluster.nodes > 1 else ("flat",)
+        ways = get_args(ExchangeKind) if cluster.nodes > 1 else ("flat",)
         sent = {way: count(way, shape, kind, cluster, [0], row_bytes_of(config)) for way in ways}
         world = World(0, cluster.ranks, 0, min(cluster.local, cluster.ranks), device)
         ids = _ids(shape, kind, world, range(WARM_UP + steps))
         for way, one in sent.items():
-            of_way = config.model_copy(update=set_to(way))
-            of_head = head if of_way.replicate_head else None
-            tables = mirrored_tables(TableSpec(NAME, shape.rows, shape.dim), SEED, world, of_way, of_head)
-            alone = _ours(tables, of_way, shape)
+            of_way = config.model_copy(update={"exchange": way})
+            alone = _ours(mirrored_tables(TableSpec(NAME, shape.rows, shape.dim), SEED, world, of_way), of_way, shape)
             work = _work([(_timed(alone, ids), _updated(alone, ids))])
             seconds = step_seconds(one, work, shape, kind, cluster)
             share = one.between / sent["flat"].between if one.between else 1.0
@@ -178,7 +162,7 @@ def _slowest(timed: Sequence[np.ndarray], world: World) -> float:
 def _updated(alone: Ours, ids: Sequence[Tensor]) -> float:
     """Rows that are moved in each of these steps, as a mean."""
     plans = (alone.tables.plan([{NAME: (NAME, of_step)}]) for of_step in ids[WARM_UP:])
-    return float(np.mean([sum(len(group.rows) for group in plan.groups) for plan in plans]))
+    return float(np.mean([len(plan.groups[0].rows) for plan in plans]))
 
 
 def _work(of_ranks: Sequence[tuple[np.ndarray, float]]) -> Work:
@@ -196,8 +180,6 @@ def row_bytes_of(config: TablesConfig) -> int:
 def _ours(tables: ShardedTables, config: TablesConfig, shape: Shape) -> Ours:
     gradient = 0.01 * torch.randn(shape.num_ids, shape.dim, device=tables.world.device)
     optimizer = make_table_optimizer(config, tables, LEARNING_RATE, 0.0)
-    if not isinstance(tables.exchange, Mirror):
-        optimizer.share_head()
     return Ours(tables, optimizer, gradient, ahead=False)
 
 

@@ -26,24 +26,8 @@ def random_ids(
         ids = torch.from_numpy(generator.integers(0, rows, wanted))
     else:
         # Neither a cumulative distribution nor a list of the permuted rows: both would be as long as the table.
-        ids = _of_popularity(torch.from_numpy(_bounded_zipf(generator, rows, wanted)), rows, seed)
+        ids = permute(stream_key(seed, "popularity"), torch.from_numpy(_bounded_zipf(generator, rows, wanted)), rows)
     return ids.view(num_samples, ids_per_sample)
-
-
-def shares(kind: IdKind, rows: int) -> np.ndarray:
-    """The probability of each row, float64 [rows], those of the most popular ones first."""
-    share = np.arange(1, rows + 1, dtype=float) ** (-ZIPF_EXPONENT if kind == "zipf" else 0)
-    return share / share.sum()
-
-
-def most_popular(kind: IdKind, rows: int, number: int, seed: int) -> np.ndarray:
-    """Ids of so many rows, int64 [number], ascending."""
-    first = torch.arange(number)
-    return (_of_popularity(first, rows, seed) if kind == "zipf" else first).sort().values.numpy()
-
-
-def _of_popularity(ranks: Tensor, rows: int, seed: int) -> Tensor:
-    return permute(stream_key(seed, "popularity"), ranks, rows)
 
 
 def _bounded_zipf(generator: np.random.Generator, rows: int, wanted: int) -> np.ndarray:

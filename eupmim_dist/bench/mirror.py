@@ -17,7 +17,6 @@ from torch import Tensor
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.models.interface import TableSpec
 from eupmim_dist.parallel.exchange import Exchange, Parts, Traffic
-from eupmim_dist.parallel.head import HeadIds
 from eupmim_dist.parallel.route import Route, route_of
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.world import World
@@ -26,12 +25,9 @@ from eupmim_dist.parallel.world import World
 class Mirror(Exchange):
     """Gives each part back as the peer's, without any other rank."""
 
-    def __init__(self, world: World, route: Route, sums: Route) -> None:
+    def __init__(self, world: World, route: Route) -> None:
         super().__init__(world, Traffic(), None)
-        levels = list(route.levels)
-        there = list(sums.levels)
-        self._levels = {"gradients": levels[::-1], "replicated": there + there[::-1]}  # of others: in turn
-        self._of_others = levels
+        self._levels = route.levels
         self._calls: Counter[str] = Counter()
         self.seconds = 0.0
         """That copying has taken so far: what a link does, and no work of a rank's."""
@@ -40,8 +36,8 @@ class Mirror(Exchange):
 
     @contextmanager
     def receiving(self, kind: str, receive: Parts) -> Iterator[Callable[[Parts], None]]:
-        levels = self._levels.get(kind, self._of_others)
-        peers = levels[self._calls[kind] % len(levels)].peers
+        turn = self._calls[kind] % len(self._levels)  # gradients come from the last level
+        peers = self._levels[-1 - turn if kind == "gradients" else turn].peers
         self._calls[kind] += 1
         with self._beside(peers, receive) as go:
 
@@ -50,9 +46,7 @@ class Mirror(Exchange):
                 for into, given in zip(receive, parts, strict=True):
                     for peer, (to, part) in enumerate(zip(into, given, strict=True)):
                         if peer != self.world.rank and part.numel():
-                            size = min(len(to), len(part))  # parts of a sum may differ by a row
-                            to[:size].copy_(part[:size])
-                            to[size:] = 0.0
+                            to.copy_(part)
                 self.seconds += time.perf_counter() - started
                 go()
 
@@ -73,10 +67,6 @@ class Mirror(Exchange):
         """Alone there is nothing to add."""
 
 
-def mirrored_tables(
-    spec: TableSpec, seed: int, world: World, config: TablesConfig, head: HeadIds | None = None
-) -> ShardedTables:
+def mirrored_tables(spec: TableSpec, seed: int, world: World, config: TablesConfig) -> ShardedTables:
     """A table as that rank of `world` holds it, whose others need not be there."""
-    sums = route_of("two_level" if config.replicate_head else config.exchange, world)
-    mirror = Mirror(world, route_of(config.exchange, world), sums)
-    return ShardedTables([spec], seed, world, config, exchange=mirror, head=head)
+    return ShardedTables([spec], seed, world, config, exchange=Mirror(world, route_of(config.exchange, world)))

@@ -1,8 +1,7 @@
 """What a step of a sharded table sends and takes on W ranks, from ids that are drawn and what one rank takes alone.
 
 Bytes are counted: ids are drawn for the ranks of some nodes (of all where there are few), and each distinct one that
-another rank or node holds is asked for, fetched and given its gradient. Of the head of the rows, which all ranks hold,
-gradients are summed: of each row that any rank wants a node sends 2 (N - 1) / N.
+another rank or node holds is asked for, fetched and given its gradient.
 
 A step takes what a rank of W takes to do its work without a link (mirror.py), with as many rows to update as fall to
 it, and in addition
@@ -18,17 +17,14 @@ N nodes of M ranks, n ids a step and rank, D the table's width.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
 
 import numpy as np
 
-from eupmim_dist.bench.ids import IdKind, most_popular, random_ids, shares
+from eupmim_dist.bench.ids import ZIPF_EXPONENT, IdKind, random_ids
 from eupmim_dist.bench.rivals import Shape
-from eupmim_dist.parallel.head import least_share
 from eupmim_dist.parallel.placement import RowOrder
+from eupmim_dist.parallel.route import ExchangeKind
 
-Way = Literal["flat", "two_level", "flat, head", "two_level, head"]
-"""By `tables.exchange`, and whether with `tables.replicate_head`."""
 SEED = 1
 MAX_NODES = 4
 """Nodes of a larger world whose ids are drawn."""
@@ -37,12 +33,6 @@ COUNT_BYTES = 16
 """That a rank sends each peer before ids: a word of flags, and how many rows of the one table it wants."""
 KINDS = 4
 """Exchanges of a level: counts, ids, rows, gradients."""
-
-
-def set_to(way: Way) -> dict[str, Any]:
-    """Its settings of the tables."""
-    exchange, head, _ = way.partition(", ")
-    return {"exchange": exchange, "replicate_head": bool(head)}
 
 
 @dataclass(frozen=True)
@@ -68,10 +58,9 @@ class Sent:
     between: float  # bytes that a node sends to others
     within: float  # bytes that a rank sends to others of its node
     messages: float  # that a rank sends
-    exchanges: float
+    levels: float
     distinct: float  # rows that a rank wants
     handled: float  # rows that a rank copies for those who ask, itself included, and sums gradients of
-    head: float  # rows that all ranks hold and any of them wants
 
 
 @dataclass(frozen=True)
@@ -83,7 +72,9 @@ class Work:
     updated: float
 
 
-def count(way: Way, shape: Shape, kind: IdKind, cluster: Cluster, steps: Sequence[int], row_bytes: int = 8) -> Sent:
+def count(
+    way: ExchangeKind, shape: Shape, kind: IdKind, cluster: Cluster, steps: Sequence[int], row_bytes: int = 8
+) -> Sent:
     """`row_bytes`: of a number of a row as it travels and of its gradient, together."""
     nodes = range(cluster.nodes)
     drawn = sorted({int(node) for node in np.linspace(0, cluster.nodes - 1, min(cluster.nodes, MAX_NODES))})
@@ -94,21 +85,17 @@ def count(way: Way, shape: Shape, kind: IdKind, cluster: Cluster, steps: Sequenc
 
 
 def _count_step(
-    way: Way, shape: Shape, kind: IdKind, cluster: Cluster, step: int, drawn: list[int], row_bytes: int
+    way: ExchangeKind, shape: Shape, kind: IdKind, cluster: Cluster, step: int, drawn: list[int], row_bytes: int
 ) -> Sent:
     local = min(cluster.local, cluster.ranks)
-    two = way.startswith("two_level") and 1 < local < cluster.ranks
+    two = way == "two_level" and 1 < local < cluster.ranks
     of_nodes = [[distinct_keys(shape, kind, node * local + i, step) for i in range(local)] for node in drawn]
-    every = [keys for of_node in of_nodes for keys in of_node]
-    order = RowOrder(shape.rows)
-    head = order.positions(head_ids(shape, kind, cluster)) if "head" in way else np.empty(0, np.int64)
     block = -(-shape.rows // cluster.ranks)
     between = within = handled = 0
     for node, of_node in zip(drawn, of_nodes, strict=True):
-        tails = [np.setdiff1d(keys, head, assume_unique=True) for keys in of_node] if len(head) else of_node
-        union = np.unique(np.concatenate(tails)) if two else np.empty(0, np.int64)
-        handled += sum(map(len, tails)) + len(union)
-        for number, keys in enumerate(tails):
+        union = np.unique(np.concatenate(of_node)) if two else np.empty(0, np.int64)
+        handled += sum(map(len, of_node)) + len(union)
+        for number, keys in enumerate(of_node):
             holders = keys // block
             asked = node * local + holders % local if two else holders  # agents, which are on this node
             near = asked // local == node
@@ -117,20 +104,13 @@ def _count_step(
         between += int((union // block // local != node).sum())
     ranks, row = local * len(drawn), shape.dim * row_bytes + ID_BYTES
     far_peers = 0 if cluster.nodes == 1 else cluster.nodes - 1 if two else cluster.ranks - local
-    wanted = len(np.intersect1d(np.concatenate(every), head))
-    summed = wanted * 4 * shape.dim
-    counts = COUNT_BYTES + -(-len(head) // 64) * 8  # a bit for each row of the head
-    sums = 2 if len(head) else 0  # at each of two levels
     return Sent(
-        between=between / len(drawn) * row
-        + local * far_peers * counts
-        + 2 * (cluster.nodes - 1) / cluster.nodes * summed,
-        within=within / ranks * row + (local - 1) * counts + 2 * (local - 1) / local * summed,
-        messages=KINDS * (far_peers + local - 1) + sums * (local - 1 + cluster.nodes - 1),
-        exchanges=KINDS * (2 if two else 1 if cluster.ranks > 1 else 0) + 2 * sums,
-        distinct=sum(map(len, every)) / ranks,
+        between=between / len(drawn) * row + local * far_peers * COUNT_BYTES,
+        within=within / ranks * row + (local - 1) * COUNT_BYTES,
+        messages=KINDS * (far_peers + local - 1),
+        levels=2 if two else 1 if cluster.ranks > 1 else 0,
+        distinct=sum(len(keys) for of_node in of_nodes for keys in of_node) / ranks,
         handled=handled / ranks if cluster.ranks > 1 else 0,
-        head=wanted,
     )
 
 
@@ -141,27 +121,18 @@ def distinct_keys(shape: Shape, kind: IdKind, rank: int, step: int) -> np.ndarra
     return np.unique(RowOrder(shape.rows).positions(ids.reshape(-1)))
 
 
-def head_ids(shape: Shape, kind: IdKind, cluster: Cluster) -> np.ndarray:
-    """Rows that are to be expected in a head (parallel/head.py), int64, ascending; none where it spares nothing."""
-    if not 1 < cluster.local < cluster.ranks:
-        return np.empty(0, np.int64)
-    number = (_asked_for(shape, kind, shape.num_ids) > least_share(cluster.local)).sum()
-    return most_popular(kind, shape.rows, int(number), SEED)
-
-
 def touched(shape: Shape, kind: IdKind, num_ids: int) -> float:
     """How many distinct rows so many ids have, as is to be expected."""
-    return float(_asked_for(shape, kind, num_ids).sum())
-
-
-def _asked_for(shape: Shape, kind: IdKind, num_ids: int) -> np.ndarray:
-    """With what probability each row is among so many ids, the most popular first."""
-    return -np.expm1(num_ids * np.log1p(-shares(kind, shape.rows)))
+    if kind == "uniform":
+        return shape.rows * -np.expm1(num_ids * np.log1p(-1 / shape.rows))
+    share = np.arange(1, shape.rows + 1, dtype=float) ** -ZIPF_EXPONENT
+    share /= share.sum()
+    return float(-np.expm1(num_ids * np.log1p(-share)).sum())
 
 
 def step_seconds(sent: Sent, work: Work, shape: Shape, kind: IdKind, cluster: Cluster) -> float:
     """Of a step whose exchanges no other work hides."""
-    updated = (touched(shape, kind, cluster.ranks * shape.num_ids) - sent.head) / cluster.ranks + sent.head
-    exchanges = sent.exchanges * cluster.latency + sent.messages * cluster.message
+    updated = touched(shape, kind, cluster.ranks * shape.num_ids) / cluster.ranks
+    exchanges = KINDS * sent.levels * cluster.latency + sent.messages * cluster.message
     links = sent.within / cluster.within + sent.between / cluster.link
     return work.seconds + work.update * (updated / work.updated - 1) + exchanges + links

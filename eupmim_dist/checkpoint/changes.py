@@ -16,7 +16,6 @@ FREE_KEYS = (
     "data.dir",
     "tables.replicate_below",
     "tables.exchange",
-    "tables.replicate_head",
     "tables.memory",
     "train.prefetch",
     "train.threads",

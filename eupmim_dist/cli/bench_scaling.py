@@ -45,7 +45,7 @@ def scaling(
     fast their links are is measured too, and how long ranks wait for each other where they send next to nothing;
     --link, --within, --latency and --message are for --simulate. A prediction draws ids as the benchmark does and
     counts what crosses; and one rank does the work of a rank of so many, for peers that want of it what it wants of
-    them. Times are for ranks that have a processor each. `head`: with `tables.replicate_head`.
+    them. Times are for ranks that have a processor each.
 
     **Examples**
 

@@ -181,8 +181,6 @@ class TablesConfig(Section):
     """Tables with fewer rows than this are held whole by every rank, which then exchange gradients only."""
     exchange: Literal["flat", "two_level"] = "flat"
     """`two_level`: what ranks of a node want of another node crosses once for all of them; on one node no change."""
-    replicate_head: bool = False
-    """Rows that nearly every node asks for in every step are held by all ranks; nothing changes on one node."""
     row_format: WireFormat = "float32"
     """How rows travel between ranks; float32 is exact, the others halve the bytes."""
     gradient_format: WireFormat = "float32"

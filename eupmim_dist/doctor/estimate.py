@@ -143,14 +143,7 @@ def estimate(config: Config, plan: Plan) -> Estimate:
         share=-(-config.train.global_batch_size // plan.world),
         left_out=[
             *(["propagation over the graph"] if model.propagation() is not None else []),
-            *(
-                f"what {setting} spares (`bench scaling --simulate`)"
-                for setting, chosen in {
-                    "two_level": config.tables.exchange == "two_level",
-                    "replicate_head": config.tables.replicate_head,
-                }.items()
-                if chosen
-            ),
+            *(["what two_level spares (`bench scaling --simulate`)"] if config.tables.exchange == "two_level" else []),
         ],
     )
 

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.optim import row_updates
-from eupmim_dist.parallel.head import settle, share
 from eupmim_dist.parallel.lookup import RowGradients
 from eupmim_dist.parallel.memory import table_zeros
-from eupmim_dist.parallel.placement import Head
 from eupmim_dist.parallel.sharded import ShardedTables
 from eupmim_dist.parallel.verdict import Verdict
 
@@ -60,29 +58,6 @@ class TableOptimizer(ABC):
             place = group.weight.device  # the host's memory, where tables are kept there: then this waits for the GPU
             factor, ok = (None if scalar is None else scalar.to(place) for scalar in (factor, ok))
             self._update(number, RowGradients(gradient.rows, gradient.values.to(place)), factor, ok)
-
-        for number, head in self._heads():
-            for held, copies in self._copied(number, head):
-                settle(head, held, copies)
-
-    @torch.no_grad()
-    def share_head(self) -> None:
-        """Gives all ranks the rows of the head, and their state, as the shards have them; collective.
-
-        To be called before steps that follow on a change of either from outside.
-        """
-        for number, head in self._heads():
-            for held, copies in self._copied(number, head):
-                share(head, held, copies, self.tables.world)
-
-    def _heads(self) -> list[tuple[int, Head]]:
-        return [(number, group.head) for number, group in enumerate(self.tables.groups) if group.head is not None]
-
-    def _copied(self, number: int, head: Head) -> list[tuple[Tensor, Tensor]]:
-        """Rows and state of a group, each with the copies of its head."""
-        groups, states = self.tables.groups, self._states
-        of_state = [(held, states[head.number][name]) for name, held in states[number].items()]
-        return [(groups[number].weight, groups[head.number].weight), *of_state]
 
     @abstractmethod
     def _new_state(self, weight: Tensor) -> State: ...

@@ -29,24 +29,6 @@ class Distinct:
     def segments(self) -> Segments:
         return Segments(torch.from_numpy(self.order), torch.from_numpy(self.starts))
 
-    def set_apart(self, some: np.ndarray) -> tuple["Distinct", np.ndarray]:
-        """The same with those keys last that are among `some`, ascending, and which of `some` they are.
-
-        Its `keys` are only the others; all else is of both, in turn.
-        """
-        at = np.searchsorted(self.keys, some)
-        found = np.flatnonzero(np.append(self.keys, -1)[at] == some)
-        last = np.zeros(len(self.keys), dtype=bool)
-        last[at[found]] = True
-        place = np.where(last, last.cumsum() + (len(last) - len(found)), (~last).cumsum()) - 1
-        place = np.append(place, len(place)).astype(np.int32)  # of what has no row too
-        sizes = np.diff(self.starts, append=len(self.order))
-        of_last = np.repeat(last, sizes)
-        sizes = np.concatenate([sizes[~last], sizes[last]])
-        inverse = torch.from_numpy(place).index_select(0, torch.from_numpy(self.inverse))  # numpy would convert it
-        order = np.concatenate([self.order[~of_last], self.order[of_last]])
-        return Distinct(self.keys[~last], inverse.numpy(), order, (sizes.cumsum() - sizes).astype(np.int32)), found
-
 
 def distinct(keys: np.ndarray, end: int) -> Distinct:
     """Sorts int64 keys in [0, end]; `end` itself stands for no row.

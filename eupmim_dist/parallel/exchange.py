@@ -25,7 +25,7 @@ class Cost:
     bytes: int = 0
     """Sent to other ranks."""
     between_nodes: int = 0
-    """Of that to ranks of other nodes, where ranks are numbered node by node; without what is summed over all."""
+    """Of that to ranks of other nodes, where ranks are numbered node by node; without what `all_reduce` sends."""
     seconds: float = 0.0
     """The host's time in it; under NCCL that of starting it."""
 

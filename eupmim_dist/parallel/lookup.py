@@ -136,16 +136,13 @@ class Lookup:
         """By group the distinct rows that this rank wants at a level and a row of zeros, [u + 1, dim] at the first."""
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
         hops = {number: part.hops[level] for number, part in enumerate(plan.groups) if level < len(part.hops)}
-        counts = {
-            number: sum(hop.sent) if level else len(plan.groups[number].merge.starts) for number, hop in hops.items()
-        }
         found = {
-            number: torch.empty(count + 1, tables.groups[number].dim, device=self._device)
-            for number, count in counts.items()
+            number: torch.empty(sum(hop.sent) + 1, tables.groups[number].dim, device=self._device)
+            for number, hop in hops.items()
         }
         if not found:  # below the last level
             return found
-        incoming = [(found[number][: sum(hops[number].sent)], hops[number].sent) for number in plan.sharded]
+        incoming = [(found[number][:-1], hops[number].sent) for number in plan.sharded]
         with self._receiving("rows", self._row_format, incoming) as send:
             deeper = self._fetched(level + 1)
             outgoing = []
@@ -156,12 +153,8 @@ class Lookup:
                 outgoing.append((answer, without(hop.received, rank)))
             send(outgoing)
             for number, hop in hops.items():
-                head = tables.groups[number].head if level == 0 else None
-                if tables.groups[number].members:
-                    start = sum(hop.sent[:rank])
-                    self._copy(number, deeper, hop.own, found[number][start : start + len(hop.own)])
-                if head is not None:
-                    tables.groups[head.number].gather(hops[head.number].own, found[number][sum(hop.sent) : -1])
+                start = sum(hop.sent[:rank])
+                self._copy(number, deeper, hop.own, found[number][start : start + len(hop.own)])
                 found[number][-1] = 0.0
         return found
 
@@ -214,12 +207,7 @@ class Lookup:
         plan, tables, rank = self._plan, self._tables, self._tables.world.rank
         dims = [group.dim for group in tables.groups]
         if level < 0:
-            summed = [self._summed(part, dim, scale) for part, dim in zip(plan.groups, dims, strict=True)]
-            for number, group in enumerate(tables.groups):
-                if group.head is not None:
-                    tail = sum(plan.groups[number].hops[0].sent)
-                    summed[number], summed[group.head.number] = summed[number][:tail], summed[number][tail:]
-            return summed
+            return [self._summed(part, dim, scale) for part, dim in zip(plan.groups, dims, strict=True)]
         hops = {number: plan.groups[number].hops[level] for number in plan.sharded}
         values = {
             number: torch.empty(len(hop.asked) + len(hop.own), dims[number], device=self._device)

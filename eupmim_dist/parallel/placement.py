@@ -92,19 +92,6 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Head:
-    """Rows of a sharded group of which every rank has a copy; the copies are a replicated group without members.
-
-    What the shards hold stays true: after a step who holds a row takes it over from the copy (head.py).
-    """
-
-    number: int  # of the group of copies
-    keys: np.ndarray  # int64 [rows of that], ascending: which rows they are copies of
-    own: Tensor  # int64 [k], rows of this rank's tensor of which there are copies
-    places: Tensor  # int64 [k], where these stand
-
-
-@dataclass(frozen=True)
 class TableGroup:
     """Tables of one width and placement in one tensor. A `key` counts its rows through the holding ranks."""
 
@@ -113,7 +100,6 @@ class TableGroup:
     members: dict[str, Member]
     num_holders: int  # ranks that a row may be on: W, or 1 (this one) if replicated
     weight: Tensor  # [stride, dim]; in host memory if so configured
-    head: Head | None = None
 
     @property
     def trained(self) -> bool:
@@ -123,7 +109,7 @@ class TableGroup:
     @property
     def stride(self) -> int:
         """Rows per rank; the keys of rank r's rows are r * stride and on."""
-        return len(self.weight)
+        return sum(member.block for member in self.members.values())
 
     @property
     def end(self) -> int:

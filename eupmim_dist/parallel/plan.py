@@ -68,7 +68,7 @@ class GroupPlan:
 
     blocks: list[UseBlock]  # in the order of `inverse`
     inverse: Tensor  # int32 [n], the distinct row of each use; u where it has none
-    merge: Segments  # uses -> distinct rows, ordered by the rank that is asked for them; those of the head last
+    merge: Segments  # uses -> distinct rows, ordered by the rank that is asked for them
     hops: list[Hop]  # one for each level of the route; only one unless sharded
     rows: Tensor  # int64 ascending, distinct rows of this rank's tensor that are asked for: what it will update
     placement: Placement
@@ -104,17 +104,11 @@ def pinned(value: Any) -> Any:
 
 
 def make_plan(
-    groups: Sequence[TableGroup],
-    micro_batches: Sequence[Uses],
-    route: Route,
-    exchange: Exchange,
-    stop: bool = False,
-    copies: bool = True,
+    groups: Sequence[TableGroup], micro_batches: Sequence[Uses], route: Route, exchange: Exchange, stop: bool = False
 ) -> Plan:
     """Plans the look-up of several micro-batches at once; collective.
 
-    `stop` tells the other ranks that this one asks to stop, which costs nothing here. Without `copies` rows of a head
-    are asked for as all others are.
+    `stop` tells the other ranks that this one asks to stop, which costs nothing here.
 
     Raises, on every rank: IndexError for an id outside its table, TypeError for ids that are not int64,
     KeyError for a table that is not among `groups`. The message names the rank.
@@ -136,10 +130,6 @@ def make_plan(
         found = [distinct(k, group.end) for group, k in zip(groups, every, strict=True)]
     except Exception as error:  # whatever it is, the other ranks must hear of it
         problem, found = error, [distinct(k[0], group.end) for group, k in zip(groups, keys, strict=True)]
-    for number, group in enumerate(groups if copies else ()):
-        if group.head is not None:
-            found[number], places = found[number].set_apart(group.head.keys)
-            found[group.head.number] = replace(found[group.head.number], keys=places)
     plans = [_local_plan(*of_group, exchange.world) for of_group in zip(blocks, found, strict=True)]
     if exchange.world.size > 1:
         stop = _plan_with_others(plans, groups, found, problem, stop, route, exchange)
@@ -256,7 +246,7 @@ def without(counts: list[int], rank: int) -> list[int]:
 def _requests(group: TableGroup, plan: GroupPlan) -> dict[str, int]:
     """How many of the wanted rows of this rank's tensor belong to each table."""
     hop = plan.hops[-1]
-    if len(group.members) <= 1:
+    if len(group.members) == 1:
         return dict.fromkeys(group.members, sum(hop.received))
     wanted = torch.cat([hop.asked, hop.own]).numpy()
     ends = np.array([member.offset + member.block for member in group.members.values()])

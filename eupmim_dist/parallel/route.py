@@ -6,7 +6,8 @@ two_level  it asks its agent: the rank of its own node with the holder's local n
            row. Rows come back the same way, and gradients go it: summed per distinct row by the agent, sent on once.
 
 So a row crosses a link once for a node, not once for each of its ranks, and a rank has M + N - 2 others to talk to
-in place of W - 1; what goes within a node goes there in addition. Rows are the same bit by bit, and gradients are
+in place of W - 1; what goes within a node goes there in addition. Gradients of rows that all ranks hold are summed
+within nodes first too (sums.py). Rows are the same bit by bit, and gradients are
 summed in another order: of a node first. W ranks = N nodes of M; rank = node * M + local number.
 """
 
@@ -15,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 
-from eupmim_dist.config.schema import TablesConfig
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.placement import TableGroup
@@ -48,18 +48,17 @@ class Route:
         return keys
 
 
-def check_nodes(config: TablesConfig, world: World) -> None:
-    """Raises UserError, on every rank, if two levels or a head are asked for and nodes have not as many ranks, or these
-    are not numbered node by node; collective."""
+def check_nodes(kind: ExchangeKind, world: World) -> None:
+    """Raises UserError, on every rank, if two levels are asked for and nodes have not as many ranks, or these are not
+    numbered node by node; collective."""
     size, local = world.size, world.local_size
-    if (config.exchange == "two_level" or config.replicate_head) and size > 1:
-        asked, other = ("replicate_head", "false") if config.replicate_head else ("exchange: two_level", "flat")
+    if kind == "two_level" and size > 1:
         places = everywhere((world.local_rank, world.local_size), world)
         if size % local or any(place != (rank % local, local) for rank, place in enumerate(places)):
             found = ", ".join(f"{number + 1} of {of}" for number, of in places[:8]) + ", ..." * (size > 8)
             raise UserError(
-                f"tables.{asked} needs as many ranks on each node, numbered node by node, and the ranks are {found}; "
-                f"start as many on each, or use {other}"
+                "tables.exchange: two_level needs as many ranks on each node, numbered node by node, and the ranks "
+                f"are {found}; start as many on each, or use flat"
             )
 
 

@@ -24,7 +24,6 @@ from eupmim_dist.parallel.agreement import everywhere
 from eupmim_dist.parallel.catalogue import ScoredRows, ShardedCatalogue
 from eupmim_dist.parallel.exchange import Connections, Exchange, Traffic, open_connections
 from eupmim_dist.parallel.features import RowFeatures
-from eupmim_dist.parallel.head import HeadIds, has_head, with_heads
 from eupmim_dist.parallel.lookup import Lookup
 from eupmim_dist.parallel.placement import Shard, TableGroup, build_groups
 from eupmim_dist.parallel.plan import Plan, make_plan, pinned
@@ -57,15 +56,12 @@ class ShardedTables:
         graph: InteractionGraph | None = None,
         num_layers: int = 0,
         exchange: Exchange | None = None,
-        head: HeadIds | None = None,
     ) -> None:
         """Creates this rank's rows; collective. `scored_whole` is the table that `catalogue` gives.
 
         Rows of a table with `features` are looked up and scored with what these add; their tables are created too.
         With a `graph` those of the tables `user` and `item` are propagated over it in `num_layers` layers.
         A given `exchange` is of ranks that are not there (bench/mirror.py): with them nothing is agreed upon.
-        Rows of the `head` are copied to all ranks where that can spare anything, and are not copies until
-        `TableOptimizer.share_head`; but for tables whose rows all have a gradient in each step.
 
         Raises ValueError, on every rank, if two tables have one name, if the ranks disagree on the tables, the seed
         or the configuration, or if the process group has another size than a `world` of several ranks; UserError if
@@ -75,22 +71,13 @@ class ShardedTables:
         specs = [*specs, *(feature.spec for feature in features)]
         if exchange is None:
             _check_agreement(specs, seed, config, world)
-            check_nodes(config, world)
+            check_nodes(config.exchange, world)
             exchange = Exchange(world, Traffic(), open_connections("tables") if world.size > 1 else None)
         self.exchange, self.traffic = exchange, exchange.traffic
         self._route = route_of(config.exchange, world)
-        self._way_of_sums = route_of("two_level", world) if config.replicate_head else self._route
         featured = {feature.table for feature in features}
         alone = featured | ({scored_whole} if scored_whole else set()) | (set(TABLES) if graph else set())
         self.groups = build_groups(specs, config, seed, world, alone)
-        self.head: HeadIds = {}
-        """Ids of the rows that all ranks have copies of, by table."""
-        if head is not None and has_head(world):
-            sharded = {
-                name for group in self.groups if not group.replicated and group.trained for name in group.members
-            }
-            self.head = {table: ids for table, ids in head.items() if table in sharded - alone and len(ids)}
-            self.groups = with_heads(self.groups, self.head, self._route, world)
         self.shards: dict[str, Shard] = {
             name: group.shard(name, world) for group in self.groups for name in group.members
         }
@@ -117,8 +104,8 @@ class ShardedTables:
         exchange = self.exchange if connections is None else Exchange(self.world, self.traffic, connections)
         return self._plan(micro_batches, exchange, stop)
 
-    def _plan(self, micro_batches: Sequence[Uses], exchange: Exchange, stop: bool = False, copies: bool = True) -> Plan:
-        plan = make_plan(self.groups, micro_batches, self._route, exchange, stop, copies)
+    def _plan(self, micro_batches: Sequence[Uses], exchange: Exchange, stop: bool = False) -> Plan:
+        plan = make_plan(self.groups, micro_batches, self._route, exchange, stop)
         return pinned(plan) if self.world.device.type == "cuda" else plan
 
     def left_out(self, edges: tuple[Tensor, Tensor]) -> LeftOut | None:
@@ -167,7 +154,7 @@ class ShardedTables:
 
     def add_up(self, gradients: Tensor) -> None:
         """Sums gradients of rows that every rank holds over the ranks, in place; collective."""
-        add_up(gradients, self.exchange, self._way_of_sums)
+        add_up(gradients, self.exchange, self._route)
 
     def number_of(self, table: str) -> int:
         """Of the group that holds it."""
@@ -175,7 +162,7 @@ class ShardedTables:
 
     def features_of(self, group: TableGroup) -> RowFeatures | None:
         """Those of its rows, if they have any: then it holds one table alone."""
-        return self._features.get(next(iter(group.members), ""))
+        return self._features.get(next(iter(group.members)))
 
     def catalogue(self) -> ShardedCatalogue:
         """This rank's rows of the table that is scored whole, for one step."""
@@ -200,7 +187,7 @@ class ShardedTables:
         """
         self._propagate_to_rank(known)
         exchange = Exchange(self.world, Traffic(), self.exchange.connections)
-        return Lookup(self, self._plan([uses], exchange, copies=False), torch.float32, exchange)
+        return Lookup(self, self._plan([uses], exchange), torch.float32, exchange)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def l2_term(run: Run) -> tuple[Tensor, Tensor]:
     if config.train.optimizer == "adam":
         common += torch.stack([p.square().sum() for p in run.model.parameters()]).sum()
     for group in run.tables.groups if config.tables.optimizer == "exact" else []:
-        if not group.trained or not group.members:  # copies of rows that who holds them counts
+        if not group.trained:
             continue
         total = common if group.replicated else own
         total += torch.linalg.vector_norm(group.weight).square().to(total.device)

@@ -16,7 +16,6 @@ def train(run: Run, hooks: Sequence[Hook]) -> None:
     progress, settings = run.progress, run.config.train
     first = progress.step
     run.dense.module.train()
-    run.table_optimizer.share_head()
     with Prefetcher(partial(prepare_step, run), run.world, settings.max_steps - 1, settings.prefetch) as batches:
         while progress.step < settings.max_steps and not progress.stopped:
             heartbeat.reached(progress.step + 1)

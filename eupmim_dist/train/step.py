@@ -6,48 +6,36 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from eupmim_dist.config.schema import TrainConfig
 from eupmim_dist.data.batch import Batch
 from eupmim_dist.data.counter import stream_key
-from eupmim_dist.models.interface import Model, Uses
-from eupmim_dist.objectives.interface import Candidates, Objective
+from eupmim_dist.objectives.interface import Candidates
 from eupmim_dist.optim.schedule import rate_factor
 from eupmim_dist.parallel.exchange import Connections
 from eupmim_dist.parallel.plan import Plan
 from eupmim_dist.parallel.propagation import LeftOut
 from eupmim_dist.parallel.verdict import judge
-from eupmim_dist.tasks.interface import Task
 from eupmim_dist.train.compiled import begin_step
 from eupmim_dist.train.state import Outcome, Run
-
-MicroBatch = tuple[Batch, Candidates]
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What a step needs and can be had before it: this rank's micro-batches and the plan of their look-up."""
 
-    micro_batches: list[MicroBatch]
+    micro_batches: list[tuple[Batch, Candidates]]
     plan: Plan
     left_out: LeftOut | None = None
     """Edges that are no part of the propagation, of a model that has one."""
 
 
-def sample_step(
-    config: TrainConfig, task: Task, model: Model, objective: Objective, step: int
-) -> tuple[list[MicroBatch], list[Uses]]:
-    """This rank's micro-batches of `step` (from 0), and what rows each uses."""
-    batch, number = task.sample(step), config.accumulation
+def prepare_step(run: Run, step: int, connections: Connections | None = None) -> Prepared:
+    """Samples the batch of `step` (from 0) and plans its look-up, over `connections`; collective."""
+    batch, number = run.task.sample(step), run.config.train.accumulation
     micro_batches = []
     for index in range(number):
         micro_batch = batch.micro_batch(index, number)
-        micro_batches.append((micro_batch, objective.draw(micro_batch, step)))
-    return micro_batches, [model.uses(micro_batch) | candidates.uses() for micro_batch, candidates in micro_batches]
-
-
-def prepare_step(run: Run, step: int, connections: Connections | None = None) -> Prepared:
-    """Samples the batch of `step` (from 0) and plans its look-up, over `connections`; collective."""
-    micro_batches, uses = sample_step(run.config.train, run.task, run.model, run.objective, step)
+        micro_batches.append((micro_batch, run.objective.draw(micro_batch, step)))
+    uses = [run.model.uses(micro_batch) | candidates.uses() for micro_batch, candidates in micro_batches]
     plan = run.tables.plan(uses, connections, stop=run.stop_requested or run.end_requested)
     propagation = run.model.propagation()
     masked = propagation is not None and propagation.mask_targets

@@ -100,28 +100,8 @@ class Scenario:
         ]
 
     @property
-    def several(self) -> bool:
-        """Whether there are several nodes of several ranks."""
-        return 1 < self.local_size < self.world_size
-
-    @property
     def two_levels(self) -> bool:
-        return self.config.exchange == "two_level" and self.several
-
-    @property
-    def head(self) -> dict[str, np.ndarray] | None:
-        """Row ids that all ranks hold copies of, where tables are sharded."""
-        if not self.config.replicate_head:
-            return None
-        return {spec.name: np.arange(number, spec.rows, 3) for number, spec in enumerate(self.tables)}
-
-    @property
-    def summed_by_nodes(self) -> bool:
-        return self.several and (self.config.exchange == "two_level" or self.config.replicate_head)
-
-    def copied(self, spec: TableSpec) -> set[int]:
-        ids = self.head if self.several and not self.replicated(spec) else None
-        return set() if ids is None else set(ids[spec.name].tolist())
+        return self.config.exchange == "two_level" and 1 < self.local_size < self.world_size
 
     def replicated(self, spec: TableSpec) -> bool:
         return self.world_size > 1 and spec.rows < self.config.replicate_below
@@ -156,7 +136,6 @@ class Outcome:
     norms: list[float]
     ok: list[bool]
     state: dict[str, dict[str, Tensor]]
-    copies: list[list[Tensor]]  # after each step, by group that has a head
     bytes: dict[str, tuple[int, int]]  # sent to others, and of that to other nodes
     requests: dict[str, int]
 
@@ -167,10 +146,9 @@ def train(scenario: Scenario) -> Outcome:
 
 
 def train_in(world: World, scenario: Scenario) -> Outcome:
-    tables = ShardedTables(scenario.tables, SEED, world, scenario.config, head=scenario.head)
+    tables = ShardedTables(scenario.tables, SEED, world, scenario.config)
     optimizer = make_table_optimizer(scenario.config, tables, LEARNING_RATE, scenario.l2)
-    optimizer.share_head()
-    weights, seen, gradients, verdicts, of_heads = [copies(tables)], [], [], [], []
+    weights, seen, gradients, verdicts = [copies(tables)], [], [], []
 
     def plan(step: int, group: dist.ProcessGroup | None = None) -> Plan:
         return tables.plan(scenario.uses(step, world.rank), group)
@@ -192,7 +170,6 @@ def train_in(world: World, scenario: Scenario) -> Outcome:
             verdicts.append(judge([], found, tables, scenario.max_norm, world))
             optimizer.step(found, verdicts[-1], rate_factor(step))
             weights.append(copies(tables))
-            of_heads.append([tables.groups[g.head.number].weight.clone() for g in tables.groups if g.head is not None])
     return Outcome(
         ids={name: shard.ids() for name, shard in tables.shards.items()},
         weights=weights,
@@ -201,7 +178,6 @@ def train_in(world: World, scenario: Scenario) -> Outcome:
         norms=[verdict.norm.item() for verdict in verdicts],
         ok=[bool(verdict.ok) for verdict in verdicts],
         state={name: {k: v.clone() for k, v in state.items()} for name, state in optimizer.row_state.items()},
-        copies=of_heads,
         bytes={kind: (cost.bytes, cost.between_nodes) for kind, cost in tables.traffic.items()},
         requests=tables.requests,
     )
@@ -221,16 +197,7 @@ def by_id(tables: ShardedTables, gradients: list[RowGradients]) -> dict[str, tup
     for group, part in zip(tables.groups, gradients, strict=True):
         for name, member in group.members.items():
             inside = (part.rows >= member.offset) & (part.rows < member.offset + member.block)
-            rows, values = part.rows[inside], part.values[inside]
-            if group.head is not None:  # gradients of this rank's rows of which there are copies
-                of_copies = gradients[group.head.number]
-                held = dict(zip(group.head.places.tolist(), group.head.own.tolist(), strict=True))
-                mine = [n for n, place in enumerate(of_copies.rows.tolist()) if place in held]
-                own = torch.tensor([held[of_copies.rows[n].item()] for n in mine], dtype=torch.int64)
-                here = (own >= member.offset) & (own < member.offset + member.block)
-                rows = torch.cat([rows, own[here]])
-                values = torch.cat([values, of_copies.values[mine][here]])
-            found[name] = tables.shards[name].ids()[rows - member.offset], values
+            found[name] = tables.shards[name].ids()[part.rows[inside] - member.offset], part.values[inside]
     return found
 
 
@@ -274,9 +241,6 @@ def check(scenario: Scenario, outcomes: list[Outcome]) -> None:
         for key, expected in state.items():
             found = whole(scenario, outcomes, lambda o, n, key=key: o.state[n][key], [spec])[spec.name]
             near(found, torch.from_numpy(expected), f"{key} of {spec.name}")
-    for first, *others in zip(*(outcome.copies for outcome in outcomes), strict=True):
-        for other in others:
-            torch.testing.assert_close(other, first, rtol=0, atol=0, equal_nan=True)
     check_traffic(scenario, outcomes)
 
 
@@ -291,9 +255,6 @@ def check_rows(scenario: Scenario, outcomes: list[Outcome], step: int, weights: 
                 held = PlainTable(weights[table]).rows(ids).float()
                 if not scenario.replicated(specs[table]):
                     travelled = ~torch.isin(ids, outcome.ids[table])
-                    travelled &= ~torch.isin(
-                        ids, torch.tensor(sorted(scenario.copied(specs[table])), dtype=torch.int64)
-                    )
                     held[travelled] = held[travelled].to(getattr(torch, scenario.config.row_format)).float()
                 assert torch.equal(rows[name], held), f"step {step}, rank {rank}: rows of {name}"
 
@@ -349,33 +310,28 @@ def check_traffic(scenario: Scenario, outcomes: list[Outcome]) -> None:
 
     for step in range(len(scenario.steps)):
         wanted = [asked(scenario, step, [rank]) for rank in range(size)]
-        unions: dict[tuple[int, bool], int] = {}  # distinct rows whose gradients are summed, by dim; those of heads
+        unions: dict[int, int] = {}  # distinct replicated rows by dim
         for spec in scenario.tables:
             of_table = [rows[spec.name] for rows in wanted]
             if size == 1 or scenario.replicated(spec):
                 for rank, rows in enumerate(of_table):
                     requests[rank][spec.name] += len(rows)
-                unions[spec.dim, False] = unions.get((spec.dim, False), 0) + len(set().union(*of_table))
+                unions[spec.dim] = unions.get(spec.dim, 0) + len(set().union(*of_table))
                 continue
-            if copied := scenario.copied(spec):
-                number = len(set().union(*of_table) & copied)
-                unions[spec.dim, True] = unions.get((spec.dim, True), 0) + number
-                of_table = [rows - copied for rows in of_table]
             for owner in range(size):
                 for rank, of, num, final in questions(scenario, of_table, owner, held[owner][spec.name]):
                     requests[of][spec.name] += num * final
                     send("ids", rank, of, 4 * num)
                     send("rows", of, rank, BYTES[scenario.config.row_format] * spec.dim * num)
                     send("gradients", rank, of, BYTES[scenario.config.gradient_format] * spec.dim * num)
-        for (dim, _), num in unions.items():
+        for dim, num in unions.items():
             for rank in range(size):
-                if not scenario.summed_by_nodes:  # a ring's all-reduce
+                if not scenario.two_levels:  # a ring's all-reduce
                     sent[rank]["replicated"][0] += 2 * 4 * dim * num * (size - 1) // size
                     continue
                 node, place = divmod(rank, local)
-                part = summed_parts(num, local)[place]
-                far = sends(part, size // local, node)
-                sent[rank]["replicated"][0] += 4 * dim * (sends(num, local, place) + far)
+                far = sent_of_sum(sizes_of_parts(num, local)[place], size // local, node)
+                sent[rank]["replicated"][0] += 4 * dim * (sent_of_sum(num, local, place) + far)
                 sent[rank]["replicated"][1] += 4 * dim * far
     for rank, outcome in enumerate(outcomes):
         assert {kind: list(outcome.bytes.get(kind, (0, 0))) for kind in sent[rank]} == sent[rank], f"rank {rank}"
@@ -383,13 +339,13 @@ def check_traffic(scenario: Scenario, outcomes: list[Outcome]) -> None:
         assert size > 1 or not any(map(any, outcome.bytes.values()))
 
 
-def summed_parts(rows: int, peers: int) -> list[int]:
+def sizes_of_parts(rows: int, peers: int) -> list[int]:
     return [len(part) for part in torch.empty(rows).tensor_split(peers)]
 
 
-def sends(rows: int, peers: int, place: int) -> int:
+def sent_of_sum(rows: int, peers: int, place: int) -> int:
     """Rows that one of some peers sends, where each sums a part and gives it to the others."""
-    part = summed_parts(rows, peers)[place]
+    part = sizes_of_parts(rows, peers)[place]
     return rows - part + (peers - 1) * part
 
 
@@ -491,7 +447,6 @@ def scenarios(draw: st.DrawFn, world_size: int, wire: bool = False, **fixed: Any
         row_format=draw(st.sampled_from(list(ROUNDOFF))) if wire else "float32",
         gradient_format=draw(st.sampled_from(list(ROUNDOFF))) if wire else "float32",
         exchange=draw(st.sampled_from(["two_level", "flat"])) if world_size == 4 else "flat",
-        replicate_head=world_size == 4 and draw(st.booleans()),
     )
     uses = [name for spec in tables for name in (spec.name, f"{spec.name} again", f"{spec.name} beside")]
     again = [None, None, *ASKS]
@@ -585,16 +540,12 @@ def split(scenario: Scenario, local_sizes: list[int]) -> str:
 
 
 def test_nodes_that_are_not_alike_have_no_two_levels(ranks: dict[int, Ranks]) -> None:
-    steps = [[[{"t": Ask((4,), "any", rank)}] for rank in range(4)]]
-    for config, name, mend in (
-        (TablesConfig(exchange="two_level", replicate_below=0), "exchange: two_level", "flat"),
-        (TablesConfig(replicate_head=True, replicate_below=0), "replicate_head", "false"),
-    ):
-        scenario = Scenario(4, (TableSpec("t", 9, 3),), config, steps)
-        for sizes in ([3, 1], [1, 2, 1], [3, 3]):
-            for told in ranks[4].run(split, scenario, sizes):
-                assert told.startswith(f"tables.{name} needs as many ranks on each node, numbered node by node")
-                assert told.endswith(f"start as many on each, or use {mend}")
+    config = TablesConfig(exchange="two_level", replicate_below=0, optimizer="sgd")
+    scenario = Scenario(4, (TableSpec("t", 9, 3),), config, [[[{"t": Ask((4,), "any", rank)}] for rank in range(4)]])
+    for sizes in ([3, 1], [1, 2, 1], [3, 3]):
+        for told in ranks[4].run(split, scenario, sizes):
+            assert told.startswith("tables.exchange: two_level needs as many ranks on each node, numbered node by node")
+            assert told.endswith("start as many on each, or use flat")
     for sizes in ([4], [1, 1, 1, 1], [2, 2]):
         assert ranks[4].run(split, scenario, sizes) == ["done"] * 4
 
