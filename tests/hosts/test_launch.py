@@ -108,8 +108,9 @@ def alone(place):
 
 
 def test_two_hosts_by_accelerate_as_its_script_says(hosts, place, alone):
-    """With tables whose rows go from host to host in two levels."""
-    sharded = ["--set", "tables.replicate_below=0", "--set", "tables.exchange=two_level"]
+    """With two levels: rows of items go from host to host by them, and sums of the gradients of users, all of whose
+    rows all ranks hold."""
+    sharded = ["--set", "tables.replicate_below=100", "--set", "tables.exchange=two_level"]
     launches = [
         Launch(
             host,
