@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eupmim_dist.models.layers.attention import multi_head_attention, softmax_
+from eupmim_dist.models.layers.attention import MASKED, multi_head_attention, softmax_
 from eupmim_dist.models.layers.dropout import Dropout
 from eupmim_dist.models.layers.transformer import ReLUDropout, TransformerEncoder
 
@@ -73,6 +73,14 @@ def test_relu_dropout_is_dropout_of_relu() -> None:
     fused = ReLUDropout(0.3)(x)
     torch.manual_seed(0)
     torch.testing.assert_close(fused, Dropout(0.3)(x.relu()))
+
+
+def test_what_is_masked_has_no_weight() -> None:
+    """And a weight of 1e-30 is one, where exp is given what does not underflow."""
+    scores = torch.tensor([[3.0, MASKED, 1.0], [MASKED, MASKED, -5.0], [MASKED] * 3, [0.0, -69.0, -104.0]])
+    weights = softmax_(scores.clone())
+    assert torch.equal(weights == 0, scores.softmax(-1) < 1e-40)
+    torch.testing.assert_close(weights, scores.softmax(-1), rtol=1e-6, atol=1e-40)
 
 
 def test_softmax_stays_finite_at_extremes() -> None:
