@@ -129,7 +129,7 @@ def _refuse(store: InteractionStore, rows: pl.DataFrame, lost: np.ndarray, empty
         name = short(rows["user"][int(lost.argmax())])
         raise UserError(
             f"--user {name}: no such user in {store.path}{_dropped(store)}; `users.parquet` there lists the raw ids, "
-            "and --history serves anybody"
+            "and --history serves anybody, if the model reads histories"
         )
     if empty.any():
         history = rows[HISTORY][int(empty.argmax())]

@@ -6,9 +6,9 @@ two_level  it asks its agent: the rank of its own node with the holder's local n
            row. Rows come back the same way, and gradients go it: summed per distinct row by the agent, sent on once.
 
 So a row crosses a link once for a node, not once for each of its ranks, and a rank has M + N - 2 others to talk to
-in place of W - 1; what goes within a node goes there in addition. Gradients of rows that all ranks hold are summed
-within nodes first too (sums.py). Rows are the same bit by bit, and gradients are
-summed in another order: of a node first. W ranks = N nodes of M; rank = node * M + local number.
+in place of W - 1; what goes within a node goes there in addition. Rows are the same bit by bit, and gradients are
+summed in another order: of a node first, as are those of rows that all ranks hold (sums.py). W ranks = N nodes of M;
+rank = node * M + local number.
 """
 
 from dataclasses import dataclass

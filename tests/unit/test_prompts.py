@@ -14,7 +14,7 @@ from eupmim_dist.data.batch import NO_ROW
 from eupmim_dist.data.prompts.batch import PromptBatch
 from eupmim_dist.data.prompts.prompt import FIRST_ITEM_WORD, USER_WORD, fill, tokenise
 from eupmim_dist.data.prompts.templates import KINDS, SHORT, TEMPLATES
-from eupmim_dist.data.prompts.vocabulary import PLAIN, Vocabulary, load_vocabulary
+from eupmim_dist.data.prompts.vocabulary import PLAIN, Vocabulary, load_vocabulary, where
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel.world import World
@@ -264,3 +264,12 @@ def test_what_is_asked_of_a_user_to_rank_for(store: InteractionStore) -> None:
         text = fill(SHORT, user, own).text
         assert batch.tokens[row][batch.tokens[row] != NO_ROW].tolist() == task.vocabulary.tokens(text)
     assert open_store(store.path, World(0, 1, 0, 1, torch.device("cpu"))).num_users == store.num_users
+
+
+def test_the_hub_is_not_asked_for_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in ("models", "models/t5", "./t5", "../t5", "a/b/t5", "/t5"):
+        assert where(name) == {"local_files_only": True}, name
+    for name in ("t5-small", "google-t5/t5-small"):
+        assert where(name) == {"local_files_only": False}, name

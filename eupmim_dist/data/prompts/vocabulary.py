@@ -119,8 +119,14 @@ def load_vocabulary(name: str) -> Vocabulary:
 
 
 def where(name: str) -> dict[str, bool]:
-    """What has transformers look in a directory, if there is one of that name, and nowhere else."""
-    return {"local_files_only": Path(name).exists() or Path(name).is_absolute()}
+    """What has transformers look for a directory alone, where that is meant: the hub would be asked for a minute.
+
+    A name of the hub has one slash at the most, and not a directory of ours before it.
+    """
+    path = Path(name)
+    named_here = path.is_absolute() or name.startswith(".") or len(path.parts) > 2
+    within = len(path.parts) == 2 and path.parent.is_dir()
+    return {"local_files_only": path.exists() or named_here or within}
 
 
 def unavailable(key: str, name: str, error: Exception) -> UserError:
