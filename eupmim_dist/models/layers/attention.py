@@ -96,7 +96,7 @@ def softmax_(scores: Tensor) -> Tensor:
     that leaves is as nothing.
     """
     scores.sub_(scores.amax(-1, keepdim=True)).clamp_(min=LOWEST).exp_()
-    F.threshold_(scores, 2 * math.exp(LOWEST), 0.0)
+    F.threshold(scores, 2 * math.exp(LOWEST), 0.0, inplace=True)
     return scores.div_(row_sums(scores))
 
 
