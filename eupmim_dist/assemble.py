@@ -220,7 +220,16 @@ def describe(run: Run) -> list[str]:
         f"tables  {tables}; {config.tables.optimizer}",
         f"ranks   {world.size} on {world.device.type}, {run.dense.strategy}, global batch {batch}",
         *([f"network {network.described()}"] if world.size > 1 else []),
+        *([f"exchange {exchange_of(config, world)}"] if config.tables.exchange != "flat" else []),
     ]
+
+
+def exchange_of(config: Config, world: World) -> str:
+    """How rows travel, which a node or a rank alone does not see."""
+    if 1 < world.local_size < world.size:
+        return f"{config.tables.exchange}: {world.size // world.local_size} nodes of {world.local_size} ranks"
+    where = "one node" if world.local_size == world.size else "one rank a node"
+    return f"flat, which {config.tables.exchange} is with {where}"
 
 
 def needed_room(config: Config, store: InteractionStore, world: World, *, training: bool = True) -> dict[str, int]:

@@ -30,6 +30,7 @@ from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 
 ROUNDS = 4
+LOOPBACK = "lo"
 NOTHING, PROBED_BYTES = 4, 1 << 20
 """That a rank sends each of some others to see how long they wait for each other, and how fast it goes."""
 
@@ -37,8 +38,9 @@ NOTHING, PROBED_BYTES = 4, 1 << 20
 def measure_exchanges(
     shape: Shape, kind: IdKind, config: TablesConfig, steps: int, cluster: Cluster, world: World
 ) -> dict[str, Any]:
-    """Each exchange's step, measured and as predicted from what each rank takes without the others, at the same time,
-    and from how fast these links are found to be. Collective, the same on every rank.
+    """A step of each exchange, measured and as predicted from what each rank takes without the others, at the same
+    time, and from how fast these links are found to be; of flat alone, where two levels are the same. Collective, the
+    same on every rank.
 
     Times are medians over the steps, means of the ranks', which are taken in turns with those without a link. Bytes
     are those of a node and step that go to other nodes: of what is exchanged, and all that its interface counts.
@@ -48,7 +50,7 @@ def measure_exchanges(
     log.info(f"the links: {3 * ROUNDS} times {WARM_UP + steps} steps")
     cluster = _with_links(cluster, _ours(mirrored_tables(spec, SEED, world, config), config, shape), ids)
     found: dict[str, Any] = {}
-    for way in get_args(ExchangeKind):
+    for way in get_args(ExchangeKind) if 1 < cluster.local < cluster.ranks else ("flat",):
         log.info(f"{way}: {ROUNDS} times {WARM_UP + steps} steps, and twice as many without the others")
         of_way = config.model_copy(update={"exchange": way})
         ours = _ours(ShardedTables([spec], SEED, world, of_way), of_way, shape)
@@ -189,7 +191,9 @@ def _ids(shape: Shape, kind: IdKind, world: World, steps: range) -> list[Tensor]
 
 
 def _sent_by_interface() -> int:
-    """Bytes that the interface to other hosts has sent so far, with all headers; 0 where it is not known."""
+    """Bytes that the interface to other hosts has sent so far, with all headers; 0 where it is not known, or is a
+    loopback's, which has all that ranks of one machine send each other."""
+    name = os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK)
     with suppress(OSError, KeyError):
-        return int(psutil.net_io_counters(pernic=True)[os.environ["GLOO_SOCKET_IFNAME"]].bytes_sent)
+        return 0 if name == LOOPBACK else int(psutil.net_io_counters(pernic=True)[name].bytes_sent)
     return 0

@@ -114,7 +114,8 @@ def _print(found: dict[str, Any], title: str) -> None:
             waits = f"{one['waits ms/step']:,.1f}"
             step, predicted, error = _compared(one["ms/step"], one["predicted ms/step"])
             times.add_row(way, step, predicted, waits, error)
-            sizes.add_row(way, *_compared(size, of_link), *_compared(told, of_link)[::2])
+            interface = _compared(told, of_link)[::2] if told else ("not counted", "")
+            sizes.add_row(way, *_compared(size, of_link), *interface)
         speeds = [f"{8 * cluster['within'] / 1e9:,.1f} Gbit/s of a rank within a node"] if cluster["local"] > 1 else []
         speeds += (
             [f"{8 * cluster['link'] / 1e9:,.1f} Gbit/s of a node's link"] if cluster["ranks"] > cluster["local"] else []

@@ -143,7 +143,11 @@ def estimate(config: Config, plan: Plan) -> Estimate:
         share=-(-config.train.global_batch_size // plan.world),
         left_out=[
             *(["propagation over the graph"] if model.propagation() is not None else []),
-            *(["what two_level spares (`bench scaling --simulate`)"] if config.tables.exchange == "two_level" else []),
+            *(
+                ["two_level: all is sent as by flat (`bench scaling --simulate` has both)"]
+                if config.tables.exchange == "two_level"
+                else []
+            ),
         ],
     )
 

@@ -196,7 +196,7 @@ def scaling_of_two() -> dict[str, Any]:
 def test_steps_are_predicted_from_the_links_that_are_there() -> None:
     found, other = run_ranks(2, scaling_of_two)
     assert found == other
-    assert set(found["ways"]) == {"flat", "two_level"}
+    assert set(found["ways"]) == {"flat"}
     given, cluster = Cluster(2, 2), found["cluster"]
     assert 1e6 < cluster["within"] < 1e12
     assert cluster["within"] != given.within
