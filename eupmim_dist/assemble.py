@@ -226,7 +226,7 @@ def describe(run: Run) -> list[str]:
 
 def exchange_of(config: Config, world: World) -> str:
     """How rows travel, which a node or a rank alone does not see."""
-    if 1 < world.local_size < world.size:
+    if world.has_levels:
         return f"{config.tables.exchange}: {world.size // world.local_size} nodes of {world.local_size} ranks"
     where = "one node" if world.local_size == world.size else "one rank a node"
     return f"flat, which {config.tables.exchange} is with {where}"

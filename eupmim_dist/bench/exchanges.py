@@ -30,7 +30,6 @@ from eupmim_dist.parallel.world import World
 from eupmim_dist.telemetry.log import get_logger
 
 ROUNDS = 4
-LOOPBACK = "lo"
 NOTHING, PROBED_BYTES = 4, 1 << 20
 """That a rank sends each of some others to see how long they wait for each other, and how fast it goes."""
 
@@ -50,7 +49,7 @@ def measure_exchanges(
     log.info(f"the links: {3 * ROUNDS} times {WARM_UP + steps} steps")
     cluster = _with_links(cluster, _ours(mirrored_tables(spec, SEED, world, config), config, shape), ids)
     found: dict[str, Any] = {}
-    for way in get_args(ExchangeKind) if 1 < cluster.local < cluster.ranks else ("flat",):
+    for way in get_args(ExchangeKind) if world.has_levels else ("flat",):
         log.info(f"{way}: {ROUNDS} times {WARM_UP + steps} steps, and twice as many without the others")
         of_way = config.model_copy(update={"exchange": way})
         ours = _ours(ShardedTables([spec], SEED, world, of_way), of_way, shape)
@@ -193,7 +192,8 @@ def _ids(shape: Shape, kind: IdKind, world: World, steps: range) -> list[Tensor]
 def _sent_by_interface() -> int:
     """Bytes that the interface to other hosts has sent so far, with all headers; 0 where it is not known, or is a
     loopback's, which has all that ranks of one machine send each other."""
-    name = os.environ.get("GLOO_SOCKET_IFNAME", LOOPBACK)
     with suppress(OSError, KeyError):
-        return 0 if name == LOOPBACK else int(psutil.net_io_counters(pernic=True)[name].bytes_sent)
+        name = os.environ["GLOO_SOCKET_IFNAME"]
+        if "loopback" not in psutil.net_if_stats()[name].flags:
+            return int(psutil.net_io_counters(pernic=True)[name].bytes_sent)
     return 0

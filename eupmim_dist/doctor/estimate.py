@@ -144,7 +144,7 @@ def estimate(config: Config, plan: Plan) -> Estimate:
         left_out=[
             *(["propagation over the graph"] if model.propagation() is not None else []),
             *(
-                ["two_level: all is sent as by flat (`bench scaling --simulate` has both)"]
+                ["two_level (all is sent as by flat; `bench scaling --simulate` has both)"]
                 if config.tables.exchange == "two_level"
                 else []
             ),

@@ -64,7 +64,7 @@ def check_nodes(kind: ExchangeKind, world: World) -> None:
 
 def route_of(kind: ExchangeKind, world: World) -> Route:
     """The route of this rank. On a single node, or on nodes of one rank, all is flat."""
-    if kind == "two_level" and 1 < world.local_size < world.size:
+    if kind == "two_level" and world.has_levels:
         return two_levels(world.rank, world.size, world.local_size)
     return Route((Level(range(world.size), 1),), np.arange(world.size))
 

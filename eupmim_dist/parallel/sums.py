@@ -28,7 +28,7 @@ def _add_up(tensor: Tensor, exchange: Exchange, levels: Sequence[Level]) -> None
     for peer, part in zip(peers, tensor.tensor_split(len(peers)), strict=True):
         parts[peer] = part
     mine = parts[rank]
-    received = [torch.empty_like(mine) if peer in peers else nothing for peer in range(len(parts))]
+    received = [torch.empty_like(mine) if peer in peers and peer != rank else nothing for peer in range(len(parts))]
     with exchange.receiving("replicated", [received]) as send:
         send([parts])
     for peer in peers:

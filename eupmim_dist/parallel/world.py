@@ -44,6 +44,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether there are several nodes of several ranks; on others `two_level` is `flat` (route.py)."""
+        return 1 < self.local_size < self.size
+
 
 def init_world(cpu: bool = False) -> World:
     """Join the process group a launcher prepared, or be the only rank; calling it again is harmless.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -186,17 +187,19 @@ def test_no_tool_holds_a_table(tmp_path: Path) -> None:
             assert (table[first : first + 1000] == expected[:, None]).all()
 
 
-def scaling_of_two() -> dict[str, Any]:
+def scaling(local_size: int) -> dict[str, Any]:
     world = init_world(cpu=True)
+    world = replace(world, local_rank=world.rank % local_size, local_size=local_size)
     config = parse_config({"tables": {"optimizer": "sgd", "replicate_below": 0}}, "test").tables
     shape = Shape(rows=300, dim=4, num_samples=8, ids_per_sample=3)
-    return measure_exchanges(shape, "zipf", config, 2, Cluster(2, 2), world)
+    return measure_exchanges(shape, "zipf", config, 2, Cluster(world.size, local_size), world)
 
 
 def test_steps_are_predicted_from_the_links_that_are_there() -> None:
-    found, other = run_ranks(2, scaling_of_two)
+    found, other = run_ranks(2, scaling, 2)
     assert found == other
     assert set(found["ways"]) == {"flat"}
+    assert set(run_ranks(4, scaling, 2)[0]["ways"]) == {"flat", "two_level"}
     given, cluster = Cluster(2, 2), found["cluster"]
     assert 1e6 < cluster["within"] < 1e12
     assert cluster["within"] != given.within

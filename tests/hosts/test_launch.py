@@ -123,6 +123,7 @@ def test_two_hosts_by_accelerate_as_its_script_says(hosts, place, alone):
     ]
     assert [launch.ended() for launch in launches] == [0, 0], [launch.told for launch in launches]
     assert "network node0 eth0 10.77.0.1 (rank 0 to 1), node1 eth0 10.77.0.2 (rank 2 to 3)\n" in launches[0].told
+    assert "exchange two_level: 2 nodes of 2 ranks\n" in launches[0].told
     assert losses(place / "script") == pytest.approx(alone, rel=1e-5)
 
 
