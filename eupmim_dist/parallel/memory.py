@@ -1,16 +1,13 @@
 """Memory: whether there is enough of it, and that of tables, read and written a row here and a row there."""
 
-import ctypes
-import mmap
 from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from eupmim_dist.parallel.agreement import everywhere
+from eupmim_dist.parallel.pages import advise_huge_pages
 from eupmim_dist.parallel.world import World
-
-HUGE_PAGE = 2 << 20
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -45,13 +42,5 @@ def table_zeros(*shape: int, device: torch.device) -> Tensor:
     """
     tensor = torch.empty(*shape, device=device)
     if device.type == "cpu":
-        _advise_huge_pages(tensor)  # before the first write, which is what takes pages
+        advise_huge_pages(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
     return tensor.zero_()
-
-
-def _advise_huge_pages(tensor: Tensor) -> None:
-    start = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
-    size = (tensor.data_ptr() + tensor.nbytes - start) // HUGE_PAGE * HUGE_PAGE
-    with suppress(OSError, AttributeError):  # advice only: other systems have neither
-        if size > 0:
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)

@@ -5,7 +5,6 @@ plain `python -m eupmim_dist` (one rank, no process group).
 """
 
 import atexit
-import ctypes
 import os
 import sys
 import threading
@@ -19,10 +18,10 @@ import torch.distributed as dist
 
 from eupmim_dist.errors import UserError
 from eupmim_dist.parallel import heartbeat, network, processors
+from eupmim_dist.parallel.pages import keep_freed_memory
 
 COLLECTIVES_RECORDED = 1000
 """The last ones, of which torch's flight recorder tells after a failure (parallel/heartbeat.py)."""
-MMAP_THRESHOLD, KEPT_BYTES = 32 << 20, 1 << 30
 _LAUNCHER_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -124,7 +123,7 @@ def init_world(cpu: bool = False) -> World:
         # A process alone is left the choice, as a notebook may recommend on a CPU and train on a GPU.
         PartialState(cpu=cpu, timeout=timeout)
     if cpu:
-        _keep_freed_memory()
+        keep_freed_memory()
     return world
 
 
@@ -180,18 +179,6 @@ def _keep_float32_exact() -> None:
     torch.backends.cudnn.allow_tf32 = False
     if os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
         os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
-
-
-def _keep_freed_memory() -> None:
-    """Let malloc keep what a step frees for the next one; else the kernel maps and clears it anew every step.
-
-    Only glibc needs it. Blocks above MMAP_THRESHOLD bytes, such as large tables, still go back at once.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # mallopt's names for them, from malloc.h
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, MMAP_THRESHOLD)
-        libc.mallopt(trim_threshold, KEPT_BYTES)
 
 
 def _integer(name: str, default: int) -> int:

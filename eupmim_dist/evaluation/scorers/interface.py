@@ -39,7 +39,7 @@ def item_block(query: Tensor) -> int:
 
 def users_at_a_time(device: torch.device) -> int:
     """That a forward pass takes: the activations of more fall out of a CPU's cache, those of fewer leave a GPU idle."""
-    return 128 if device.type == "cpu" else 2048
+    return 256 if device.type == "cpu" else 2048
 
 
 @dataclass(frozen=True)
