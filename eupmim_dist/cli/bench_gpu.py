@@ -37,17 +37,18 @@ def gpu(
     from eupmim_dist.cli.options import check_json, write_json
     from eupmim_dist.data.synth import synthesize
 
-    names = list(CHECKS) if only is None else only.split(",")
+    names = list(CHECKS) if only is None else list(dict.fromkeys(only.split(",")))
     if unknown := [name for name in names if name not in CHECKS]:
         raise UserError(f"--only: {unknown[0]!r} is none of {', '.join(CHECKS)}")
     check_json(json_file)
-    sizes = sizes_for(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    sizes = sizes_for(torch.device("cuda" if gpus else "cpu"))
     outcomes = []
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         place = Path(scratch)
         store = place / "store"
         synthesize(store, sizes.users, sizes.items, seed=1, mean_length=20, force=False, progress=lambda *_: None)
-        for outcome in run_checks(place, names, 60 * minutes):
+        for outcome in run_checks(place, names, 60 * minutes, gpus):
             last = outcome.reason.strip().rpartition("\n")[2]  # the whole of it is in the file
             typer.echo(f"{outcome.verdict}  {outcome.name:14} {outcome.seconds:5.1f} s  {last}".rstrip())
             for line in _told(outcome.figures):

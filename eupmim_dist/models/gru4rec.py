@@ -50,8 +50,10 @@ class GRU4Rec(Model):
         self.interests = nn.Linear(config.hidden_size, config.num_interests * config.dim)
 
     def encode(self, rows: Rows, batch: UserBatch) -> Encoded:
-        states, _ = self.gru(self.dropout(rows["history"] * math.sqrt(self.dim)))
-        queries = self.interests(at_positions(states, batch.position))
+        embedded = self.dropout(rows["history"] * math.sqrt(self.dim))
+        # A rank may have no sample, and CUDA's GRU refuses nothing. It is run all the same: its gradients are awaited.
+        states, _ = self.gru(embedded if len(embedded) else embedded.new_zeros(1, *embedded.shape[1:]))
+        queries = self.interests(at_positions(states[: len(embedded)], batch.position))
         known = batch.history[:, :1, None] != NO_ROW  # a history of padding alone teaches nothing
         return Encoded((queries * known).view(-1, self.num_interests, self.dim))
 

@@ -55,7 +55,8 @@ class ScoredRows:
         found = torch.empty_like(rows)
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK].to(self.world.device, copy=True)
-            self.features.add_to(part, torch.arange(self.first + start, self.first + start + len(part)))
+            first = self.first + start
+            self.features.add_to(part, torch.arange(first, first + len(part), device=part.device))
             found[start : start + BLOCK] = part
         return found
 

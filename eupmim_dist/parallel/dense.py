@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.state import PartialState
+from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
 from eupmim_dist.errors import UserError
@@ -57,7 +58,8 @@ class Dense:
                 f"this process uses Accelerate on {held} already, which keeps to it: train on {self.world.device.type} "
                 "in another one (in a notebook, restart the kernel)"
             )
-        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        # Buffers follow from the configuration: they need not be sent in each step.
+        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         accelerator = Accelerator(cpu=self.world.device.type == "cpu", kwargs_handlers=[kwargs])
         if accelerator.distributed_type not in SUPPORTED:
             raise UserError(
@@ -67,7 +69,9 @@ class Dense:
         return accelerator
 
     def _prepare(self, loss: nn.Module) -> tuple[Any, Any]:
-        return self.accelerator.prepare(loss, self.adam)
+        # Else Accelerate tells DDP of GPU number LOCAL_RANK, which a rank that sees its own alone does not have.
+        with patch_environment(ACCELERATE_BYPASS_DEVICE_MAP="true"):
+            return self.accelerator.prepare(loss, self.adam)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-batch: the ranks average gradients in the last one only."""

@@ -101,12 +101,14 @@ class Exchange:
         """
         waiting = self._operations(dist.irecv, receive)
         under_way: list[dist.Work] = []
+        sent: list[dist.P2POp] = []  # what is sent is not to be freed, and written over, before it has left
         if not any(operation.tensor.is_cuda for operation in waiting):
             under_way += _start(waiting)  # now: gloo's sender need not ask a receiver that waits already
             waiting = []  # NCCL takes all of them at once
 
         def send(parts: Parts) -> None:
             operations = self._operations(dist.isend, parts)
+            sent.extend(operations)
             with self.traffic.measured(kind, sum(operation.tensor.nbytes for operation in operations)):
                 under_way.extend(_start(waiting + operations))
             size = self.world.local_size

@@ -37,7 +37,7 @@ class RowFeatures:
 
     def add_to(self, rows: Tensor, places: Tensor) -> None:
         """Adds to rows [m, D], which are those at `places`, int64 [m], of this rank's, what their features add."""
-        weight, places = self.group.weight.to(self.device), places.to(self.device).long()
+        weight, places = self.group.weight.to(self.device), places.to(self.device, non_blocking=True).long()
         for part in self.parts:
             rows += part.of(weight, places)
 

@@ -32,6 +32,8 @@ DESCRIBED = 3
 """Ranks whose places a message names."""
 DIRECTORY_VARIABLE = "EUPMIM_HEARTBEATS"
 """Where ranks leave a file, each with its process and what it is at, for the launcher of their node (cli/watch.py)."""
+RECORDERS = {"_dump_fr_trace_json": "collectives", "_dump_nccl_trace_json": "nccl"}
+"""Torch's flight recorders, and the name of what each knows: of gloo's collectives and of NCCL's."""
 TRACES = "stuck"
 """Directory of a run with what ranks were at; where there is no run, part of the name of a temporary one."""
 PACKAGE = Path(__file__).parents[1]
@@ -74,8 +76,10 @@ class Heartbeat:
             place.mkdir(parents=True, exist_ok=True)
         with (place / f"rank-{self.rank}.stacks.txt").open("w") as file:
             faulthandler.dump_traceback(file)
-        recorded = torch._C._distributed_c10d._dump_fr_trace_json(True, False)  # type: ignore[attr-defined]
-        (place / f"rank-{self.rank}.collectives.json").write_bytes(recorded)
+        for recorder, name in RECORDERS.items():
+            with suppress(Exception):  # torch without NCCL has no recorder of it
+                recorded = getattr(torch._C._distributed_c10d, recorder)(True, False)
+                (place / f"rank-{self.rank}.{name}.json").write_bytes(recorded)
         return place
 
     def _beat(self) -> None:

@@ -98,6 +98,8 @@ def pinned(value: Any) -> Any:
         return value.pin_memory()
     if isinstance(value, list):
         return [pinned(each) for each in value]
+    if isinstance(value, dict):
+        return {key: pinned(each) for key, each in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: pinned(getattr(value, field.name)) for field in fields(value)})
     return value

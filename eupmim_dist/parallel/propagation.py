@@ -66,7 +66,7 @@ class _Side:
         return F.embedding_bag(self.reached, others, self.starts, mode="sum", per_sample_weights=weights)
 
     def weights_without(self, left_out: Tensor) -> Tensor:
-        return self.weights.index_fill(0, left_out.to(self.weights.device), 0.0)
+        return self.weights.index_fill(0, left_out.to(self.weights.device, non_blocking=True), 0.0)
 
     def places(self, positions: np.ndarray, others: np.ndarray) -> Tensor:
         """Which edges are between stored positions of this table and of the other, where this rank has them."""

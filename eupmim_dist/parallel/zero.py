@@ -110,7 +110,8 @@ class ZeroDense(Dense):
         # A kernel for inference that training has no use of, compiled at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)  # DeepSpeed's
-        with as_user_error():
+        device = self.world.device  # DeepSpeed takes GPU number LOCAL_RANK, which a rank may not see
+        with as_user_error(), patch_environment(**({"LOCAL_RANK": device.index} if device.type == "cuda" else {})):
             return super()._prepare(loss)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:

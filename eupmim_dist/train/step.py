@@ -11,7 +11,7 @@ from eupmim_dist.data.counter import stream_key
 from eupmim_dist.objectives.interface import Candidates
 from eupmim_dist.optim.schedule import rate_factor
 from eupmim_dist.parallel.exchange import Connections
-from eupmim_dist.parallel.plan import Plan
+from eupmim_dist.parallel.plan import Plan, pinned
 from eupmim_dist.parallel.propagation import LeftOut
 from eupmim_dist.parallel.verdict import judge
 from eupmim_dist.train.compiled import begin_step
@@ -42,6 +42,7 @@ def prepare_step(run: Run, step: int, connections: Connections | None = None) ->
     left_out = run.tables.left_out(run.task.predicted(step)) if masked else None
     if run.world.device.type == "cuda":
         micro_batches = [(micro_batch.pinned(), candidates.pinned()) for micro_batch, candidates in micro_batches]
+        left_out = pinned(left_out)
     return Prepared(micro_batches, plan, left_out)
 
 

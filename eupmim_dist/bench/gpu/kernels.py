@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.bench.gauges import copy_bandwidth, now, product_flops
-from eupmim_dist.bench.gpu.sizes import Figures, Sizes
+from eupmim_dist.bench.gpu.sizes import Figures, NotHere, Sizes
 from eupmim_dist.bench.rivals import Shape
 from eupmim_dist.bench.tables import SystemName, measure_tables
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.models.layers.attention import fused_attention
 from eupmim_dist.optim.row_updates import lazy_adam_, rowwise_adagrad_, sgd_
+from eupmim_dist.parallel.memory import available_bytes
 from eupmim_dist.parallel.merge import lack_of_triton, merge_rows
 from eupmim_dist.parallel.world import init_world
 from eupmim_dist.telemetry.machine import commit, device_name
@@ -28,7 +29,7 @@ CHECKED = 512
 """Sequences at both ends of the many whose attention is computed once more in float64."""
 
 
-def machine(place: Path, sizes: Sizes) -> Figures:
+def machine(place: Path, sizes: Sizes, figures: Figures) -> None:
     """What everything else was measured on."""
     world = init_world()
     cuda = world.device.type == "cuda"
@@ -37,7 +38,7 @@ def machine(place: Path, sizes: Sizes) -> Figures:
         for name in ("torch", "triton", "accelerate", "deepspeed", "numpy", "polars", "pydantic")
         if importlib.util.find_spec(name)
     }
-    return {
+    figures |= {
         "device": device_name(world.device),
         "GPUs": torch.cuda.device_count(),
         "commit": commit(),
@@ -84,10 +85,14 @@ def _update_speed(device: torch.device, sizes: Sizes) -> dict[str, float]:
     }
 
 
-def large_tables(place: Path, sizes: Sizes) -> Figures:
+def large_tables(place: Path, sizes: Sizes, figures: Figures) -> None:
     """Updates of a table's last rows against float64, and sums of values that lie beyond 2^31 elements."""
     device, rows, dim = init_world().device, sizes.table_rows, sizes.dim
-    worst: dict[str, float] = {}
+    needed, free = 4 * 4 * rows * dim, available_bytes(device)  # a table, its moments, and room beside them
+    if free is not None and free < needed:
+        raise NotHere(f"needs {needed / 1e9:.0f} GB, and {free / 1e9:.0f} are free")
+    figures["elements"] = rows * dim
+    worst = figures["largest difference"] = {}
     generator = torch.Generator().manual_seed(1)
     touched = (rows - 1 - torch.randperm(min(rows // 2, 1 << 20), generator=generator)[:TOUCHED]).to(device)
     gradient = torch.randn(len(touched), dim, generator=generator).to(device)
@@ -117,13 +122,12 @@ def large_tables(place: Path, sizes: Sizes) -> Figures:
     wanted = torch.stack([part.sum(0) for part in table[touched].double().split(4)])
     worst["merge_rows"] = (merged.double() - wanted).abs().max().item()
     assert worst["merge_rows"] < 1e-5, f"merge_rows: sums of the last rows are off by {worst['merge_rows']:.1e}"
-    return {"elements": rows * dim, "largest difference": worst}
 
 
-def attention(place: Path, sizes: Sizes) -> Figures:
+def attention(place: Path, sizes: Sizes, figures: Figures) -> None:
     """Forward and backward over so many sequences against float64; with dropout finite, and right on average."""
     device = init_world().device
-    worst: dict[str, float] = {}
+    worst = figures["largest difference"] = {}
     for number in sizes.attention_rows:
         torch.manual_seed(number)
         qkv = torch.randn(number, LENGTH, 3 * sizes.dim, device=device, requires_grad=True)
@@ -148,7 +152,6 @@ def attention(place: Path, sizes: Sizes) -> Figures:
             assert torch.isfinite(slope).all(), f"{number:,} {name}: the gradient under dropout is not finite"
             apart = abs(left.mean().item() - 1)
             assert apart < 3 / number**0.5, f"{number:,} {name}: dropout of {DROPOUT} moves the mean by {apart:.1e}"
-    return {"largest difference": worst}
 
 
 def _plain(qkv: Tensor, bias: Tensor | None) -> Tensor:
@@ -158,10 +161,10 @@ def _plain(qkv: Tensor, bias: Tensor | None) -> Tensor:
     return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
 
 
-def table_speed(place: Path, sizes: Sizes) -> Figures:
+def table_speed(place: Path, sizes: Sizes, figures: Figures) -> None:
     """A step of a large table in device and in host memory, beside TorchRec where it is installed."""
     world = init_world()
-    figures: Figures = {}
+    tables = figures["tables"] = {}
     for memory in ("device", "host") if world.device.type == "cuda" else ("device",):
         config = parse_config(
             {"tables": {"optimizer": "rowwise_adagrad", "replicate_below": 0, "memory": memory}}, "bench gpu"
@@ -170,6 +173,5 @@ def table_speed(place: Path, sizes: Sizes) -> Figures:
         systems: list[SystemName] = ["ours", "torchrec"] if memory == "device" else ["ours"]
         measured = measure_tables(shape, "zipf", systems, config, 20, 3, world)
         for name, result in measured["systems"].items():
-            figures[f"{name} {memory}"] = {key: result[key] for key in ("ms/step", "ids/s", "GB/s") if key in result}
-        figures["copy GB/s"] = measured["copy GB/s"]
-    return {"tables": figures}
+            tables[f"{name} {memory}"] = {key: result[key] for key in ("ms/step", "ids/s", "GB/s") if key in result}
+        tables["copy GB/s"] = measured["copy GB/s"]

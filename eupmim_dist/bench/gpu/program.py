@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 
-from eupmim_dist.bench.gpu.sizes import Figures, NotHere, Sizes, Wrong, config_for
+from eupmim_dist.bench.gpu.check import end
+from eupmim_dist.bench.gpu.sizes import ON_GPU, Figures, Sizes, config_for, nothing_of
 from eupmim_dist.config.load import dump_config
 
 MODULE = [sys.executable, "-m", "eupmim_dist"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+"""By number: the name of a machine may lead nowhere."""
 TOLERANCE = 1e-5
 """Of a loss of other ranks in relation to one rank's."""
 PATIENCE = 120
@@ -41,7 +45,23 @@ def run_program(
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, f"{' '.join(command[:1])} ended with {done.returncode}: {done.stderr[-2000:]}"
+    assert done.returncode == 0, f"{command[0]} ended with {done.returncode}: {done.stderr[-3000:]}"
+
+
+def elsewhere(function: Callable[[Path, Sizes], Any], place: Path, sizes: Sizes, environment: Mapping[str, str]) -> Any:
+    """What a function of this package gives, as JSON, in a process of its own. AssertionError: it failed."""
+    code = (
+        "import importlib, json, sys; from pathlib import Path; from eupmim_dist.bench.gpu import sizes\n"
+        "module, function, place, name, file = sys.argv[1:]\n"
+        "found = getattr(importlib.import_module(module), function)(Path(place), getattr(sizes, name))\n"
+        "Path(file).write_text(json.dumps(found))"
+    )
+    file = place / f"{'-'.join([function.__name__, *environment.values()])}.json"
+    name = "ON_GPU" if sizes is ON_GPU else "ON_CPU"
+    command = [sys.executable, "-c", code, function.__module__, function.__name__, str(place), name, str(file)]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, f"with {dict(environment)}: ended with {done.returncode}: {done.stderr[-3000:]}"
+    return json.loads(file.read_text())
 
 
 def _line(
@@ -75,87 +95,105 @@ def _train(place: Path, sizes: Sizes, name: str, settings: Sequence[str] = (), *
     return losses(place / name)
 
 
-def one_rank_groups(place: Path, sizes: Sizes) -> Figures:
+def _alike(
+    wanted: dict[int, float], trainings: Mapping[str, Callable[[], dict[int, float]]], apart: dict[str, Any]
+) -> None:
+    """Makes all of the trainings; `apart` gets how far their losses are from those wanted."""
+    wrong = []
+    for name, training in trainings.items():
+        try:
+            apart[name] = _apart(training(), wanted)
+        except AssertionError as failed:
+            apart[name] = "failed"
+            wrong.append(f"{name}: {failed}")
+        else:
+            if not apart[name] <= TOLERANCE:
+                wrong.append(f"{name}: a loss is off by {apart[name]:.1e}")
+    nothing_of(wrong)
+
+
+def one_rank_groups(place: Path, sizes: Sizes, figures: Figures) -> None:
     """A process group of one rank (NCCL and gloo side by side) and ZeRO-1 and 2: the losses of a rank without them."""
-    wanted = _train(place, sizes, "plain")
-    figures: Figures = {}
-    ways = {"torchrun": [*TORCHRUN, "--nproc-per-node", "1", "-m", "eupmim_dist"]}
+    ways = {"torchrun": _ranks(1)}
     if importlib.util.find_spec("deepspeed"):
         for stage in (1, 2):
             config = place / f"zero{stage}.yaml"
             settings = {"distributed_type": "DEEPSPEED", "num_processes": 1, "num_machines": 1, "mixed_precision": "no"}
             config.write_text(yaml.safe_dump({**settings, "deepspeed_config": {"zero_stage": stage}}))
             ways[f"ZeRO-{stage}"] = [*MODULE, "launch", "--config-file", str(config), "--nproc", "1", "--"]
-    cases = {name: (launcher, "none") for name, launcher in ways.items()}
-    if torch.cuda.is_available():
-        cases |= {f"{name}, CUDA graphs": (launcher, "cuda_graphs") for name, launcher in ways.items()}
-
-    for name, (launcher, how) in cases.items():
-        run_dir = name.replace(", ", "-").replace(" ", "-")
-        found = _train(place, sizes, run_dir, [f"train.compile={how}"], launcher=launcher)
-        figures[name] = _apart(found, wanted)
-    if wrong := [f"{name}: a loss is off by {off:.1e}" for name, off in figures.items() if not off <= TOLERANCE]:
-        raise Wrong(wrong, {"largest difference of a loss": figures})
-    if "ZeRO-1" not in ways:
+    else:
         figures["ZeRO"] = "DeepSpeed is not installed"
-    return {"largest difference of a loss": figures}
+    trainings = {name: partial(_train, place, sizes, name, launcher=launcher) for name, launcher in ways.items()}
+    if torch.cuda.is_available():
+        graphs = ["train.compile=cuda_graphs"]
+        for name in [name for name in ways if name != "ZeRO-1"]:  # whose graphs are ZeRO-2's
+            run_dir = f"{name}-graphs"
+            trainings[f"{name}, CUDA graphs"] = partial(_train, place, sizes, run_dir, graphs, launcher=ways[name])
+    apart = figures["largest difference of a loss"] = {}
+    _alike(_train(place, sizes, "plain"), trainings, apart)
 
 
-def killed_and_resumed(place: Path, sizes: Sizes) -> Figures:
-    """A training that is killed after its first checkpoint and goes on: the curve of one that was let alone."""
-    every = max(1, sizes.steps // 3)
-    settings = [f"checkpoint.every={every}", "model.dropout=0.2", "tables.optimizer=lazy_adam"]
+def killed_and_resumed(place: Path, sizes: Sizes, figures: Figures) -> None:
+    """A training that is killed after its first checkpoint, written meanwhile, and goes on: the curve of one that was
+    let alone."""
+    settings = [f"train.max_steps={4 * sizes.steps}", f"checkpoint.every={sizes.steps}", "checkpoint.asynchronous=true"]
+    settings += ["model.dropout=0.2", "tables.optimizer=lazy_adam"]
     wanted = _train(place, sizes, "whole", settings)
     run_dir = place / "killed"
     command = _line(place, sizes, ["train", "--run-dir", str(run_dir)], settings, MODULE)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + PATIENCE
     while not list(run_dir.glob("checkpoints/step-*/manifest.json")):
+        assert process.poll() is None, f"a training ended with {process.returncode} before its first checkpoint"
         assert time.monotonic() < until, f"no checkpoint after {PATIENCE} s"
-        if process.poll() is not None:
-            break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, f"a training ended with {process.returncode} before it could be killed"
+    figures["killed after step"] = max(losses(run_dir))
     found = _train(place, sizes, "killed", settings)
     assert wanted, "the training logged no loss"
     different = [step for step in wanted if found.get(step) != wanted[step]]
     assert not different, (
         f"resumed, the loss of step {different[0]} is {found.get(different[0])}, not {wanted[different[0]]}"
     )
-    return {"steps alike": len(wanted), "killed after step": every, "ended by": process.returncode}
+    figures["steps alike"] = len(wanted)
 
 
-def several_gpus(place: Path, sizes: Sizes) -> Figures:
+def several_gpus(place: Path, sizes: Sizes, figures: Figures) -> None:
     """The losses of one rank at 2 ranks and at all GPUs of this machine, and what happens when one is killed."""
-    number = torch.cuda.device_count()
-    if number < 2:
-        raise NotHere(f"{number} GPUs; needs two or more")
-    wanted, figures = _train(place, sizes, "one", ["train.max_steps=20"]), {}
-    for ranks in sorted({2, number}):
-        launcher = [*TORCHRUN, "--nproc-per-node", str(ranks), "-m", "eupmim_dist"]
-        ways = {
-            "": [],
-            ", most shards empty": ["tables.replicate_below=0"],
-            ", CUDA graphs": ["train.compile=cuda_graphs"],
-        }
-        for name, settings in ways.items():
-            found = _train(place, sizes, f"ranks-{ranks}{name}", ["train.max_steps=20", *settings], launcher=launcher)
-            figures[f"{ranks} ranks{name}"] = _apart(found, wanted)
-            assert figures[f"{ranks} ranks{name}"] <= TOLERANCE, f"{ranks} ranks{name}: {figures}"
-    launcher = [*TORCHRUN, "--nproc-per-node", "2", "-m", "eupmim_dist"]
+    steps = ["train.max_steps=20"]
+    cases = {
+        "2 ranks": (2, []),
+        "2 ranks, most shards empty": (2, ["tables.replicate_below=0"]),
+        "2 ranks, CUDA graphs": (2, ["train.compile=cuda_graphs"]),
+    }
+    if (number := torch.cuda.device_count()) > 2:
+        cases[f"{number} ranks"] = number, []
+    trainings = {
+        name: partial(_train, place, sizes, name, [*steps, *settings], launcher=_ranks(ranks))
+        for name, (ranks, settings) in cases.items()
+    }
+    apart = figures["largest difference of a loss"] = {}
+    _alike(_train(place, sizes, "one", steps), trainings, apart)
     run_dir = place / "ranks-killed"
-    command = _line(place, sizes, ["train", "--run-dir", str(run_dir)], ["train.max_steps=100000"], launcher)
+    command = _line(place, sizes, ["train", "--run-dir", str(run_dir)], ["train.max_steps=100000"], _ranks(2))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + PATIENCE
-    while not (run_dir / "metrics.jsonl").exists():
-        assert process.poll() is None, f"two ranks ended with {process.returncode} before they trained"
-        assert time.monotonic() < until, f"two ranks do not train after {PATIENCE} s"
-        time.sleep(0.1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    started = time.monotonic()
-    code = process.wait(timeout=PATIENCE)
-    assert code != 0, "a rank was killed and the launch ended with 0"
-    figures["seconds to end after a rank was killed"] = time.monotonic() - started
-    return {"largest difference of a loss": figures}
+    try:
+        until = time.monotonic() + PATIENCE
+        while not (run_dir / "metrics.jsonl").exists():
+            assert process.poll() is None, f"two ranks ended with {process.returncode} before they trained"
+            assert time.monotonic() < until, f"two ranks do not train after {PATIENCE} s"
+            time.sleep(0.1)
+        psutil.Process(process.pid).children()[-1].kill()
+        started = time.monotonic()
+        while process.poll() is None:
+            assert time.monotonic() < started + PATIENCE, f"a rank was killed, and {PATIENCE} s later another runs"
+            time.sleep(0.1)
+        assert process.returncode != 0, "a rank was killed and the launch ended with 0"
+        figures["seconds to end after a rank was killed"] = time.monotonic() - started
+    finally:
+        end(process)
+
+
+def _ranks(number: int) -> list[str]:
+    return [*TORCHRUN, "--nproc-per-node", str(number), "-m", "eupmim_dist"]

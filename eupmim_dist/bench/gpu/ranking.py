@@ -1,37 +1,40 @@
 """What the device ranks: the CPU's lists, whatever an image says of TF32, and how fast over how large a catalogue."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
+from eupmim_dist.api import load
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.bench.gauges import now
-from eupmim_dist.bench.gpu.program import run_program
-from eupmim_dist.bench.gpu.sizes import Figures, Sizes, Wrong, config_for
+from eupmim_dist.bench.gpu.program import elsewhere, run_program
+from eupmim_dist.bench.gpu.sizes import Figures, Sizes, config_for, nothing_of
 from eupmim_dist.data.splits import BY_USER
 from eupmim_dist.data.writer import Dataset, write_dataset
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.parallel.world import init_world
+from eupmim_dist.recommending import recommend
 
 TF32_FORCED = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "NVIDIA_TF32_OVERRIDE": "1"}
+RANKED = "ranked"
 LONGEST_LIST, USERS, ITEMS_OF_A_USER = 10, 2_000, 20
 TOLERANCE = 1e-4
 """Of a score in relation to the largest of its list: float32 in another order is well below, TF32 above."""
 
 
-def same_lists(place: Path, sizes: Sizes) -> Figures:
-    """The best items of all users by the CPU, by the device, and by it with TF32 asked for by the environment."""
-    run_dir = place / "ranked"
+def same_lists(place: Path, sizes: Sizes, figures: Figures) -> None:
+    """The best items of the test split by the CPU, by the device, and by it with TF32 asked for by the environment."""
     settings = [f"train.max_steps={sizes.steps}", "tables.optimizer=lazy_adam"]
-    run_program(place, sizes, ["train", "--run-dir", str(run_dir)], settings)
-    figures: Figures = {}
+    run_program(place, sizes, ["train", "--run-dir", str(place / RANKED)], settings)
     wrong = []
-    wanted = _lists(place, run_dir, {"ACCELERATE_USE_CPU": "1"})
+    wanted = elsewhere(lists, place, sizes, {"ACCELERATE_USE_CPU": "1"})["lists"]
     for name, environment in (("as it is", {}), ("TF32 forced on", TF32_FORCED)):
-        found = _lists(place, run_dir, environment)
+        there = elsewhere(lists, place, sizes, environment)
+        device, found = there["device"], there["lists"]
+        assert device == init_world().device.type, f"{name}: ranked on {device}"
         assert found.keys() == wanted.keys(), f"{name}: other users than on the CPU"
         alike = sum(found[user][0] == wanted[user][0] for user in wanted) / len(wanted)
         off = max(
@@ -44,28 +47,24 @@ def same_lists(place: Path, sizes: Sizes) -> Figures:
             wrong.append(f"{name}: a score is off by {off:.1e} of the list's largest")
         if alike <= 0.99:
             wrong.append(f"{name}: {100 * alike:.1f} % of the lists are the CPU's")
-    if wrong:
-        raise Wrong(wrong, figures)
-    return figures
+    nothing_of(wrong)
 
 
-def _lists(place: Path, run_dir: Path, environment: dict[str, str]) -> dict[str, tuple[list[str], list[float]]]:
-    """User -> the items of his list and their scores."""
-    out = place / "lists.jsonl"
-    out.unlink(missing_ok=True)
-    command = ["recommend", str(run_dir), "--all-users", "--top-n", str(LONGEST_LIST), "--out", str(out)]
-    run_program(place, None, command, environment=environment)
-    lists = {}
-    for line in out.read_text().splitlines():
-        row = json.loads(line)
-        lists[row["user"]] = [item["item"] for item in row["items"]], [item["score"] for item in row["items"]]
-    return lists
+def lists(place: Path, sizes: Sizes) -> dict[str, Any]:
+    """On this process's device: user -> the items of his list and their scores."""
+    trained = load(place / RANKED)
+    found: dict[str, tuple[list[str], list[float]]] = {}
+    for user, item, score in recommend(trained, split="test", top_n=LONGEST_LIST)["user", "item", "score"].rows():
+        items, scores = found.setdefault(user, ([], []))
+        items.append(item)
+        scores.append(score)
+    return {"device": trained.world.device.type, "lists": found}
 
 
-def evaluation_speed(place: Path, sizes: Sizes) -> Figures:
+def evaluation_speed(place: Path, sizes: Sizes, figures: Figures) -> None:
     """Users/s of an exact evaluation of an untrained model, by the number of items."""
     world = init_world()
-    figures: Figures = {}
+    by_size = figures["items"] = {}
     for number in sizes.catalogues:
         store = place / f"items-{number}"
         _write_store(store, number)
@@ -76,11 +75,10 @@ def evaluation_speed(place: Path, sizes: Sizes) -> Figures:
             started = now(world.device)
             result = evaluate_model(run, "test", "strict", [LONGEST_LIST])
             taken.append(now(world.device) - started)
-        figures[f"{number:,}"] = {"users/s": result.users / taken[-1]}
+        by_size[f"{number:,}"] = {"users/s": result.users / taken[-1]}
         del run
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
-    return {"items": figures}
 
 
 def _write_store(path: Path, num_items: int) -> None:

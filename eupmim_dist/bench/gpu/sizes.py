@@ -18,12 +18,9 @@ class NotHere(Exception):
     """The check cannot be made on this machine; says why."""
 
 
-class Wrong(AssertionError):
-    """Something that a check found wrong, beside all that it measured."""
-
-    def __init__(self, found: Sequence[str], figures: Figures) -> None:
-        super().__init__("; ".join(found))
-        self.figures = figures
+def nothing_of(wrong: Sequence[str]) -> None:
+    """Raises AssertionError of all that was found wrong."""
+    assert not wrong, "; ".join(wrong)
 
 
 @dataclass(frozen=True)

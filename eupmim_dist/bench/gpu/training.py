@@ -1,9 +1,6 @@
 """What training computes on the device: the CPU's curve, the same bits twice, no wait for the GPU, and how fast."""
 
-import json
 import os
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +13,8 @@ import torch
 
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.bench.gauges import now, peak_bytes, start_of_peak
-from eupmim_dist.bench.gpu.sizes import ON_GPU, Figures, NotHere, Sizes, Wrong, config_for
+from eupmim_dist.bench.gpu.program import elsewhere
+from eupmim_dist.bench.gpu.sizes import Figures, Sizes, config_for, nothing_of
 from eupmim_dist.config.schema import Config
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
 from eupmim_dist.parallel.prefetch import Prefetcher
@@ -77,15 +75,15 @@ def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
     return found
 
 
-def curves_agree(place: Path, sizes: Sizes) -> Figures:
+def curves_agree(place: Path, sizes: Sizes, figures: Figures) -> None:
     """The CPU's losses, the device's in float32 and in bf16, each in a process of its own."""
     ways = {"CPU": {"ACCELERATE_USE_CPU": "1"}} | {
         name: {"ACCELERATE_MIXED_PRECISION": name} for name in ("no", "bf16")
     }
     with ThreadPoolExecutor(len(ways) if (os.cpu_count() or 1) > len(ways) else 1) as pool:
-        found = dict(zip(ways, pool.map(partial(_curves_elsewhere, place, sizes), ways.values()), strict=True))
+        found = dict(zip(ways, pool.map(partial(elsewhere, curves, place, sizes), ways.values()), strict=True))
     apart: dict[str, float] = {}
-    figures, wrong = {"largest difference of a loss": apart}, []
+    figures["largest difference of a loss"], wrong = apart, []
     for precision, tolerance in (("no", FLOAT32_TOLERANCE), ("bf16", BFLOAT16_TOLERANCE)):
         name = "float32" if precision == "no" else precision
         for case, losses in found[precision].items():
@@ -93,29 +91,14 @@ def curves_agree(place: Path, sizes: Sizes) -> Figures:
             apart[f"{case} {name}"] = off
             if not off <= tolerance:
                 wrong.append(f"{case}, {name}: a loss is off by {off:.1e} of the CPU's, {tolerance:.0e} allowed")
-    if wrong:
-        raise Wrong(wrong, figures)
-    return figures
+    nothing_of(wrong)
 
 
-def _curves_elsewhere(place: Path, sizes: Sizes, environment: dict[str, str]) -> dict[str, list[float]]:
-    file = place / f"curves-{'-'.join(environment.values())}.json"
-    code = (
-        "import json, sys; from pathlib import Path; from eupmim_dist.bench.gpu import sizes, training\n"
-        "place, file, name = sys.argv[1:]\n"
-        "Path(file).write_text(json.dumps(training.curves(Path(place), getattr(sizes, name))))"
-    )
-    name = "ON_GPU" if sizes is ON_GPU else "ON_CPU"
-    command = [sys.executable, "-c", code, str(place), str(file), name]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert done.returncode == 0, f"training with {environment} ended with {done.returncode}: {done.stderr[-2000:]}"
-    found: dict[str, list[float]] = json.loads(file.read_text())
-    return found
-
-
-def same_bits(place: Path, sizes: Sizes) -> Figures:
+def same_bits(place: Path, sizes: Sizes, figures: Figures) -> None:
     """Two trainings with dropout and all kinds of updates end with the same bits."""
     world = init_world()
+    alike: list[str] = []
+    figures |= {"steps": sizes.steps, "optimizers": alike}
     for optimizer in TABLE_OPTIMIZERS:
         ends = []
         for _ in range(2):
@@ -125,15 +108,13 @@ def same_bits(place: Path, sizes: Sizes) -> Figures:
             weights = [*run.model.parameters(), *(shard.weight for shard in run.tables.shards.values())]
             ends.append([weight.detach().cpu() for weight in weights])
         assert all(map(torch.equal, *ends)), f"{optimizer}: two trainings alike end with other weights"
-    return {"optimizers": list(TABLE_OPTIMIZERS), "steps": sizes.steps}
+        alike.append(optimizer)
 
 
-def no_waiting(place: Path, sizes: Sizes) -> Figures:
+def no_waiting(place: Path, sizes: Sizes, figures: Figures) -> None:
     """How often the host waits for the GPU in a step, by objective and memory, and where."""
     world = init_world()
-    if world.device.type != "cuda":
-        raise NotHere("needs a GPU")
-    waits: dict[str, float] = {}
+    waits = figures["waits a step"] = {}
     where: Counter[str] = Counter()
     for objective, memory, optimizer in (
         ("sampled_softmax", "device", "lazy_adam"),
@@ -152,19 +133,14 @@ def no_waiting(place: Path, sizes: Sizes) -> Figures:
         found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
         waits[f"{objective} {memory}"] = len(found) / PROFILED_STEPS
         where.update(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found)
-    told = {"waits a step": waits, "where": dict(where.most_common(8))}
+    figures["where"] = dict(where.most_common(8))
     unwanted = [case for case, number in waits.items() if number and case.endswith("device")]
-    if unwanted:
-        raise Wrong([f"the host waits for the GPU with {', '.join(unwanted)}"], told)
-    return told
+    nothing_of([f"the host waits for the GPU with {', '.join(unwanted)}"] if unwanted else [])
 
 
-def compiled_alike(place: Path, sizes: Sizes) -> Figures:
+def compiled_alike(place: Path, sizes: Sizes, figures: Figures) -> None:
     """CUDA graphs change no bit of a training, of one or several micro-batches; fused kernels its losses a little."""
     world = init_world()
-    if world.device.type != "cuda":
-        raise NotHere("needs a GPU")
-    figures: Figures = {}
     wrong = []
 
     def losses(how: str, accumulation: int, dropout: float) -> torch.Tensor:
@@ -191,64 +167,67 @@ def compiled_alike(place: Path, sizes: Sizes) -> Figures:
     figures["fused, largest difference of a loss"] = off = ((fused - plain).abs() / plain).max().item()
     if not off <= FLOAT32_TOLERANCE:
         wrong.append(f"fused: a loss is off by {off:.1e}, {FLOAT32_TOLERANCE:.0e} allowed")
-    if wrong:
-        raise Wrong(wrong, figures)
-    return figures
+    nothing_of(wrong)
 
 
-def speed(place: Path, sizes: Sizes) -> Figures:
+def speed(place: Path, sizes: Sizes, figures: Figures) -> None:
     """Samples/s, kernels, share of the time the GPU works, wait for the plan and peak memory, by batch size."""
     cases = [(number, "none") for number in sizes.batches]
     if init_world().device.type == "cuda":
         cases[1:1] = [(number, "cuda_graphs") for number in sizes.batches[:2]]
-    return _speed(place, sizes, cases)
+    _speed(place, sizes, cases, figures)
 
 
-def speed_of_fused(place: Path, sizes: Sizes) -> Figures:
+def speed_of_fused(place: Path, sizes: Sizes, figures: Figures) -> None:
     """`speed` of a network whose kernels torch's compiler has fused."""
-    if init_world().device.type != "cuda":
-        raise NotHere("needs a GPU")
-    return _speed(place, sizes, [(sizes.batches[1], "inductor")])
+    _speed(place, sizes, [(sizes.batches[1], "inductor")], figures)
 
 
-def _speed(place: Path, sizes: Sizes, cases: Sequence[tuple[int, str]]) -> Figures:
-    world = init_world()
-    figures: Figures = {}
+def _speed(place: Path, sizes: Sizes, cases: Sequence[tuple[int, str]], figures: Figures) -> None:
+    by_size = figures["batch"] = {}
     for number, how in cases:
-        changes = {
-            "train__compile": how,
-            "train__global_batch_size": number,
-            "train__accumulation": -(-number // LARGEST_MICRO_BATCH),
-            "model__dropout": 0.1,
-            "tables__optimizer": "lazy_adam",
-        }
-        config = config_for(place / "store", sizes, **changes)
-        start = start_of_peak(world.device)
-        run = _run(config, world)
-        counted = max(3, min(sizes.steps, 200_000 // number))
-        profiled = min(counted, PROFILED_STEPS)
-        with _prefetcher(run, 3 * counted + profiled) as batches:
-            _steps(run, batches, counted)
-            batches.waited_seconds = 0.0
-            started = now(world.device)
-            _steps(run, batches, 2 * counted)
-            taken = now(world.device) - started
-            waited = batches.waited_seconds
-            kernels, busy = _profiled(run, batches, profiled) if world.device.type == "cuda" else (0.0, 0.0)
-        place_of_memory = "GPU" if world.device.type == "cuda" else "host"
-        peak = peak_bytes(world.device).get(place_of_memory, 0) - start.get(place_of_memory, 0)
-        shape = run.model.shape
-        least = sum(room_of(config, shape, run.store, (1, 1), world, training=True).values())
-        figures[f"{number:,}" if how == "none" else f"{number:,} {how}"] = {
-            "samples/s": 2 * counted * number / taken,
-            "ms/step": 1000 * taken / (2 * counted),
-            "wait for the plan, ms": 1000 * waited / (2 * counted),
-            "kernels a step": kernels,
-            "GPU busy %": 100 * busy / (taken / (2 * counted)) if busy else 0.0,
-            "peak MB": peak / 1e6,
-            "of which foreseen, MB": least / 1e6,
-        }
-    return {"batch": figures}
+        name = f"{number:,}" if how == "none" else f"{number:,} {how}"
+        try:
+            by_size[name] = _speed_of(place, sizes, number, how)
+        except torch.OutOfMemoryError as full:
+            by_size[name] = f"not enough memory ({str(full).partition('. ')[0]})"
+
+
+def _speed_of(place: Path, sizes: Sizes, number: int, how: str) -> Figures:
+    world = init_world()
+    changes = {
+        "train__compile": how,
+        "train__global_batch_size": number,
+        "train__accumulation": -(-number // LARGEST_MICRO_BATCH),
+        "model__dropout": 0.1,
+        "tables__optimizer": "lazy_adam",
+    }
+    config = config_for(place / "store", sizes, **changes)
+    start = start_of_peak(world.device)
+    run = _run(config, world)
+    counted = max(3, min(sizes.steps, 200_000 // number))
+    profiled = min(counted, PROFILED_STEPS)
+    with _prefetcher(run, 3 * counted + profiled) as batches:
+        _steps(run, batches, counted)
+        batches.waited_seconds = 0.0
+        started = now(world.device)
+        _steps(run, batches, 2 * counted)
+        taken = now(world.device) - started
+        waited = batches.waited_seconds
+        kernels, busy = _profiled(run, batches, profiled) if world.device.type == "cuda" else (0.0, 0.0)
+    place_of_memory = "GPU" if world.device.type == "cuda" else "host"
+    peak = peak_bytes(world.device).get(place_of_memory, 0) - start.get(place_of_memory, 0)
+    shape = run.model.shape
+    least = sum(room_of(config, shape, run.store, (1, 1), world, training=True).values())
+    return {
+        "samples/s": 2 * counted * number / taken,
+        "ms/step": 1000 * taken / (2 * counted),
+        "wait for the plan, ms": 1000 * waited / (2 * counted),
+        "kernels a step": kernels,
+        "GPU busy %": 100 * busy / (taken / (2 * counted)) if busy else 0.0,
+        "peak MB": peak / 1e6,
+        "of which foreseen, MB": least / 1e6,
+    }
 
 
 def _profiled(run: Run, batches: Prefetcher, number: int) -> tuple[float, float]:
