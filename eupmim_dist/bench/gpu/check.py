@@ -62,6 +62,7 @@ CHECKS = {
     "curves": Check("training", "curves_agree", 180),
     "ranking": Check("ranking", "same_lists", 150),
     "resume": Check("program", "killed_and_resumed", 150),
+    "no samples": Check("training", "no_samples", 120),
     "attention": Check("kernels", "attention", 60),
     "large tables": Check("kernels", "large_tables", 60),
     "same bits": Check("training", "same_bits", 60),

@@ -25,23 +25,28 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--lo
 """By number: the name of a machine may lead nowhere."""
 TOLERANCE = 1e-5
 """Of a loss of other ranks in relation to one rank's."""
+ALONE = (
+    *("--no-python", sys.executable, "-c"),
+    "import os, runpy; os.environ['CUDA_VISIBLE_DEVICES'] = os.environ['LOCAL_RANK']\n"
+    "runpy.run_module('eupmim_dist', run_name='__main__', alter_sys=True)",
+)
+"""The program where each rank sees one GPU, as some systems of batch jobs have it."""
 PATIENCE = 120
 """Seconds after which what is waited for is given up."""
 
 
 def run_program(
     place: Path,
-    sizes: Sizes | None,
+    sizes: Sizes,
     command: Sequence[str],
     settings: Sequence[str] = (),
     *,
     launcher: Sequence[str] = MODULE,
-    environment: Mapping[str, str] = {},
+    objective: str = "sampled_softmax",
 ) -> None:
-    """Runs a subcommand to its end; with `sizes`, on the configuration of the checks. AssertionError: it failed."""
+    """Runs a subcommand to its end, on the configuration of the checks. AssertionError: it failed."""
     done = subprocess.run(
-        _line(place, sizes, command, settings, launcher),
-        env={**os.environ, **environment},
+        _line(place, sizes, command, settings, launcher, objective),
         capture_output=True,
         text=True,
     )
@@ -65,14 +70,18 @@ def elsewhere(function: Callable[[Path, Sizes], Any], place: Path, sizes: Sizes,
 
 
 def _line(
-    place: Path, sizes: Sizes | None, command: Sequence[str], settings: Sequence[str], launcher: Sequence[str]
+    place: Path,
+    sizes: Sizes,
+    command: Sequence[str],
+    settings: Sequence[str],
+    launcher: Sequence[str],
+    objective: str = "sampled_softmax",
 ) -> list[str]:
-    line = [*launcher, *command]
-    if sizes is not None:
-        config = place / "config.yaml"
-        if not config.exists():
-            config.write_text(dump_config(config_for(place / "store", sizes, train__log_every=1)))
-        line += ["--config", str(config)]
+    config = place / f"{objective}.yaml"
+    if not config.exists():
+        changes: dict[str, Any] = {"objective__name": objective, "train__log_every": 1}
+        config.write_text(dump_config(config_for(place / "store", sizes, **changes)))
+    line = [*launcher, *command, "--config", str(config)]
     for setting in settings:
         line += ["--set", setting]
     return line
@@ -162,19 +171,24 @@ def killed_and_resumed(place: Path, sizes: Sizes, figures: Figures) -> None:
 def several_gpus(place: Path, sizes: Sizes, figures: Figures) -> None:
     """The losses of one rank at 2 ranks and at all GPUs of this machine, and what happens when one is killed."""
     steps = ["train.max_steps=20"]
+    sharded = ["tables.replicate_below=0"]
     cases = {
-        "2 ranks": (2, []),
-        "2 ranks, most shards empty": (2, ["tables.replicate_below=0"]),
-        "2 ranks, CUDA graphs": (2, ["train.compile=cuda_graphs"]),
+        "2 ranks": (_ranks(2), []),
+        "2 ranks, each with a GPU of its own": (_ranks(2, ALONE), []),
+        "2 ranks, most shards empty, micro-batches": (_ranks(2), [*sharded, "train.accumulation=3"]),
+        "2 ranks, CUDA graphs": (_ranks(2), ["train.compile=cuda_graphs"]),
     }
     if (number := torch.cuda.device_count()) > 2:
-        cases[f"{number} ranks"] = number, []
-    trainings = {
-        name: partial(_train, place, sizes, name, [*steps, *settings], launcher=_ranks(ranks))
-        for name, (ranks, settings) in cases.items()
-    }
+        cases[f"{number} ranks"] = _ranks(number), []
     apart = figures["largest difference of a loss"] = {}
-    _alike(_train(place, sizes, "one", steps), trainings, apart)
+    whole = {"2 ranks, full softmax": (_ranks(2), sharded)}
+    for objective, some in (("sampled_softmax", cases), ("full_softmax", whole)):
+        train = partial(_train, place, sizes, objective=objective)
+        trainings = {
+            name: partial(train, name, [*steps, *settings], launcher=launcher)
+            for name, (launcher, settings) in some.items()
+        }
+        _alike(train(objective, steps), trainings, apart)
     run_dir = place / "ranks-killed"
     command = _line(place, sizes, ["train", "--run-dir", str(run_dir)], ["train.max_steps=100000"], _ranks(2))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -195,5 +209,5 @@ def several_gpus(place: Path, sizes: Sizes, figures: Figures) -> None:
         end(process)
 
 
-def _ranks(number: int) -> list[str]:
-    return [*TORCHRUN, "--nproc-per-node", str(number), "-m", "eupmim_dist"]
+def _ranks(number: int, program: Sequence[str] = ("-m", "eupmim_dist")) -> list[str]:
+    return [*TORCHRUN, "--nproc-per-node", str(number), *program]

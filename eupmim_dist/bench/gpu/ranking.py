@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 import torch
 
 from eupmim_dist.api import load
@@ -12,15 +10,15 @@ from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.bench.gauges import now
 from eupmim_dist.bench.gpu.program import elsewhere, run_program
 from eupmim_dist.bench.gpu.sizes import Figures, Sizes, config_for, nothing_of
+from eupmim_dist.bench.gpu.stores import write_store
 from eupmim_dist.data.splits import BY_USER
-from eupmim_dist.data.writer import Dataset, write_dataset
 from eupmim_dist.evaluation.runner import evaluate_model
 from eupmim_dist.parallel.world import init_world
 from eupmim_dist.recommending import recommend
 
 TF32_FORCED = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "NVIDIA_TF32_OVERRIDE": "1"}
 RANKED = "ranked"
-LONGEST_LIST, USERS, ITEMS_OF_A_USER = 10, 2_000, 20
+LONGEST_LIST, USERS = 10, 2_000
 TOLERANCE = 1e-4
 """Of a score in relation to the largest of its list: float32 in another order is well below, TF32 above."""
 
@@ -67,7 +65,7 @@ def evaluation_speed(place: Path, sizes: Sizes, figures: Figures) -> None:
     by_size = figures["items"] = {}
     for number in sizes.catalogues:
         store = place / f"items-{number}"
-        _write_store(store, number)
+        write_store(store, USERS, number, BY_USER.name)
         config = config_for(store, sizes, tables__optimizer="sgd", evaluation__batch_size=512)
         run = assemble_run(config, world, open_store(store, world))
         taken = []
@@ -79,22 +77,3 @@ def evaluation_speed(place: Path, sizes: Sizes, figures: Figures) -> None:
         del run
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _write_store(path: Path, num_items: int) -> None:
-    generator = np.random.default_rng(1)
-    lengths = np.full(USERS, min(ITEMS_OF_A_USER, num_items))
-    items = np.concatenate([generator.choice(num_items, length, replace=False) + 1 for length in lengths])
-    dataset = Dataset(
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        items=items,
-        timestamps=None,
-        attributes=[],
-        attribute_values=np.zeros((USERS, 0), np.int64),
-        split=np.arange(USERS) % 3,  # a third each: train, valid, test
-        split_rule=BY_USER.name,
-        raw_users=pl.Series(range(USERS)).cast(pl.String),
-        raw_items=pl.Series(range(1, num_items + 1)).cast(pl.String),
-        titles=None,
-    )
-    write_dataset(dataset, path, name=path.name, source="bench gpu")

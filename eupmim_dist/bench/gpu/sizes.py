@@ -77,12 +77,15 @@ def sizes_for(device: torch.device) -> Sizes:
     return ON_GPU if device.type == "cuda" else ON_CPU
 
 
-def config_for(store: Path, sizes: Sizes, **changes: Any) -> Config:
-    """A small E-UPMiM that a step shows everything of; `changes` as section__key=value."""
+EUPMIM = {"num_heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
+
+
+def config_for(store: Path, sizes: Sizes, model: str = "eupmim", **changes: Any) -> Config:
+    """A small E-UPMiM that a step shows everything of, or another model; `changes` as section__key=value."""
     values: dict[str, Any] = {
         "data": {"dir": str(store)},
         "task": {"history_length": sizes.history},
-        "model": {"name": "eupmim", "dim": sizes.dim, "num_heads": 2, "dropout": 0.0, "attention_dropout": 0.0},
+        "model": {"name": model, "dim": sizes.dim, **(EUPMIM if model == "eupmim" else {})},
         "objective": {},
         "train": {
             "global_batch_size": sizes.batch,

@@ -1,5 +1,6 @@
 """What training computes on the device: the CPU's curve, the same bits twice, no wait for the GPU, and how fast."""
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +17,12 @@ from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.bench.gauges import now, peak_bytes, start_of_peak
 from eupmim_dist.bench.gpu.program import elsewhere
 from eupmim_dist.bench.gpu.sizes import Figures, Sizes, config_for, nothing_of
+from eupmim_dist.bench.gpu.stores import KIND, write_store
+from eupmim_dist.config.registry import names
 from eupmim_dist.config.schema import Config
+from eupmim_dist.data.heldout import held_out
+from eupmim_dist.data.splits import LEAVE_ONE_OUT
+from eupmim_dist.evaluation.runner import ranking_mode, scorer_of
 from eupmim_dist.optim.tables import TABLE_OPTIMIZERS
 from eupmim_dist.parallel.prefetch import Prefetcher
 from eupmim_dist.parallel.world import World, init_world
@@ -61,7 +68,7 @@ def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
     for optimizer, memory in product(TABLE_OPTIMIZERS, ("device", "host")):
         if (optimizer, memory) == ("exact", "host"):  # is refused: it moves every row
             continue
-        changes = {
+        changes: dict[str, Any] = {
             "tables__optimizer": optimizer,
             "tables__memory": memory,
             "tables__learning_rate": TABLE_RATES[optimizer],
@@ -112,17 +119,25 @@ def same_bits(place: Path, sizes: Sizes, figures: Figures) -> None:
 
 
 def no_waiting(place: Path, sizes: Sizes, figures: Figures) -> None:
-    """How often the host waits for the GPU in a step, by objective and memory, and where."""
+    """How often the host waits for the GPU in a step, and where: it should never, unless tables are in its memory."""
     world = init_world()
     waits = figures["waits a step"] = {}
     where: Counter[str] = Counter()
-    for objective, memory, optimizer in (
-        ("sampled_softmax", "device", "lazy_adam"),
-        ("sampled_softmax", "host", "lazy_adam"),
-        ("full_softmax", "device", "exact"),
-    ):
-        changes = {"objective__name": objective, "tables__memory": memory, "tables__optimizer": optimizer}
-        run = _run(config_for(place / "store", sizes, **changes), world)
+    known = place / "known"
+    write_store(known, sizes.users // 10, sizes.items, LEAVE_ONE_OUT.name)
+    lazy: dict[str, Any] = {"tables__optimizer": "lazy_adam"}
+    whole: dict[str, Any] = {"tables__optimizer": "exact", "objective__name": "full_softmax"}
+    kind: dict[str, Any] = {"model__item_attributes": [KIND.name]}
+    cases = {
+        "sampled softmax": config_for(place / "store", sizes, **lazy),
+        "tables in host memory": config_for(place / "store", sizes, **lazy, tables__memory="host"),
+        "full softmax": config_for(place / "store", sizes, **whole),
+        "item attributes": config_for(known, sizes, **lazy, **kind),
+        "item attributes, full softmax": config_for(known, sizes, **whole, **kind),
+        "lightgcn": config_for(known, sizes, "lightgcn", **lazy),
+    }
+    for name, config in cases.items():
+        run = _run(config, world)
         with _prefetcher(run, sizes.steps) as batches:
             _steps(run, batches, 5)
             with warnings.catch_warnings(record=True) as caught:
@@ -131,11 +146,35 @@ def no_waiting(place: Path, sizes: Sizes, figures: Figures) -> None:
                 _steps(run, batches, PROFILED_STEPS)
                 torch.cuda.set_sync_debug_mode("default")
         found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
-        waits[f"{objective} {memory}"] = len(found) / PROFILED_STEPS
+        waits[name] = len(found) / PROFILED_STEPS
         where.update(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found)
     figures["where"] = dict(where.most_common(8))
-    unwanted = [case for case, number in waits.items() if number and case.endswith("device")]
+    unwanted = [name for name, number in waits.items() if number and cases[name].tables.memory == "device"]
     nothing_of([f"the host waits for the GPU with {', '.join(unwanted)}"] if unwanted else [])
+
+
+def steps_of_nothing(place: Path, sizes: Sizes) -> dict[str, float]:
+    """The loss of a step with a micro-batch of no samples, and nothing of no users, by model."""
+    world, found = init_world(), {}
+    for name in (name for name in names("model") if name != "elmrec"):  # which reads prompts
+        few: dict[str, Any] = {"train__global_batch_size": 16, "train__accumulation": 7}  # 3, 3, 3, 3, 3, 1 and 0
+        run = _run(config_for(place / "known", sizes, name, **few, train__max_steps=1), world)
+        with _prefetcher(run, 1) as batches:
+            found[name] = float(_steps(run, batches, 1)[0])
+        nobody = run.store.users("test")[:0]
+        held = held_out(run.store, nobody, *run.store.evaluation_window(nobody, "test"), run.task.to_rank)
+        with ranking_mode(run.model):
+            assert not len(scorer_of(run, "test").query(held)), f"{name}: queries of no users"
+    return found
+
+
+def no_samples(place: Path, sizes: Sizes, figures: Figures) -> None:
+    """Each model takes a step without samples, and ranks for no users, as a rank among many may have to."""
+    write_store(place / "known", sizes.users // 10, sizes.items, LEAVE_ONE_OUT.name)
+    for precision in ("no", "bf16"):
+        found = elsewhere(steps_of_nothing, place, sizes, {"ACCELERATE_MIXED_PRECISION": precision})
+        figures["float32" if precision == "no" else precision] = found
+        nothing_of([f"{name}, {precision}: loss {loss}" for name, loss in found.items() if not math.isfinite(loss)])
 
 
 def compiled_alike(place: Path, sizes: Sizes, figures: Figures) -> None:
@@ -144,7 +183,7 @@ def compiled_alike(place: Path, sizes: Sizes, figures: Figures) -> None:
     wrong = []
 
     def losses(how: str, accumulation: int, dropout: float) -> torch.Tensor:
-        changes = {
+        changes: dict[str, Any] = {
             "train__accumulation": accumulation,
             "train__compile": how,
             "model__dropout": dropout,
@@ -195,7 +234,7 @@ def _speed(place: Path, sizes: Sizes, cases: Sequence[tuple[int, str]], figures:
 
 def _speed_of(place: Path, sizes: Sizes, number: int, how: str) -> Figures:
     world = init_world()
-    changes = {
+    changes: dict[str, Any] = {
         "train__compile": how,
         "train__global_batch_size": number,
         "train__accumulation": -(-number // LARGEST_MICRO_BATCH),
