@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 
 from eupmim_dist.config.load import Overrides, apply_overrides, fill, load_config, parse_config
-from eupmim_dist.config.schema import Choice, Config, Section
+from eupmim_dist.config.schema import Config
+from eupmim_dist.config.section import Choice, Section
 from eupmim_dist.data.formats.parquet import LABELS, as_text
 from eupmim_dist.data.frames import lazy_frame
 from eupmim_dist.data.requests import HISTORY, Requests

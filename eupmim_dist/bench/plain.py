@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eupmim_dist.config.schema import Section
+from eupmim_dist.config.section import Section
 from eupmim_dist.data.batch import NO_ROW, Batch, UserBatch
 from eupmim_dist.errors import UserError
 from eupmim_dist.models.eupmim.extractor import ARMIENet

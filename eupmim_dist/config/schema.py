@@ -2,21 +2,18 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
 from eupmim_dist.config.registry import find, reason
+from eupmim_dist.config.section import Choice, Section
 from eupmim_dist.errors import UserError
 
 Protocol = Literal["strict", "comirec", "seed", "elmrec_sequential", "elmrec_direct", "elmrec_explanation"]
@@ -26,38 +23,6 @@ Depth = Annotated[int, Field(ge=1, le=256)]
 Names = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 VectorUse = Literal["none", "frozen", "finetuned", "projected"]
 Interests = Annotated[int, Field(ge=1, le=100)]
-LARGEST = 10**15
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _can_be(cls, value: Any, field: ValidationInfo) -> Any:
-        if field.field_name == "seed" or not cls.__module__.startswith("eupmim_dist."):  # another package has its own
-            return value
-        numbers = value if isinstance(value, list) else [value]
-        if any(isinstance(n, int) and abs(n) > LARGEST for n in numbers):
-            raise ValueError(f"no number here is larger than {LARGEST:,}")
-        return value
-
-    def bundle(self, directory: Path) -> None:
-        """Writes what it names elsewhere, and a model cannot do without, into directories in that of the model."""
-        for _, part in self:
-            if isinstance(part, Section):
-                part.bundle(directory)
-
-    def bundled(self, directory: Path) -> Self:
-        """The same of what `bundle` has written into a model's directory, where it has."""
-        own = {name: part.bundled(directory) for name, part in self if isinstance(part, Section)}
-        return self.model_copy(update=own)
-
-
-class Choice(Section):
-    """A section whose `name` picks an implementation (config/registry.py), which has keys of its own."""
-
-    name: str
 
 
 class DataConfig(Section):
@@ -87,7 +52,7 @@ class ModelSection(Choice):
     """D: width of the embeddings."""
     num_interests: Interests = 3
     """K: interest vectors per user."""
-    item_attributes: Names = []
+    item_attributes: Names = Field([])
     """What the store knows of items that is added to their rows: names of its attributes and numbers, or all."""
     item_vectors: VectorUse = "none"
     """The store's vectors of items: frozen or finetuned as the rows of the items, projected by a map that is learnt and
@@ -297,7 +262,7 @@ class CheckpointConfig(Section):
 
 
 class TelemetryConfig(Section):
-    trackers: list[str] = []
+    trackers: list[str] = Field([])
     """Where Accelerate logs the run too, such as [wandb, mlflow], each of whose packages must be installed."""
 
 

@@ -16,7 +16,8 @@ from eupmim_dist.arguments import config_of
 from eupmim_dist.config import plain_yaml
 from eupmim_dist.config.load import CHOICES, Overrides, apply_overrides, fields
 from eupmim_dist.config.registry import find
-from eupmim_dist.config.schema import Choice, Config
+from eupmim_dist.config.schema import Config
+from eupmim_dist.config.section import Choice
 from eupmim_dist.errors import UserError, short, shown
 from eupmim_dist.files import read_text
 

@@ -94,6 +94,10 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["seed=2", "seed.x=1"], "seed is a value, not a section"),
         (["train"], "write it as key=value"),
         (["train.l2=[1"], "not valid YAML"),
+        (["tables.replicate_below=true"], r"tables\.replicate_below: it is not switched on or off.*\(got true\)"),
+        (["evaluation.top_n=[10, true]"], r"evaluation\.top_n: it is not switched on or off"),
+        (["train.learning_rate=false"], r"train\.learning_rate: it is not switched on or off"),
+        (["seed=2", "train.prefetch=true"], None),
     ],
 )
 def test_mistakes_name_the_key_and_the_mend(overrides: list[str], message: str | None) -> None:
