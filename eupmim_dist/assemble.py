@@ -250,7 +250,9 @@ def describe_load(run: Run) -> list[str]:
     for name, ranks in run.tables.load().items():
         asked = [rank.requests for rank in ranks]
         rows = ", ".join(f"{rank.rows:,}" for rank in ranks)
-        imbalance = max(asked) * len(asked) / max(sum(asked), 1)
+        if not sum(asked):  # a finished training that was gone on with
+            continue
+        imbalance = max(asked) * len(asked) / sum(asked)
         lines.append(f"table {name}: {rows} rows a rank; most requests on one rank {imbalance:.3f} x the mean")
     return lines
 

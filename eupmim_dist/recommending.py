@@ -20,6 +20,7 @@ from eupmim_dist.data.requests import HISTORY, Requests, read_requests
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.frames import by_user, recommended_columns, recommended_frame, with_text
+from eupmim_dist.evaluation.protocols import SEEN_INCLUDED
 from eupmim_dist.evaluation.recommend import (
     Block,
     Recommendations,
@@ -200,6 +201,8 @@ def _prepared(
                 f"--history: model {trained.config.model.name} knows a user by his row alone, and reads no history and "
                 "no attributes that are given; name users of the store, or use another model"
             )
+        if exclude_seen and not trained.config.evaluation.exclude_seen:
+            notes.append(f"the model is judged with {SEEN_INCLUDED}, and here it is left out unless it is asked for")
         for note in (*notes, *audience.notes):
             get_logger(trained.world.rank).warning(note)
     return _Prepared(trained, audience, wanted)

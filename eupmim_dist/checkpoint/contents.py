@@ -35,6 +35,7 @@ class Evaluation(Metadata):
     step: Count
     metrics: dict[Annotated[str, Field(pattern="^[a-z_]+@[0-9]+$")], float]
     interests: dict[Literal["top_n", "share", "norm", "cosine"], list[float] | float] | None = None
+    seen_included: bool = False
 
 
 def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes = ignore_bytes) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from eupmim_dist.checkpoint.manifest import (
 from eupmim_dist.config.load import parse_config
 from eupmim_dist.config.migrate import migrated
 from eupmim_dist.config.schema import Config
+from eupmim_dist.data.manifest import MANIFEST as STORE_MANIFEST
 from eupmim_dist.errors import UserError
 from eupmim_dist.files import backup_path
 from eupmim_dist.hashing import OnBytes, ignore_bytes, sha256
@@ -143,6 +144,8 @@ def _why_none(path: Path) -> str:
         )
     if runs := sorted(checkpoints.parent for checkpoints in path.glob("*/checkpoints")):
         return f"holds runs and is none; give one, such as {runs[0]}"
+    if (path / STORE_MANIFEST).is_file():
+        return f"is an interaction store; `eupmim-dist audit {path}` tells what is in it"
     return "neither a run with a complete checkpoint nor a checkpoint; train one first"
 
 

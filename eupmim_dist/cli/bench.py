@@ -29,7 +29,9 @@ bench.command()(scaling)
 
 @bench.command()
 def step(
-    data: Annotated[Path, typer.Option(help="Interaction store.")] = Path("data/example"),
+    data: Annotated[
+        Path | None, typer.Option(help="Interaction store; the configuration's data.dir where not given.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML configuration; the defaults where not given.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -61,7 +63,7 @@ def step(
     world = init_world()
     with agreed(world):
         check_json(json_file)
-        settings = load_config(config, [*(set_ or []), f"data.dir={data}"])
+        settings = load_config(config, [*(set_ or []), *([] if data is None else [f"data.dir={data}"])])
         measured = measure_step(settings, world, steps, repeats, plain=plain)
     if world.is_main:
         for name, value in measured.items():

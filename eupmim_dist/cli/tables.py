@@ -23,8 +23,7 @@ def print_results(results: Sequence[Result]) -> None:
         metrics, cutoffs = (
             list(dict.fromkeys(name.partition("@")[part] for name in rows[0].metrics)) for part in (0, 2)
         )
-        title = f"{split} split, protocol {protocol}, {rows[0].users:,} {rows[0].counted}"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=rows[0].title, title_justify="left")
         at_cutoffs = cutoffs != [""]
         for column in ("model", *["N"][:at_cutoffs], *metrics):
             table.add_column(column, justify="left" if column == "model" else "right")

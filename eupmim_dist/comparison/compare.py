@@ -28,7 +28,7 @@ from eupmim_dist.config.load import Overrides
 from eupmim_dist.errors import UserError, short
 from eupmim_dist.evaluation.baselines import CUTOFF
 from eupmim_dist.evaluation.explanations import check_no_lists, num_explained
-from eupmim_dist.evaluation.protocols import EXPLANATION, check_names, check_protocols
+from eupmim_dist.evaluation.protocols import EXPLANATION, PROTOCOLS, check_names, check_protocols
 from eupmim_dist.evaluation.runner import check_cutoffs
 from eupmim_dist.evaluation.scorers.interface import check_baselines
 from eupmim_dist.files import check_out, writing
@@ -143,7 +143,9 @@ def compare(
         "machine": device_name(world.device),
         "ranks": world.size,
     }
-    comparison = Comparison(rows, split, protocol, rules.top_n, users, made_by, failed)
+    included = any(not entry.config.evaluation.exclude_seen for entry in entries)  # of one rule all
+    seen_included = included and of_lists and PROTOCOLS[protocol].exclude_history
+    comparison = Comparison(rows, split, protocol, rules.top_n, users, made_by, failed, seen_included)
     with agreed(world):
         if world.is_main:
             comparison.write(place)

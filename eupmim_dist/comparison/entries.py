@@ -178,7 +178,8 @@ def check_comparable(entries: Sequence[Entry], store: InteractionStore) -> None:
     rules = {entry.config.evaluation.exclude_seen: entry.name for entry in entries}
     if len(rules) > 1:
         raise UserError(
-            f"evaluation.exclude_seen: is on for {rules[True]} and off for {rules[False]}; compare models of one rule"
+            f"evaluation.exclude_seen: is on for {rules[True]} and off for {rules[False]}; compare models of one rule "
+            "(`eupmim-dist evaluate RUN --set evaluation.exclude_seen=false` judges one by the other's)"
         )
 
 

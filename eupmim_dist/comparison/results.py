@@ -10,7 +10,7 @@ import polars as pl
 from eupmim_dist.comparison.rows import Row
 from eupmim_dist.comparison.text import cost, heading, in_lines, in_one_line, markdown, quality
 from eupmim_dist.evaluation.baselines import histories_read
-from eupmim_dist.evaluation.protocols import EXPLANATION
+from eupmim_dist.evaluation.protocols import EXPLANATION, SEEN_INCLUDED
 from eupmim_dist.files import write_text
 
 JSON_FILE, MARKDOWN_FILE = "comparison.json", "comparison.md"
@@ -32,13 +32,16 @@ class Comparison:
     """Store, seeds, versions and machine; the command line, if it was one."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why a configuration has no row: its training diverged."""
+    seen_included: bool = False
+    """As of a result (evaluation/runner.py)."""
     finished: bool = True
     """False if a training was asked to stop (Ctrl-C, SIGTERM): the same call goes on with it."""
 
     @property
     def title(self) -> str:
         cutoff = "" if self.top_n is None else f"N = {self.top_n}, "
-        return f"{self.split} split, protocol {self.protocol}, {cutoff}{self.users:,} {self.counted}"
+        seen = f", {SEEN_INCLUDED}" if self.seen_included else ""
+        return f"{self.split} split, protocol {self.protocol}{seen}, {cutoff}{self.users:,} {self.counted}"
 
     @property
     def counted(self) -> str:

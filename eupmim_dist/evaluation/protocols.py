@@ -9,6 +9,8 @@ from eupmim_dist.errors import UserError
 
 IdealHits = Literal["targets", "hits"]
 Candidates = Literal["all", "negatives"]
+SEEN_INCLUDED = "what a user had before among the candidates"
+"""Told beside a protocol that would leave it out, where evaluation.exclude_seen is off."""
 
 
 @dataclass(frozen=True)

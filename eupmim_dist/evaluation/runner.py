@@ -17,7 +17,7 @@ from eupmim_dist.errors import UserError
 from eupmim_dist.evaluation.diversity import CANDIDATES, Variety, diversify
 from eupmim_dist.evaluation.interest_use import InterestSums, InterestUse
 from eupmim_dist.evaluation.metrics import MetricSums
-from eupmim_dist.evaluation.protocols import PROTOCOLS, Protocol
+from eupmim_dist.evaluation.protocols import PROTOCOLS, SEEN_INCLUDED, Protocol
 from eupmim_dist.evaluation.scorers.interests import InterestScorer
 from eupmim_dist.evaluation.scorers.interface import ListScorer, Ranking, Scorer, make_scorer
 from eupmim_dist.evaluation.topn import gather_rows, top_n
@@ -51,6 +51,8 @@ class Result:
     """How many of a history's last items a baseline read; None for others."""
     per_user: PerUser | None = field(default=None, repr=False, compare=False)
     """If asked for."""
+    seen_included: bool = False
+    """Whether what users had before was among the candidates, of a protocol that else leaves it out."""
     texts: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     """Of what was written (explanations.py): `users` counts these then."""
 
@@ -59,15 +61,22 @@ class Result:
         """What `users` counts."""
         return "users" if self.texts is None else "explanations"
 
+    @property
+    def title(self) -> str:
+        """What it is of, but for the model."""
+        seen = f", {SEEN_INCLUDED}" if self.seen_included else ""
+        return f"{self.split} split, protocol {self.protocol}{seen}, {self.users:,} {self.counted}"
+
     def tags(self) -> dict[str, float]:
         """The metrics by names for a log, such as `valid/strict/recall@10`."""
         return {f"{self.split}/{self.protocol}/{name}": value for name, value in self.metrics.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: all but `per_user` and `texts`; `interests` and `history` where there are any."""
+        """For JSON: all but `per_user` and `texts`; `interests`, `history` and `seen_included` where there are any."""
         content: dict[str, Any] = {name: getattr(self, name) for name in ("model", "protocol", "split")}
         content |= {self.counted: self.users, "metrics": self.metrics}
         content |= {} if self.history is None else {"history": self.history}
+        content |= {"seen_included": True} if self.seen_included else {}
         return content | ({} if self.interests is None else {"interests": asdict(self.interests)})
 
 
@@ -136,6 +145,7 @@ def evaluate_scorer(
         None if used is None else used.reduce(world),
         scorer.history,
         _per_user(users.users, sums.names, kept) if per_user else None,
+        seen_included=protocol.exclude_history and not exclude_seen,
     )
 
 

@@ -6,6 +6,7 @@ from eupmim_dist.config.load import CHOICES
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.store import InteractionStore
 from eupmim_dist.evaluation.baselines import judge_of
+from eupmim_dist.evaluation.protocols import SEEN_INCLUDED
 
 CARD_FILE = "README.md"
 SETTINGS = (
@@ -81,7 +82,7 @@ def _test_metrics(checkpoint: Checkpoint) -> str:
     lines = [f"| N | {' | '.join(names)} |", f"| ---: |{' ---: |' * len(names)}"]
     for cutoff in dict.fromkeys(cutoff for _, cutoff in metrics):
         lines.append(f"| {cutoff} | {' | '.join(f'{metrics[name, cutoff]:.4f}' for name in names)} |")
-    seen = "" if checkpoint.config.evaluation.exclude_seen else ", what a user had before among the candidates"
+    seen = f", {SEEN_INCLUDED}" if found["seen_included"] else ""
     title = f"{found['split'].capitalize()} split, protocol `{found['protocol']}`, {found['users']:,} users{seen}:"
     return title + "\n\n" + "\n".join(lines)
 

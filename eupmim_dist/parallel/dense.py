@@ -58,8 +58,7 @@ class Dense:
                 f"this process uses Accelerate on {held} already, which keeps to it: train on {self.world.device.type} "
                 "in another one (in a notebook, restart the kernel)"
             )
-        # Buffers follow from the configuration: they need not be sent in each step.
-        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        kwargs = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         accelerator = Accelerator(cpu=self.world.device.type == "cpu", kwargs_handlers=[kwargs])
         if accelerator.distributed_type not in SUPPORTED:
             raise UserError(

@@ -133,7 +133,7 @@ CASES = [
     (f"{TRAIN} --set evaluation.top_n=[]", "evaluation.top_n: "),
     (f"{TRAIN} --resume nowhere", "nowhere: no such file or directory"),
     (f"{TRAIN} --resume model", "--resume model: is a model without training state"),
-    (f"{TRAIN} --resume store", "store: neither a run with a complete checkpoint nor a checkpoint"),
+    (f"{TRAIN} --resume store", "store: is an interaction store; `eupmim-dist audit store` tells what is in it"),
     (
         f"{TRAIN} --resume run --set model.dim=16",
         "model.dim: 16, but run/checkpoints/step-000000004 was trained with 8",
@@ -189,7 +189,7 @@ CASES = [
     ("consolidate run --out log.csv", "log.csv: already exists; give another --out"),
     ("consolidate run --out log.csv/model", "log.csv/model: cannot be written: Not a directory"),
     ("consolidate model --out new", "model: is consolidated already"),
-    ("consolidate store --out new", "store: neither a run with a complete checkpoint nor a checkpoint"),
+    ("consolidate store --out new", "store: is an interaction store; `eupmim-dist audit store` tells what is in it"),
     (IMPORT.format("none.pt"), "none.pt: no such file"),
     (IMPORT.format("store"), "store: is a directory; give the file in it, such as store/model.pt"),
     (IMPORT.format("typo.yaml"), "typo.yaml: is not a checkpoint of tensors alone, so it is not loaded"),

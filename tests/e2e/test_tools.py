@@ -98,7 +98,7 @@ CASES = [
     ("verify nowhere", "nowhere: no such directory"),
     ("verify store", "store: neither a run with checkpoints nor a checkpoint or model"),
     ("verify run small.yaml", "small.yaml: no such directory"),
-    ("inspect store", "store: neither a run with a complete checkpoint nor a checkpoint"),
+    ("inspect store", "store: is an interaction store; `eupmim-dist audit store` tells what is in it"),
     ("inspect run --json nowhere/a.json", "--json nowhere/a.json: cannot be written"),
 ]
 

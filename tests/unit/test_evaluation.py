@@ -108,6 +108,8 @@ def test_metrics_equal_the_naive_ones(assembled: Assembled, protocol: str, split
         ]
         expected |= {f"{name}@{cutoff}": value for name, value in plain.average(per_user).items()}
     assert result.users == len(per_user) == 8
+    told = PROTOCOLS[protocol].exclude_history and not exclude_seen
+    assert ("among the candidates" in result.title) == result.as_dict().get("seen_included", False) == told
     assert result.metrics == pytest.approx(expected, abs=1e-12)
 
 

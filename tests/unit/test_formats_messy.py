@@ -207,6 +207,8 @@ PLAIN = replace(COLUMNS, attributes=(), title_column=None, min_count=1, split="l
     ("content", "change", "message"),
     [
         ("who;what;when;x,who,what,when\n", {}, r"log\.csv: .*columns by comma and by semicolon; say which with sep"),
+        (HEADER, {"user_column": None, "item_column": None, "time_column": None}, r"^user_column: say which column"),
+        (HEADER, {"item_column": "What"}, r"no column 'What'; did you mean 'what'\?; there are who, what, when"),
         (HEADER, {"separator": ";;"}, r"^separator ;;: give one character"),
         (HEADER, {"separator": "é"}, r"^separator é: give one character"),
         (HEADER, {"separator": '"'}, r"^separator \": give one character"),

@@ -71,7 +71,7 @@ def refused(source: Path, kind: str, options: Options, message: str) -> None:
         (GOOD + "u0,a\0b,9,Oslo\n", r"log\.csv:17: item holds a control character"),
         (GOOD + 'u0,"a\nb",9,Oslo\n', r"log\.csv:17: item holds a control character"),
         (GOOD + "u3,i9,9,\ufeffOslo\n", r"log\.csv:17: city holds a NUL, a carriage return or a byte-order mark"),
-        ("\ufeff\ufeff" + GOOD, r"no column 'user'; there are \\ufeffuser, item"),
+        ("\ufeff\ufeff" + GOOD, r"no column 'user'; did you mean '\\ufeffuser'\?; there are \\ufeffuser, item"),
         ("\0" * 1000, r"log\.csv:1: not UTF-8 text"),
         # other encodings
         (GOOD.encode("utf-16-le"), r"log\.csv:1: not UTF-8 text"),

@@ -71,6 +71,8 @@ def dataset_from_events(
     kept, item_counts = _filter(user, item, len(raw_users), len(raw_items), min_count, min_length, until_stable)
     report = {"dropped_interactions": len(kept) - int(np.count_nonzero(kept))}
     user, item = user[kept], item[kept]
+    if not len(kept):
+        raise UserError(f"{source}: there is no row in it but the names of its columns")
     if not len(user):
         raise UserError(
             f"{source}: no user has {min_length} interactions with items that occur {min_count} times; "

@@ -108,7 +108,7 @@ def found_file(file: Path, asked: Sequence[Collection[str]], told: Told, copy: P
 
 
 def _fits(names: list[str], asked: Sequence[Collection[str]]) -> bool:
-    return all(any(name in names for name in each) for each in asked)
+    return bool(asked) and all(any(name in names for name in each) for each in asked)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,6 +58,8 @@ class Plan:
     def described(self) -> str:
         """For people."""
         roles = [f"{role}: {short(name)}" for role, name in self.names.items() if not role.startswith(ATTRIBUTE)]
+        if "time" not in self.names:
+            roles.append("time: no column, so rows count in the order in which they stand")
         attributes = f"attributes: {listed(self.options.attributes)}"
         return "; ".join([*roles, attributes] if self.options.attributes else roles)
 
@@ -125,7 +128,10 @@ class Plan:
 def column_number(where: str, column: str, present: list[str]) -> int:
     """Which of the columns `present` it is, from 0. Raises UserError, beginning with `where`, unless one is."""
     if column not in present:
-        raise UserError(f"{where} no column {shown(column)}; there are {listed(present)}")
+        near = difflib.get_close_matches(column.casefold(), [name.casefold() for name in present], 1)
+        nearest = next((name for name in present if name.casefold() in near), None)
+        hint = "" if nearest is None else f"; did you mean {shown(nearest)}?"
+        raise UserError(f"{where} no column {shown(column)}{hint}; there are {listed(present)}")
     if present.count(column) > 1:
         raise UserError(f"{where} {present.count(column)} columns called {shown(column)}; rename all but one")
     return present.index(column)
