@@ -35,7 +35,8 @@ class Evaluation(Metadata):
     step: Count
     metrics: dict[Annotated[str, Field(pattern="^[a-z_]+@[0-9]+$")], float]
     interests: dict[Literal["top_n", "share", "norm", "cosine"], list[float] | float] | None = None
-    seen_included: bool = False
+    seen_included: bool | None = None
+    """Not told by runs before it was."""
 
 
 def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes = ignore_bytes) -> dict[str, Any]:

@@ -31,6 +31,9 @@ ENDPOINT_SECONDS = 60
 """How much longer than a collective a node waits for node 0 to end an attempt that has failed here: ranks on GPUs may
 see a lost one only by the collective's time limit."""
 
+AGAIN = "a training goes on from its last checkpoint by the same command, or by itself with --max-restarts 3"
+"""Told after a rank has died."""
+
 UNSEEN = "was killed here, as it gave no sign of life"
 FAILED_HERE = "node 0 has not yet ended the last attempt, which has failed here"
 
@@ -76,6 +79,8 @@ def run_attempts(command: list[str], env: dict[str, str], max_restarts: int, gra
         return code
     hint = ": out of memory?" if -code == signal.SIGKILL and UNSEEN not in death else ""
     typer.echo(f"error: {death}{hint}", err=True)
+    if code not in final and not max_restarts:
+        typer.echo(AGAIN, err=True)
     return 128 - code
 
 

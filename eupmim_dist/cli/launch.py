@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,9 +84,6 @@ def launch(
     typer.echo(f"{shown} accelerate launch {shlex.join(command)}", err=True)
     descriptors.allow(int(env["EUPMIM_WORLD_SIZE"]))  # of this process, which the ranks connect to, and of those
     if not dry_run and (code := run_attempts(command, env, max_restarts, grace)):
-        if code > 128 + signal.SIGINT and subcommand[0] == "train":
-            again = "the same command goes on from the last checkpoint, if there is one"
-            typer.echo(f"{again}; --max-restarts 3 has it start again by itself", err=True)
         raise typer.Exit(code)
 
 

@@ -1,11 +1,17 @@
 """What all sections of a configuration have in common."""
 
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 LARGEST = 10**15
+
+
+def _leaves(kind: Any) -> list[Any]:
+    """What a type is made of: int and None of `Annotated[int, ...] | None`."""
+    parts = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [kind]
 
 
 class Section(BaseModel):
@@ -15,10 +21,11 @@ class Section(BaseModel):
     @classmethod
     def _is_no_switch(cls, value: Any, field: ValidationInfo) -> Any:
         """Python takes true for the number 1."""
-        kind = cls.model_fields[str(field.field_name)].annotation
-        given = value if isinstance(value, list) else [value]
-        if any(isinstance(each, bool) for each in given) and kind not in (bool, Any) and bool not in get_args(kind):
-            raise ValueError("it is not switched on or off; give another value")
+        if cls.__module__.startswith("eupmim_dist."):
+            kinds = _leaves(cls.model_fields[str(field.field_name)].annotation)
+            given = value if isinstance(value, list) else [value]
+            if any(isinstance(each, bool) for each in given) and bool not in kinds and (int in kinds or float in kinds):
+                raise ValueError("it is a number, not switched on or off")
         return value
 
     @field_validator("*")

@@ -82,7 +82,7 @@ def _test_metrics(checkpoint: Checkpoint) -> str:
     lines = [f"| N | {' | '.join(names)} |", f"| ---: |{' ---: |' * len(names)}"]
     for cutoff in dict.fromkeys(cutoff for _, cutoff in metrics):
         lines.append(f"| {cutoff} | {' | '.join(f'{metrics[name, cutoff]:.4f}' for name in names)} |")
-    seen = f", {SEEN_INCLUDED}" if found["seen_included"] else ""
+    seen = "" if checkpoint.config.evaluation.exclude_seen else f", {SEEN_INCLUDED}"
     title = f"{found['split'].capitalize()} split, protocol `{found['protocol']}`, {found['users']:,} users{seen}:"
     return title + "\n\n" + "\n".join(lines)
 

@@ -77,9 +77,8 @@ class Heartbeat:
         with (place / f"rank-{self.rank}.stacks.txt").open("w") as file:
             faulthandler.dump_traceback(file)
         for recorder, name in RECORDERS.items():
-            with suppress(Exception):  # torch without NCCL has no recorder of it
-                recorded = getattr(torch._C._distributed_c10d, recorder)(True, False)
-                (place / f"rank-{self.rank}.{name}.json").write_bytes(recorded)
+            if dump := getattr(torch._C._distributed_c10d, recorder, None):  # torch without NCCL has none of it
+                (place / f"rank-{self.rank}.{name}.json").write_bytes(dump(True, False))
         return place
 
     def _beat(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from eupmim_dist.cli import launch as launch_module
+from eupmim_dist.cli.attempts import AGAIN
 from eupmim_dist.cli.launch import _plan
 from eupmim_dist.errors import UserError
 from tests.e2e.test_cli import LAUNCHER_NAMES, eupmim
@@ -115,6 +116,12 @@ def test_one_rank_needs_no_process_group_and_no_separator(env):
 def test_all_ranks_start_again_after_one_has_died_but_not_after_a_mistake(env, what, code, lines):
     returned, _, err = run([*TWO_ON_CPU, "--max-restarts", "2", "--", "rank", what], env)
     assert (returned, err.splitlines()[1:]) == (code, lines)
+
+
+def test_after_a_rank_has_died_it_is_told_how_to_go_on(env):
+    returned, _, err = run([*TWO_ON_CPU, "--", "rank", "killed"], env)
+    assert returned == 128 + signal.SIGKILL
+    assert err.splitlines()[1:] == ["error: rank 1 was killed by SIGKILL: out of memory?", AGAIN]
 
 
 def test_one_rank_starts_again_too(env):

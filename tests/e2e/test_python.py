@@ -219,7 +219,7 @@ MISTAKES: dict[str, tuple[Function[[], Any], str]] = {
     "no column said": (lambda: prepare(shop_log(), "out"), r"^user_column: say which .* \(there: customer, sku, at\)"),
     "a column that is not there": (
         lambda: prepare(shop_log(), "out", user_column="user", item_column="sku"),
-        "^data frame: no column 'user'; there are customer, sku, at",
+        r"^data frame: no column 'user'; did you mean 'customer'\?; there are customer, sku, at",
     ),
     "an option misspelt": (
         lambda: prepare(shop_log(), "out", user_colum="customer"),  # type: ignore[arg-type]

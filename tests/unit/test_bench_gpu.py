@@ -1,6 +1,7 @@
 """`bench gpu`, in small on the CPU, and what it was made to find."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -44,13 +45,17 @@ def test_checks_in_small(place: Path) -> None:
     assert set(of(ranking.evaluation_speed, place)["items"]) == {"300"}
 
 
-def test_a_curve_that_is_off_is_a_failure(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def curves(_function: object, _place: Path, _sizes: Sizes, environment: dict[str, str]) -> dict[str, list[float]]:
-        return {"sgd device": [8.0, 7.0 if "ACCELERATE_USE_CPU" in environment else 7.01]}
+@pytest.mark.parametrize(("second", "told"), [(7.01, "1.4e-03"), (math.nan, "nan")])
+def test_a_curve_that_is_off_is_a_failure(
+    second: float, told: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def curves(_function: object, _place: Path, _sizes: Sizes, environment: dict[str, str]) -> dict[str, Any]:
+        losses = [8.0, 7.0 if "ACCELERATE_USE_CPU" in environment else second]
+        return {"device": "cpu", "losses": {"sgd device": losses}}
 
     monkeypatch.setattr(training, "elsewhere", curves)
     figures: Figures = {}
-    with pytest.raises(AssertionError, match=r"sgd device, float32: a loss is off by 1.4e-03 of the CPU's"):
+    with pytest.raises(AssertionError, match=f"sgd device, float32: a loss is off by {told} of the CPU's"):
         training.curves_agree(place, ON_CPU, figures)
     assert set(figures["largest difference of a loss"]) == {"sgd device float32", "sgd device bf16"}
 
@@ -85,8 +90,8 @@ def test_all_trainings_are_compared_though_one_fails() -> None:
         raise AssertionError("no room")
 
     apart: Figures = {}
-    trainings = {"a": lambda: {1: 2.1}, "b": broken, "c": lambda: {1: 2.0}}
-    with pytest.raises(AssertionError, match=r"^a: a loss is off by 5.0e-02; b: no room$"):
+    trainings = {"a": lambda: {1: 2.1}, "b": broken, "c": lambda: {1: 2.0}, "d": lambda: {1: math.nan}}
+    with pytest.raises(AssertionError, match=r"^a: a loss is off by 5.0e-02; b: no room; d: a loss is off by nan$"):
         program._alike({1: 2.0}, trainings, apart)
     assert apart["c"] == 0
 

@@ -94,9 +94,13 @@ def test_dump_and_load_round_trip(tmp_path: Path, overrides: list[str]) -> None:
         (["seed=2", "seed.x=1"], "seed is a value, not a section"),
         (["train"], "write it as key=value"),
         (["train.l2=[1"], "not valid YAML"),
-        (["tables.replicate_below=true"], r"tables\.replicate_below: it is not switched on or off.*\(got true\)"),
-        (["evaluation.top_n=[10, true]"], r"evaluation\.top_n: it is not switched on or off"),
-        (["train.learning_rate=false"], r"train\.learning_rate: it is not switched on or off"),
+        (
+            ["tables.replicate_below=true"],
+            r"tables\.replicate_below: it is a number, not .*\(got true\)",
+        ),
+        (["evaluation.top_n=[10, true]"], r"evaluation\.top_n: it is a number, not switched on or off"),
+        (["train.threads=false"], r"train\.threads: it is a number, not switched on or off"),
+        (["tables.memory=on"], r"tables\.memory: input should be 'device' or 'host' \(got true\)"),
         (["seed=2", "train.prefetch=true"], None),
     ],
 )

@@ -156,7 +156,7 @@ def refused(source: Path, kind: str, options: Options, message: str) -> None:
     ("content", "message"),
     [
         ("", "log.csv: the file is empty"),
-        (HEADER, "there is no row in it"),
+        (HEADER, "there is no row to take in it"),
         (HEADER + "u,i,1,2,x,\n\n", r"log\.csv:3: the line is blank"),
         (HEADER + "u,i,1,2,x,\nu,i,1.0,2,x,\n", r"log\.csv:3: time is no integer of 64 bits: '1.0'; time_format"),
         (HEADER + "u,i,1,2,x,\nu,i, 3,2,x,\n", r"log\.csv:3: time has blanks around it: ' 3'; trim"),

@@ -237,7 +237,7 @@ def cut(first: int, last: int | None = None) -> Callable[[Path], object]:
         (table(city=every(1, pl.Duration)), "column 'city' is Duration.*; a label is text"),
         (table(item=every("a\nb", pl.String)), "row 1: item holds a control character"),
         (table(city=every("a\0b", pl.String)), "row 1: city holds a NUL"),
-        (table(city=every("a", pl.String)).head(0), "there is no row in it"),
+        (table(city=every("a", pl.String)).head(0), "there is no row to take in it"),
         (pl.DataFrame(), "no column 'user'; there are none"),
         (cut(0, -10), r"log\.parquet: cannot be read \(.*\); copy or write it again"),
         (cut(50), r"log\.parquet: cannot be read \("),

@@ -153,7 +153,7 @@ class _Process:
         code, taken = self.process.poll(), time.monotonic() - self.started
         self.end()
         found = json.loads(self.file.read_text()) if self.file.exists() else {"figures": {}, "verdict": None}
-        if found["verdict"] is not None:
+        if found["verdict"] is not None and code == 0:
             return Outcome(self.name, found["verdict"], taken, found["figures"], found["reason"])
         late = code is None and self.limit < CHECKS[self.name].limit
         ended = f"not done after {self.limit:.0f} s" if code is None else f"ended with {code}"
@@ -176,6 +176,7 @@ def end(process: subprocess.Popen) -> None:
             each.kill()
     process.kill()
     process.wait()
+    psutil.wait_procs(started, timeout=2)
 
 
 def make(name: str, place: Path, file: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eupmim_dist.bench.gauges import copy_bandwidth, now, product_flops
-from eupmim_dist.bench.gpu.sizes import Figures, NotHere, Sizes
+from eupmim_dist.bench.gpu.sizes import Figures, NotHere, Sizes, largest
 from eupmim_dist.bench.rivals import Shape
 from eupmim_dist.bench.tables import SystemName, measure_tables
 from eupmim_dist.config.load import parse_config
@@ -142,7 +142,7 @@ def attention(place: Path, sizes: Sizes, figures: Figures) -> None:
             some = qkv.detach()[ends].double().requires_grad_()
             exact = _plain(some, None if mask is None else mask[ends].double())
             (exact_slope,) = torch.autograd.grad(exact.square().sum(), some)
-            off = max((mixed[ends] - exact).abs().max().item(), (slope[ends] - exact_slope).abs().max().item())
+            off = largest([(mixed[ends] - exact).abs().max().item(), (slope[ends] - exact_slope).abs().max().item()])
             worst[f"{number:,} {name}"] = off
             assert off < 1e-3, f"attention over {number:,} sequences, {name}: off by {off:.1e}"
             # Where all values are 1, what is mixed is the sum of the weights that dropout left: on average 1.

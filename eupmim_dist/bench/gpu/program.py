@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import torch
 import yaml
 
 from eupmim_dist.bench.gpu.check import end
-from eupmim_dist.bench.gpu.sizes import ON_GPU, Figures, Sizes, config_for, nothing_of
+from eupmim_dist.bench.gpu.sizes import ON_GPU, Figures, Sizes, config_for, largest, nothing_of
 from eupmim_dist.config.load import dump_config
 
 MODULE = [sys.executable, "-m", "eupmim_dist"]
@@ -27,7 +28,8 @@ TOLERANCE = 1e-5
 """Of a loss of other ranks in relation to one rank's."""
 ALONE = (
     *("--no-python", sys.executable, "-c"),
-    "import os, runpy; os.environ['CUDA_VISIBLE_DEVICES'] = os.environ['LOCAL_RANK']\n"
+    "import os, runpy; rank = os.environ['LOCAL_RANK']; seen = os.environ.get('CUDA_VISIBLE_DEVICES')\n"
+    "os.environ['CUDA_VISIBLE_DEVICES'] = seen.split(',')[int(rank)] if seen else rank\n"
     "runpy.run_module('eupmim_dist', run_name='__main__', alter_sys=True)",
 )
 """The program where each rank sees one GPU, as some systems of batch jobs have it."""
@@ -88,15 +90,16 @@ def _line(
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    """What a training logged by step; of a step that was trained twice the last."""
+    """What a training logged by step; of a step that was trained twice the last. NaN where a loss was not finite."""
     lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    found = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {step: math.nan if loss is None else loss for step, loss in found.items()}
 
 
 def _apart(found: dict[int, float], wanted: dict[int, float]) -> float:
     assert wanted, "the training logged no loss"
     assert found.keys() == wanted.keys(), f"steps {sorted(found.keys() ^ wanted.keys())[:5]} are in one log only"
-    return max(abs(found[step] - wanted[step]) / abs(wanted[step]) for step in wanted)
+    return largest(abs(found[step] - wanted[step]) / abs(wanted[step]) for step in wanted)
 
 
 def _train(place: Path, sizes: Sizes, name: str, settings: Sequence[str] = (), **how: Any) -> dict[int, float]:

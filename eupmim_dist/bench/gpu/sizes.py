@@ -1,6 +1,7 @@
 """What the checks of a device are given, and what they say when there is nothing to check."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ Figures = dict[str, Any]
 
 class NotHere(Exception):
     """The check cannot be made on this machine; says why."""
+
+
+def largest(numbers: Iterable[float]) -> float:
+    """NaN if one of them is, which Python's `max` passes over."""
+    return max(numbers, key=lambda number: math.inf if math.isnan(number) else number)
 
 
 def nothing_of(wrong: Sequence[str]) -> None:

@@ -16,9 +16,9 @@ import torch
 from eupmim_dist.assemble import assemble_run, open_store
 from eupmim_dist.bench.gauges import now, peak_bytes, start_of_peak
 from eupmim_dist.bench.gpu.program import elsewhere
-from eupmim_dist.bench.gpu.sizes import Figures, Sizes, config_for, nothing_of
+from eupmim_dist.bench.gpu.sizes import Figures, Sizes, config_for, largest, nothing_of
 from eupmim_dist.bench.gpu.stores import KIND, write_store
-from eupmim_dist.config.registry import names
+from eupmim_dist.config.registry import built_in
 from eupmim_dist.config.schema import Config
 from eupmim_dist.data.heldout import held_out
 from eupmim_dist.data.splits import LEAVE_ONE_OUT
@@ -62,8 +62,8 @@ def _prefetcher(run: Run, steps: int) -> Prefetcher:
     return Prefetcher(partial(prepare_step, run), run.world, steps - 1, run.config.train.prefetch)
 
 
-def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
-    """The losses of short trainings by every table optimizer and memory, in this process's device and precision."""
+def curves(place: Path, sizes: Sizes) -> dict[str, Any]:
+    """Losses of short trainings by every table optimizer and memory, on this process's device, in its precision."""
     world, found = init_world(), {}
     for optimizer, memory in product(TABLE_OPTIMIZERS, ("device", "host")):
         if (optimizer, memory) == ("exact", "host"):  # is refused: it moves every row
@@ -79,7 +79,7 @@ def curves(place: Path, sizes: Sizes) -> dict[str, list[float]]:
         run = _run(config, world)
         with _prefetcher(run, sizes.steps) as batches:
             found[f"{optimizer} {memory}"] = torch.stack(_steps(run, batches, sizes.steps)).tolist()
-    return found
+    return {"device": world.device.type, "losses": found}
 
 
 def curves_agree(place: Path, sizes: Sizes, figures: Figures) -> None:
@@ -89,12 +89,14 @@ def curves_agree(place: Path, sizes: Sizes, figures: Figures) -> None:
     }
     with ThreadPoolExecutor(len(ways) if (os.cpu_count() or 1) > len(ways) else 1) as pool:
         found = dict(zip(ways, pool.map(partial(elsewhere, curves, place, sizes), ways.values()), strict=True))
+    assert found["CPU"]["device"] == "cpu"
     apart: dict[str, float] = {}
     figures["largest difference of a loss"], wrong = apart, []
     for precision, tolerance in (("no", FLOAT32_TOLERANCE), ("bf16", BFLOAT16_TOLERANCE)):
         name = "float32" if precision == "no" else precision
-        for case, losses in found[precision].items():
-            off = max(abs(a - b) / abs(b) for a, b in zip(losses, found["CPU"][case], strict=True))
+        assert found[precision]["device"] == init_world().device.type, f"{name}: trained on the CPU"
+        for case, losses in found[precision]["losses"].items():
+            off = largest(abs(a - b) / abs(b) for a, b in zip(losses, found["CPU"]["losses"][case], strict=True))
             apart[f"{case} {name}"] = off
             if not off <= tolerance:
                 wrong.append(f"{case}, {name}: a loss is off by {off:.1e} of the CPU's, {tolerance:.0e} allowed")
@@ -156,7 +158,7 @@ def no_waiting(place: Path, sizes: Sizes, figures: Figures) -> None:
 def steps_of_nothing(place: Path, sizes: Sizes) -> dict[str, float]:
     """The loss of a step with a micro-batch of no samples, and nothing of no users, by model."""
     world, found = init_world(), {}
-    for name in (name for name in names("model") if name != "elmrec"):  # which reads prompts
+    for name in (name for name in built_in("model") if name != "elmrec"):  # which reads prompts
         few: dict[str, Any] = {"train__global_batch_size": 16, "train__accumulation": 7}  # 3, 3, 3, 3, 3, 1 and 0
         run = _run(config_for(place / "known", sizes, name, **few, train__max_steps=1), world)
         with _prefetcher(run, 1) as batches:

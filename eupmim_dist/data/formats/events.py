@@ -72,7 +72,7 @@ def dataset_from_events(
     report = {"dropped_interactions": len(kept) - int(np.count_nonzero(kept))}
     user, item = user[kept], item[kept]
     if not len(kept):
-        raise UserError(f"{source}: there is no row in it but the names of its columns")
+        raise UserError(f"{source}: there is no row to take in it")
     if not len(user):
         raise UserError(
             f"{source}: no user has {min_length} interactions with items that occur {min_count} times; "
