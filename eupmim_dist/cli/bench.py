@@ -129,7 +129,10 @@ def _print_checkpoint(measured: dict[str, Any]) -> None:
     console.print(measured["device"])
     size = f"{measured['rows']:,} x {measured['dim']} {measured['optimizer']}, {measured['checkpoint GB']:.2f} GB"
     phases = Table(
-        title=f"{size}, {measured['ranks']} ranks", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title=f"{size}, {_counted(measured['ranks'], 'rank')}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     for column in ("", "s", "rounds", "GB/s", "training lost, s", "peak MB a rank above before"):
         phases.add_column(column, justify="right" if column else "left")
@@ -218,16 +221,22 @@ def tables(
     shutdown(world)
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _print_tables(measured: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(f"{measured['device']}, torch {measured['torch']}, {measured['threads per rank']} threads per rank")
+    console.print(
+        f"{measured['device']}, torch {measured['torch']}, {_counted(measured['threads per rank'], 'thread')} per rank"
+    )
     size = f"{measured['rows']:,} x {measured['dim']} {measured['optimizer']}"
     asked = f"{measured['samples per rank']:,} x {measured['ids per sample']} {measured['ids']} ids"
-    title = f"{size}, {measured['ranks']} ranks x {asked}"
+    title = f"{size}, {_counted(measured['ranks'], 'rank')} x {asked}"
     speed = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("", "ms/step", "rounds", "M ids/s", "forward", "backward", "update", "peak MB"):
         speed.add_column(column, justify="right" if column else "left")

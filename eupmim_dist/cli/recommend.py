@@ -20,7 +20,7 @@ from eupmim_dist.errors import UserError, short, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from eupmim_dist.evaluation.recommend import Item, Recommendations, Recommended
+    from eupmim_dist.evaluation.recommend import Item, Recommendations
 
 MOST_TABLES = 100
 """Users whose items are shown."""
@@ -179,20 +179,23 @@ def _show(entry: Recommendations, who: str) -> None:
             for number, near in enumerate(entry.nearest, start=1)
         ]
     for heading, items in lists:
+        columns = {
+            "#": [str(rank) for rank in range(1, len(items) + 1)],
+            "item": [item.raw_id for item in items],
+            "title": [item.title or "" for item in items],
+            "score": [f"{item.score:.3f}" for item in items],
+            "interest": [str(item.interest) for item in items],
+            "because of": ["\n".join(reason.label for reason in item.because or []) for item in items],
+        }
+        left_out = {
+            "title": not any(item.title for item in items),
+            "interest": entry.nearest is not None,
+            "because of": all(item.because is None for item in items),
+        }
+        shown = {name: cells for name, cells in columns.items() if not left_out.get(name)}
         table = Table(title=heading, title_justify="left")
-        explained = any(item.because is not None for item in items)
-        columns = ["#", "item", "title", "score", *([] if entry.nearest else ["interest"])]
-        for column in [*columns, *(["because of"] if explained else [])]:
-            table.add_column(column, justify="right" if column in ("#", "score", "interest") else "left")
-        for rank, item in enumerate(items, start=1):
-            table.add_row(*_cells(rank, item, len(columns) == 5, explained))
+        for name in shown:
+            table.add_column(name, justify="right" if name in ("#", "score", "interest") else "left")
+        for row in zip(*shown.values(), strict=True):
+            table.add_row(*row)
         console().print(table)  # titles are not markup
-
-
-def _cells(rank: int, item: Recommended, with_interest: bool, explained: bool) -> list[str]:
-    cells = [str(rank), item.raw_id, item.title or "", f"{item.score:.3f}"]
-    return [
-        *cells,
-        *([str(item.interest)] if with_interest else []),
-        *(["\n".join(reason.label for reason in item.because or [])] if explained else []),
-    ]

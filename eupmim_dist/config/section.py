@@ -1,17 +1,21 @@
 """What all sections of a configuration have in common."""
 
+import types
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 LARGEST = 10**15
 
 
-def _leaves(kind: Any) -> list[Any]:
-    """What a type is made of: int and None of `Annotated[int, ...] | None`."""
-    parts = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
-    return [leaf for part in parts for leaf in _leaves(part)] if parts else [kind]
+def kinds_of(annotation: Any) -> list[Any]:
+    """The types that a field takes, out of unions and what is annotated."""
+    if get_origin(annotation) is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for part in get_args(annotation) for kind in kinds_of(part)]
+    return [annotation]
 
 
 class Section(BaseModel):
@@ -22,7 +26,8 @@ class Section(BaseModel):
     def _is_no_switch(cls, value: Any, field: ValidationInfo) -> Any:
         """Python takes true for the number 1."""
         if cls.__module__.startswith("eupmim_dist."):
-            kinds = _leaves(cls.model_fields[str(field.field_name)].annotation)
+            kinds = kinds_of(cls.model_fields[str(field.field_name)].annotation)
+            kinds += [of_each for kind in kinds if get_origin(kind) is list for of_each in kinds_of(get_args(kind)[0])]
             given = value if isinstance(value, list) else [value]
             if any(isinstance(each, bool) for each in given) and bool not in kinds and (int in kinds or float in kinds):
                 raise ValueError("it is a number, not switched on or off")

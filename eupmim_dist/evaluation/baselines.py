@@ -56,7 +56,7 @@ def choose_history(scorer: Scorer, name: str, setup: Setup, top_n: int, protocol
     users.users = users.users[:: -(-len(users.users) // MOST_USERS)]
     recalls = {}
     for scorer.history in HISTORIES:
-        read = f"{name} by the last {scorer.history} items"
+        read = f"{name} by the last {scorer.history} item{'s' * (scorer.history != 1)}"
         judge, excluded = PROTOCOLS[judge_of(protocol)], setup.config.evaluation.exclude_seen
         result = evaluate_scorer(scorer, read, users, judge, [top_n], setup.world, exclude_seen=excluded, progress=True)
         recalls[scorer.history] = result.metrics[f"recall@{top_n}"]

@@ -97,7 +97,7 @@ def evaluated_baselines(
         scorer = make_scorer(name, ranking_of(setup))
         choose_history(scorer, name, setup, top_n, protocol)
         result = evaluate_by(scorer, name, setup, split, protocol, [top_n], progress=True, per_user=True)
-        read = "" if result.history is None else f", by the last {result.history} items"
+        read = "" if result.history is None else f", by the last {result.history} item{'s' * (result.history != 1)}"
         found.append(evaluated(name, None, f"baseline{read}", result, top_n))
     return found
 

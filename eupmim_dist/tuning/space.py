@@ -2,11 +2,10 @@
 
 import math
 import re
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -17,7 +16,7 @@ from eupmim_dist.config import plain_yaml
 from eupmim_dist.config.load import CHOICES, Overrides, apply_overrides, fields
 from eupmim_dist.config.registry import find
 from eupmim_dist.config.schema import Config
-from eupmim_dist.config.section import Choice
+from eupmim_dist.config.section import Choice, kinds_of
 from eupmim_dist.errors import UserError, short, shown
 from eupmim_dist.files import read_text
 
@@ -171,7 +170,7 @@ def _range(key: str, text: str, field: FieldInfo) -> Range:
     found = RANGE.fullmatch(text.strip())
     if found is None:
         raise UserError(f"--search {key}: {shown(text)} is no range; {HOW}")
-    numbers = {number for number in _kinds(field.annotation) if number in (int, float)}
+    numbers = {number for number in kinds_of(field.annotation) if number in (int, float)}
     if not numbers:
         raise UserError(f"--search {key}: is no number, so it has no range; list its values, separated by commas")
     low, high = (_fitting(key, _number(part), field) for part in found.group(1, 2))
@@ -192,17 +191,6 @@ def _range(key: str, text: str, field: FieldInfo) -> Range:
 
 def _number(text: str) -> int | float:
     return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
-
-
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types that a field takes, out of unions and what is annotated."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        for part in get_args(annotation):
-            yield from _kinds(part)
-    elif get_origin(annotation) is Annotated:
-        yield from _kinds(get_args(annotation)[0])
-    else:
-        yield annotation
 
 
 def _values(key: str, text: Any) -> list[Any]:
@@ -230,5 +218,6 @@ def _fitting(key: str, value: Any, field: FieldInfo) -> Any:
         found = TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"]
-        raise UserError(f"--search {key}: {shown(value)}: {reason[:1].lower()}{reason[1:]}") from None
+        mend = f"; {HOW}" if isinstance(value, str) and {int, float} & set(kinds_of(field.annotation)) else ""
+        raise UserError(f"--search {key}: {shown(value)}: {reason[:1].lower()}{reason[1:]}{mend}") from None
     return found if found is None or isinstance(found, bool | int | float | str) else str(found)
