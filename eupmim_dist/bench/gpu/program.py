@@ -175,10 +175,12 @@ def several_gpus(place: Path, sizes: Sizes, figures: Figures) -> None:
     """The losses of one rank at 2 ranks and at all GPUs of this machine, and what happens when one is killed."""
     steps = ["train.max_steps=20"]
     sharded = ["tables.replicate_below=0"]
+    own = sizes.batch // 2  # samples of a rank; the last of so many micro-batches has none
+    parts = next(parts for parts in range(2, own + 2) if -(-own // parts) * (parts - 1) >= own)
     cases = {
         "2 ranks": (_ranks(2), []),
         "2 ranks, each with a GPU of its own": (_ranks(2, ALONE), []),
-        "2 ranks, most shards empty, micro-batches": (_ranks(2), [*sharded, "train.accumulation=3"]),
+        "2 ranks, most shards and a micro-batch empty": (_ranks(2), [*sharded, f"train.accumulation={parts}"]),
         "2 ranks, CUDA graphs": (_ranks(2), ["train.compile=cuda_graphs"]),
     }
     if (number := torch.cuda.device_count()) > 2:
