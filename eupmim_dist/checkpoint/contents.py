@@ -36,7 +36,7 @@ class Evaluation(Metadata):
     metrics: dict[Annotated[str, Field(pattern="^[a-z_]+@[0-9]+$")], float]
     interests: dict[Literal["top_n", "share", "norm", "cosine"], list[float] | float] | None = None
     seen_included: bool | None = None
-    """Not told by runs before it was."""
+    """As of a result (evaluation/runner.py); None of older runs."""
 
 
 def contents(checkpoint: Checkpoint, with_stats: bool = False, on_bytes: OnBytes = ignore_bytes) -> dict[str, Any]:

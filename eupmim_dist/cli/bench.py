@@ -63,7 +63,7 @@ def step(
     world = init_world()
     with agreed(world):
         check_json(json_file)
-        settings = load_config(config, [*(set_ or []), *([] if data is None else [f"data.dir={data}"])])
+        settings = load_config(config, [*(set_ or []), *_of_store(data)])
         measured = measure_step(settings, world, steps, repeats, plain=plain)
     if world.is_main:
         for name, value in measured.items():
@@ -74,9 +74,10 @@ def step(
 
 @bench.command()
 def checkpoint(
-    data: Annotated[Path, typer.Option(help="Interaction store to train on meanwhile; a small one.")] = Path(
-        "data/example"
-    ),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Interaction store to train on meanwhile, a small one; data.dir where not given."),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the table that is saved.")] = 10_000_000,
     dim: Annotated[int, typer.Option(min=1, help="Width of a row.")] = 64,
     place: Annotated[
@@ -112,7 +113,7 @@ def checkpoint(
         check_json(json_file)
         if place is not None and not place.is_dir():
             raise UserError(f"--dir {place}: no such directory; make it first")
-        settings = load_config(None, ["tables.optimizer=rowwise_adagrad", *(set_ or []), f"data.dir={data}"])
+        settings = load_config(None, ["tables.optimizer=rowwise_adagrad", *(set_ or []), *_of_store(data)])
         measured = measure_checkpoint(settings, world, rows, dim, place, rounds)
     if world.is_main:
         _print_checkpoint(measured)
@@ -219,6 +220,11 @@ def tables(
         _print_tables(measured)
         write_json(json_file, measured)
     shutdown(world)
+
+
+def _of_store(data: Path | None) -> list[str]:
+    """The setting of --data, which wins over others."""
+    return [] if data is None else [f"data.dir={data}"]
 
 
 def _counted(number: int, what: str) -> str:

@@ -192,10 +192,10 @@ def _show(entry: Recommendations, who: str) -> None:
             "interest": entry.nearest is not None,
             "because of": all(item.because is None for item in items),
         }
-        shown = {name: cells for name, cells in columns.items() if not left_out.get(name)}
+        columns = {name: cells for name, cells in columns.items() if not left_out.get(name)}
         table = Table(title=heading, title_justify="left")
-        for name in shown:
+        for name in columns:
             table.add_column(name, justify="right" if name in ("#", "score", "interest") else "left")
-        for row in zip(*shown.values(), strict=True):
+        for row in zip(*columns.values(), strict=True):
             table.add_row(*row)
         console().print(table)  # titles are not markup

@@ -16,6 +16,7 @@ import torch
 from eupmim_dist.bench.gpu import check, kernels, program, ranking, training
 from eupmim_dist.bench.gpu.check import CHECKS, Check, run_checks
 from eupmim_dist.bench.gpu.sizes import ON_CPU, Figures, Sizes, config_for
+from eupmim_dist.config.registry import built_in
 from eupmim_dist.models.layers import attention
 from eupmim_dist.parallel import merge, world
 from eupmim_dist.parallel.merge import lack_of_triton
@@ -43,6 +44,18 @@ def test_checks_in_small(place: Path) -> None:
     assert of(training.same_bits, place)["optimizers"] == list(training.TABLE_OPTIMIZERS)
     assert set(of(training.speed, place)["batch"]) == {"16"}
     assert set(of(ranking.evaluation_speed, place)["items"]) == {"300"}
+
+
+def test_steps_of_all_that_are_to_take_none_and_to_wait_for_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their configurations, which else a GPU would be the first to see."""
+    (tmp_path / "store").symlink_to(place / "store")
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda _: None)
+    assert not any(of(training.no_waiting, tmp_path)["waits a step"].values())
+    found = training.steps_of_nothing(tmp_path, ON_CPU)  # on the store that the other has made
+    assert set(found) == set(built_in("model")) - {"elmrec"}
+    assert all(map(math.isfinite, found.values()))
 
 
 @pytest.mark.parametrize(("second", "told"), [(7.01, "1.4e-03"), (math.nan, "nan")])
